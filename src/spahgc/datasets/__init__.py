@@ -1,0 +1,1 @@
+"""Slides to try the package on: drawn ones and published ones."""

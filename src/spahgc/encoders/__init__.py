@@ -1,0 +1,1 @@
+"""Encoders: from the tile of a spot to its embedding."""

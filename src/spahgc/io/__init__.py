@@ -1,0 +1,1 @@
+"""Reading slides with H&E and expression."""

@@ -1,0 +1,1 @@
+"""Methods: predictors of expression from embeddings and positions, and their registry."""

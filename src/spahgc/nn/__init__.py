@@ -1,0 +1,1 @@
+"""Graph and network: tensors in, tensors out."""

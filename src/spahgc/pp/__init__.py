@@ -1,0 +1,1 @@
+"""Preprocessing: from slides to embeddings."""

@@ -1,0 +1,1 @@
+"""Tools: train, predict, evaluate."""
