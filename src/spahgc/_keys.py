@@ -1,0 +1,60 @@
+"""Names of the slots that spahgc reads and writes; every other module takes them from here.
+
+The table is the ledger of an analysis: each step reads named slots, writes named slots, and leaves its
+parameters in ``uns[key]["params"]``.
+"""
+
+from __future__ import annotations
+
+SPATIAL = "spatial"
+"""``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale factors."""
+
+SPATIALDATA_ATTRS = "spatialdata_attrs"
+"""``uns``: the link of a SpatialData table to its shapes (``region``, ``region_key``, ``instance_key``)."""
+
+TABLE = "table"
+"""Name of the table in a SpatialData object."""
+
+REGION = "region"
+"""``obs``: the slide of each spot in tables that spahgc reads; equals the name of the slide's shapes element."""
+
+INSTANCE = "spot_id"
+"""``obs``: the index of each spot in its slide's shapes element, in tables that spahgc reads."""
+
+PATIENT = "patient"
+"""``obs``: default column of the patient (donor)."""
+
+IMAGE_PREFIX = "image_"
+"""``obsm``: embeddings are ``image_{encoder}``."""
+
+PREDICTION = "spahgc"
+"""Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry."""
+
+PARAMS = "params"
+"""``uns[key]["params"]``: parameters of the step that wrote ``key``."""
+
+MPP = "microns_per_pixel"
+"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name)."""
+
+SPOT_DIAMETER = "spot_diameter_fullres"
+"""``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
+
+
+def image(encoder: str) -> str:
+    """``obsm`` key of the embeddings of an encoder."""
+    return f"{IMAGE_PREFIX}{encoder}"
+
+
+def support(key: str = PREDICTION) -> str:
+    """``obs`` key of how well the reference covers a spot."""
+    return f"{key}_support"
+
+
+def scores(key: str = PREDICTION) -> str:
+    """``uns`` key of the scores of a prediction against measured expression."""
+    return f"{key}_scores"
+
+
+def gene(key: str, what: str) -> str:
+    """``var`` key of a per-gene quantity of a prediction, e.g. ``spahgc_pearson``."""
+    return f"{key}_{what}"

@@ -1,0 +1,82 @@
+"""Package-wide settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+_VERBOSITY = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+
+
+def _default_data_dir() -> Path:
+    return Path(os.environ.get("SPAHGC_DATA_DIR", Path.home() / ".cache" / "spahgc"))
+
+
+@dataclass
+class Settings:
+    """Settings of the package; the one instance is :data:`spahgc.settings`.
+
+    A parameter of the same name that is `None` in a call takes its value from here.
+    """
+
+    device: str = "auto"
+    """Torch device; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    batch_size: int = 256
+    """Tiles per call of an encoder."""
+    progress: bool = True
+    """Show progress bars on work that takes longer than about two seconds."""
+    verbosity: str = "warning"
+    """Level of the ``spahgc`` logger: ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``."""
+    data_dir: Path = field(default_factory=_default_data_dir)
+    """Folder where datasets are looked for and downloaded to; from ``SPAHGC_DATA_DIR`` if that is set."""
+    n_jobs: int = -1
+    """Processes or threads for work on the CPU that is split over cores; -1 takes all cores."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in {f.name for f in fields(self)}:
+            available = ", ".join(f.name for f in fields(self))
+            raise AttributeError(f"spahgc.settings has no setting {name!r}. Available: {available}.")
+        if name == "verbosity":
+            if value not in _VERBOSITY:
+                raise ValueError(f"settings.verbosity is one of {', '.join(_VERBOSITY)}, not {value!r}.")
+            logging.getLogger("spahgc").setLevel(_VERBOSITY[value])
+        if name == "data_dir":
+            value = Path(value)
+        super().__setattr__(name, value)
+
+    def torch_device(self, device: str | None = None) -> Any:
+        """The torch device that `device` (or, if `None`, this setting) names.
+
+        Raises
+        ------
+        ValueError
+            If the device is asked for by name and is not there.
+        """
+        import torch
+
+        name = self.device if device is None else device
+        if name == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        found = torch.device(name)
+        missing = (found.type == "cuda" and not torch.cuda.is_available()) or (
+            found.type == "mps" and not torch.backends.mps.is_available()
+        )
+        if missing:
+            raise ValueError(f"Device {name!r} is not available on this machine. Set spahgc.settings.device = 'auto' or 'cpu'.")
+        return found
+
+    def workers(self, n_jobs: int | None = None) -> int:
+        """Number of workers that `n_jobs` (or, if `None`, this setting) stands for."""
+        n = self.n_jobs if n_jobs is None else n_jobs
+        if n == 0:
+            raise ValueError("n_jobs is a positive number of workers, or -1 for all cores, not 0.")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return n if n > 0 else max(1, cores + 1 + n)
+
+
+settings = Settings()

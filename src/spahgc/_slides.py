@@ -1,0 +1,166 @@
+"""Slides as plain arrays: the only door between AnnData tables and the methods.
+
+A :class:`Slide` is one tissue section, a :class:`Cohort` several with the same genes and embedding. Both put spots and slides
+into a canonical order (spots by position, slides by name), so that the order of rows in a user's table changes no result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One slide as arrays.
+
+    Parameters
+    ----------
+    name
+        Name of the slide, unique in a cohort.
+    patient
+        The patient (donor) of the slide; `None` if not known (a target may lack it).
+    embedding
+        Tile embeddings as the encoder gave them, float32 (n_spots, n_features).
+    coordinates
+        Spot positions (x, y), float64 (n_spots, 2); the unit is free, only neighbour ranks and ratios are used.
+    expression
+        Expression in the unit that is predicted, float32 (n_spots, n_genes); `None` for H&E only.
+    """
+
+    name: str
+    patient: str | None
+    embedding: Float32
+    coordinates: Float64
+    expression: Float32 | None = None
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots."""
+        return self.embedding.shape[0]
+
+    def __len__(self) -> int:
+        return self.n_spots
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Canonical order of the spots: by y, then x, then embedding (for spots at one place)."""
+        keys = np.column_stack([self.coordinates[:, ::-1], self.embedding[:, :4]])
+        return np.lexsort(keys.T[::-1])
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
+        """The slide restricted to some spots, in the given order."""
+        expression = None if self.expression is None else self.expression[index]
+        return replace(self, embedding=self.embedding[index], coordinates=self.coordinates[index], expression=expression)
+
+    def without_expression(self) -> Slide:
+        """The slide as if it had H&E only."""
+        return replace(self, expression=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Reference slides with one panel and one embedding.
+
+    Parameters
+    ----------
+    slides
+        The slides; all carry expression. They are put into canonical order.
+    genes
+        Names of the genes, the columns of every slide's expression.
+    """
+
+    slides: tuple[Slide, ...]
+    genes: tuple[str, ...]
+    _canonical: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self._canonical:
+            ordered = sorted(self.slides, key=lambda slide: slide.name)
+            object.__setattr__(self, "slides", tuple(slide.take(slide.order) for slide in ordered))
+            object.__setattr__(self, "_canonical", True)
+
+    def __iter__(self) -> Iterator[Slide]:
+        return iter(self.slides)
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots over all slides."""
+        return sum(len(slide) for slide in self.slides)
+
+    @property
+    def patients(self) -> tuple[str | None, ...]:
+        """Patient of each slide."""
+        return tuple(slide.patient for slide in self.slides)
+
+    def embedding(self) -> Float32:
+        """Embeddings of all spots, (n_spots, n_features)."""
+        return np.concatenate([slide.embedding for slide in self.slides])
+
+    def expression(self) -> Float32:
+        """Expression of all spots, (n_spots, n_genes)."""
+        return np.concatenate([expression_of(slide) for slide in self.slides])
+
+    def slide_index(self) -> NDArray[np.intp]:
+        """Index of the slide of each spot, (n_spots,)."""
+        return np.repeat(np.arange(len(self.slides)), [len(slide) for slide in self.slides])
+
+    def subset(self, names: Sequence[str]) -> Cohort:
+        """The cohort restricted to some slides."""
+        keep = set(names)
+        return replace(self, slides=tuple(slide for slide in self.slides if slide.name in keep))
+
+    def standardized(self) -> Cohort:
+        """The cohort with every slide's embedding standardised (:func:`standardize`)."""
+        return replace(self, slides=tuple(standardize(slide) for slide in self.slides))
+
+    def splits(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of slides to hold out one at a time while tuning.
+
+        By patient; by slide only where there is a single patient, because nothing else can be held out there.
+        """
+        groups: dict[str, list[str]] = {}
+        one_patient = len(set(self.patients)) == 1
+        for slide in self.slides:
+            groups.setdefault(slide.name if one_patient else str(slide.patient), []).append(slide.name)
+        return tuple(tuple(names) for names in groups.values())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all arrays and names: two cohorts with the same one give the same model."""
+        digest = hashlib.sha256("\0".join(self.genes).encode())
+        for slide in self.slides:
+            digest.update(f"\0{slide.name}\0{slide.patient}".encode())
+            for array in (slide.embedding, slide.coordinates, expression_of(slide)):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def expression_of(slide: Slide) -> Float32:
+    """The expression of a reference slide; an error where it has none."""
+    if slide.expression is None:
+        raise ValueError(f"Slide {slide.name!r} has no expression and cannot be a reference.")
+    return slide.expression
+
+
+def standardize(slide: Slide) -> Slide:
+    """Scale a slide's embedding to mean 0 and variance 1 per feature, over its own spots.
+
+    Uses the slide's own images only, so it is the same for reference and target; a constant feature becomes 0.
+    """
+    embedding = slide.embedding.astype(np.float64)
+    spread = embedding.std(axis=0)
+    constant = spread <= 1e-6 * np.maximum(1.0, np.abs(embedding).max(axis=0))
+    scaled = (embedding - embedding.mean(axis=0)) / np.where(constant, 1.0, spread)
+    scaled[:, constant] = 0.0
+    return replace(slide, embedding=scaled.astype(np.float32))

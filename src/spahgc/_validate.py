@@ -1,0 +1,191 @@
+"""Checks of what a user passes in; each error says what, where, what is available and what to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from . import _keys as keys
+from ._slides import Float32, Float64
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def listed(names: Iterable[Any], *, most: int = 10) -> str:
+    """Names for an error message, the first `most` of them."""
+    names = [repr(str(name)) for name in names]
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
+
+
+def check_table(adata: Any, *, what: str) -> AnnData:
+    """An AnnData with at least one spot and unique names."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        hint = " Pass the table: sdata['table']." if hasattr(adata, "tables") else ""
+        raise TypeError(f"{what} is an AnnData table, not {type(adata).__name__}.{hint}")
+    if adata.n_obs == 0:
+        raise ValueError(f"{what} has no spots (n_obs is 0).")
+    for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
+        if not index.is_unique:
+            again = index[index.duplicated()].unique()
+            raise ValueError(
+                f"{what}.{axis}_names has {len(again)} duplicated names: {listed(again, most=5)}. "
+                f"Run adata.{axis}_names_make_unique(), or drop the copies."
+            )
+    return adata
+
+
+def rng_seed(rng: int | np.random.Generator) -> int:
+    """The seed that an int or a Generator stands for; a Generator moves on."""
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**31))
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        raise TypeError(f"rng is an int of at least 0 or a numpy Generator, not {rng!r}.")
+    return int(rng)
+
+
+def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str:
+    """Name of the ``obs`` column that says which slide a spot is on."""
+    if library_key is None:
+        library_key = adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key")
+        if library_key is None:
+            raise KeyError(
+                f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'] and library_key was "
+                f"not given. Pass library_key=<column of obs>; available: {listed(adata.obs.columns)}."
+            )
+    return column(adata, library_key, what=what, parameter="library_key")
+
+
+def column(adata: AnnData, key: str, *, what: str, parameter: str, hint: str = "") -> str:
+    """Name of an ``obs`` column that is there and has no missing values."""
+    if key not in adata.obs:
+        raise KeyError(
+            f"{what}.obs has no column {key!r} ({parameter}). Available: {listed(adata.obs.columns)}.{' ' + hint if hint else ''}"
+        )
+    if adata.obs[key].isna().any():
+        raise ValueError(f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.")
+    return key
+
+
+def representation(adata: AnnData, use_rep: str | None, *, what: str) -> str:
+    """Name of the ``obsm`` entry with the embeddings."""
+    found = [key for key in adata.obsm if key.startswith(keys.IMAGE_PREFIX)]
+    if use_rep is None and len(found) == 1:
+        return found[0]
+    run = "Run spahgc.pp.image_embedding(sdata), or put embeddings you have into obsm['image_<encoder>']"
+    if use_rep is None:
+        problem = f"several embeddings: {listed(found)}. Pass use_rep" if found else f"no embedding ('image_*'). {run}"
+        raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {listed(adata.obsm)}.")
+    if use_rep not in adata.obsm:
+        raise KeyError(f"{what}.obsm has no {use_rep!r} (use_rep). Available in obsm: {listed(adata.obsm)}. {run}.")
+    return use_rep
+
+
+def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
+    """Embeddings as float32 (n_obs, d), finite."""
+    values = adata.obsm[use_rep]
+    values = values.toarray() if sp.issparse(values) else np.asarray(values)
+    if values.ndim != 2 or values.shape[1] == 0 or not np.issubdtype(values.dtype, np.number):
+        raise ValueError(
+            f"{what}.obsm[{use_rep!r}] is a numeric matrix (n_obs, width), not {values.dtype} of shape {values.shape}."
+        )
+    values = values.astype(np.float32)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{what}.obsm[{use_rep!r}] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, e.g. "
+            f"{listed(adata.obs_names[bad], most=3)}. Embed them again, or drop those spots."
+        )
+    return values
+
+
+def coordinates(adata: AnnData, *, what: str) -> Float64:
+    """Spot positions as float64 (n_obs, 2), finite."""
+    if keys.SPATIAL not in adata.obsm:
+        raise KeyError(
+            f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: {listed(adata.obsm)}. "
+            "Read the slide with spahgc.io.read_st or spatialdata_io, or set it."
+        )
+    values = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise ValueError(f"{what}.obsm['{keys.SPATIAL}'] is (n_obs, 2): x and y, not {values.shape}.")
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{what}.obsm['{keys.SPATIAL}'] has NaN or infinite values in {int(bad.sum())} spots, e.g. "
+            f"{listed(adata.obs_names[bad], most=3)}. Drop those spots."
+        )
+    return values
+
+
+def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
+    """The expression matrix, ``X`` or a layer; dense or CSR, finite."""
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"{what}.layers has no {layer!r} (layer). Available: {listed(adata.layers)}; X is layer=None.")
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None or adata.n_vars == 0:
+        raise ValueError(
+            f"{what} has no expression ({'X is None' if matrix is None else 'n_vars is 0'}). A reference needs measured expression; "
+            "a slide with H&E only is a target."
+        )
+    matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if not np.isfinite(values).all():
+        raise ValueError(f"{_matrix_name(what, layer)} has NaN or infinite values.")
+    return matrix
+
+
+def counts(adata: AnnData, layer: str | None, *, what: str, normalize: str) -> Any:
+    """Raw counts, ``X`` or a layer: whole numbers of at least 0, not all 0."""
+    matrix = expression(adata, layer, what=what)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    name = _matrix_name(what, layer)
+    advice = (
+        f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: {listed(adata.layers)}), "
+        "or normalize='none' to take the values as they are"
+    )
+    if (values < 0).any():
+        raise ValueError(f"{name} has negative values, so it does not hold counts. {advice}.")
+    if (values != np.round(values)).any():
+        raise ValueError(f"{name} has values that are not whole numbers, so it does not hold counts. {advice}.")
+    if not values.any():
+        raise ValueError(f"{name} is all zero: no expression was measured. A slide with H&E only is a target.")
+    return matrix
+
+
+def genes_in(wanted: Sequence[str], available: Any, *, what: str) -> None:
+    """All wanted genes are among the available ones."""
+    missing = [gene for gene in wanted if gene not in available]
+    if missing:
+        raise KeyError(
+            f"{len(missing)} of {len(wanted)} genes asked for are not in {what}.var_names: {listed(missing)}. "
+            f"It has {len(available)} genes such as {listed(list(available)[:3])}.{naming_hint(missing, available)}"
+        )
+
+
+def naming_hint(wanted: Sequence[str], available: Iterable[str]) -> str:
+    """What to do where one side has Ensembl ids and the other symbols, or the case differs; empty otherwise."""
+    available = list(available)
+    ours, theirs = _ensembl_share(wanted), _ensembl_share(available)
+    if (ours > 0.5) != (theirs > 0.5):
+        here, there = ("Ensembl ids", "symbols") if ours > 0.5 else ("symbols", "Ensembl ids")
+        return f" The one side uses {here}, the other {there}: put the same kind into var_names of both."
+    upper = {name.upper() for name in available}
+    if sum(name.upper() in upper for name in wanted) > 0.5 * max(1, len(wanted)):
+        return " The names differ in upper and lower case only: human and mouse symbols? Put the same into var_names of both."
+    return ""
+
+
+def _ensembl_share(names: Iterable[str]) -> float:
+    names = list(names)
+    return sum(name.startswith("ENS") and name[-4:].replace(".", "").isdigit() for name in names) / max(1, len(names))
+
+
+def _matrix_name(what: str, layer: str | None) -> str:
+    return f"{what}.X" if layer is None else f"{what}.layers[{layer!r}]"

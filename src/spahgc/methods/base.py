@@ -1,0 +1,90 @@
+"""The interface of a method, and the registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from .._slides import Cohort, Float32, Slide
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run; what it is fitted with is the method's own parameters.
+
+    Parameters
+    ----------
+    seed
+        Seed of everything random.
+    device
+        Torch device name; `None` takes :data:`spahgc.settings`.
+    progress
+        Show a progress bar.
+    """
+
+    seed: int = 0
+    device: str | None = None
+    progress: bool = False
+
+
+class Method(ABC):
+    """A predictor of expression from embeddings and positions.
+
+    A method is made with its parameters, fitted on a cohort of reference slides whose embeddings are standardised per slide,
+    and then predicts slides one by one. A slide to be predicted comes without expression.
+    """
+
+    name: ClassVar[str]
+    """Name in the registry."""
+    source: ClassVar[str] = ""
+    """Paper the method is from."""
+    min_slides: ClassVar[int] = 1
+    """Fewest reference slides it can be fitted on."""
+
+    @abstractmethod
+    def fit(self, cohort: Cohort, run: Run) -> Self:
+        """Fit on reference slides (standardised embeddings); returns itself."""
+
+    @abstractmethod
+    def predict(self, slide: Slide) -> Float32:
+        """Expression of a slide (standardised embedding, canonical spot order), float32 (n_spots, n_genes)."""
+
+    @abstractmethod
+    def params(self) -> dict[str, Any]:
+        """Parameters it was made with; ``type(self)(**params)`` makes it again. JSON types only."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """What was fitted, as named arrays, without the reference slides."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
+        """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on."""
+
+    def history(self) -> dict[str, list[float]]:
+        """Curves of the training, by name; empty where there is none."""
+        return {}
+
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method available by its name."""
+    if method.name in METHODS and METHODS[method.name].__qualname__ != method.__qualname__:
+        raise ValueError(f"A method named {method.name!r} is registered already ({METHODS[method.name].__qualname__}).")
+    METHODS[method.name] = method
+    return method
+
+
+def get_method(name: str, **params: Any) -> Method:
+    """Make the method that `name` names, with its parameters."""
+    if name not in METHODS:
+        raise ValueError(f"No method {name!r}. Available: {', '.join(sorted(METHODS))}.")
+    return METHODS[name](**params)
