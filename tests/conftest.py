@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before matplotlib, OpenMP or torch is loaded by a test: no display, and no more threads than this worker's share of the cores.
+# Before a test loads matplotlib, OpenMP or torch: no display, and no more threads than its share of the cores.
 os.environ.setdefault("MPLBACKEND", "Agg")
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)

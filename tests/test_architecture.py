@@ -1,0 +1,393 @@
+"""The rules of the house, held by tests: imports, keys, signatures, docstrings, `__all__`, sizes.
+
+Each rule is a small function that returns what breaks it; every one is tried first on a source that does break it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spahgc
+from spahgc import _keys
+
+SRC = Path(spahgc.__file__).parent
+FILES = sorted(SRC.rglob("*.py"))
+PACKAGES = sorted(path.parent.name for path in SRC.glob("*/__init__.py"))
+# Where the public names are; `methods`, `metrics`, `nn` and `encoders` have their own shapes of signature.
+PUBLIC = ["datasets", "get", "io", "pl", "pp", "tl"]
+
+# From the ground up: a module may import what is in a lower layer, or in its own package.
+# What is not listed is a private module of the ground floor.
+LAYERS = [
+    {"metrics"},
+    {"encoders", "nn"},
+    {"io", "methods"},
+    {"datasets", "get", "pp"},
+    {"tl"},
+    {"pl"},
+    {"_demo", "_report", "cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
+
+TABLES = {"anndata", "scanpy", "spatialdata", "spatialdata_plot", "squidpy"}
+PLOTTING = {"matplotlib", "seaborn"}
+# What a part may not use at all; the door between tables and methods is `_tables`.
+FORBIDDEN = {
+    "encoders": TABLES | PLOTTING,
+    "methods": TABLES | PLOTTING,
+    "metrics": TABLES | PLOTTING | {"torch"},
+    "nn": TABLES | PLOTTING | {"pandas"},
+}
+
+SLOTS = {"layers", "obs", "obsm", "obsp", "uns", "var", "varm", "varp"}
+# Values of `_keys` that mean nothing else anywhere: written out in another module, they are keys.
+DISTINCTIVE = {
+    value
+    for name, value in vars(_keys).items()
+    if name.isupper() and isinstance(value, str) and "_" in value.strip("_")
+}
+
+MAX_LINES = 400
+MAX_POSITIONAL = 3
+
+
+def part_of(path: Path) -> str:
+    """Subpackage, or top-level module, that a file belongs to."""
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(("spahgc", *path.relative_to(SRC).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported(source: str, module: str, *, is_package: bool) -> Iterator[str]:
+    """Absolute names of everything that a source imports, at any depth."""
+    base = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = base[: len(base) - node.level + 1] if node.level else []
+            stem = ".".join([*start, node.module] if node.module else start)
+            # `from . import a` and `from .b import c` may both name modules.
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def bad_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    own = module.split(".")[1] if "." in module else None
+    found = []
+    for name in imported(source, module, is_package=is_package):
+        top, *rest = name.split(".")
+        if top != "spahgc":
+            if top in FORBIDDEN.get(own or "", set()):
+                found.append(f"{own} may not use {top}")
+        elif own is not None and rest and rest[0] != own and LEVEL.get(rest[0], 0) >= max(LEVEL.get(own, 0), 1):
+            found.append(f"{own} may not import {rest[0]}")
+    return found
+
+
+def literal_keys(source: str) -> list[str]:
+    """Keys of slots written as literals: ``x.obsm["a"]``, ``x.uns.get("a")``, ``"a" in x.obs``, ``obsm={"a": y}``."""
+    tree = ast.parse(source)
+    found = []
+
+    def is_slot(node: ast.AST) -> bool:
+        return isinstance(node, ast.Attribute) and node.attr in SLOTS
+
+    def is_literal(node: ast.AST | None) -> bool:
+        if isinstance(node, ast.JoinedStr):
+            return any(isinstance(value, ast.Constant) for value in node.values)
+        return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        candidates: list[ast.AST | None] = []
+        if isinstance(node, ast.Subscript) and is_slot(node.value):
+            candidates = [node.slice]
+        elif isinstance(node, ast.Call):
+            if (
+                isinstance(node.func, ast.Attribute)
+                and is_slot(node.func.value)
+                and node.func.attr in {"get", "pop", "setdefault"}
+            ):
+                candidates = list(node.args[:1])
+            for keyword in node.keywords:
+                if keyword.arg in SLOTS and isinstance(keyword.value, ast.Dict):
+                    candidates += keyword.value.keys
+        elif (
+            isinstance(node, ast.Compare)
+            and isinstance(node.ops[0], ast.In | ast.NotIn)
+            and is_slot(node.comparators[0])
+        ):
+            candidates = [node.left]
+        elif isinstance(node, ast.Constant) and id(node) not in docstrings and node.value in DISTINCTIVE:
+            candidates = [node]
+        found += [
+            f"line {node.lineno}: {ast.unparse(key)}" for key in candidates if key is not None and is_literal(key)
+        ]
+    return found
+
+
+def asserts(source: str) -> list[str]:
+    return [f"line {node.lineno}" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+
+
+def unsafe_loads(source: str) -> list[str]:
+    """Whatever can run code that a file brings along."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name.partition(".")[0] for alias in node.names} | {
+                (getattr(node, "module", None) or "").partition(".")[0]
+            }
+            found += [
+                f"line {node.lineno}: {name}" for name in names & {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
+            ]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in {
+                "torch.load",
+                "torch.save",
+                "joblib.load",
+                "joblib.dump",
+                "yaml.load",
+                "eval",
+                "exec",
+            } or called.endswith("read_pickle"):
+                found.append(f"line {node.lineno}: {called}")
+            for keyword in node.keywords:
+                if (
+                    keyword.arg in {"allow_pickle", "trust_remote_code"}
+                    and getattr(keyword.value, "value", None) is not False
+                ):
+                    found.append(f"line {node.lineno}: {keyword.arg}")
+    return found
+
+
+def order_of(name: str) -> tuple[int, str]:
+    """Constants, then classes, then the rest, as ruff's RUF022 sorts them."""
+    return (0 if name.isupper() else 1 if name[:1].isupper() else 2, name)
+
+
+def bad_signature(function: Callable[..., Any]) -> list[str]:
+    kinds = [
+        parameter.kind
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in {"self", "cls"}
+    ]
+    positional = sum(
+        kind in {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD} for kind in kinds
+    )
+    found = [f"{positional} positional parameters, at most {MAX_POSITIONAL}"] if positional > MAX_POSITIONAL else []
+    return found + (["takes *args"] if inspect.Parameter.VAR_POSITIONAL in kinds else [])
+
+
+def documented_parameters(docstring: str) -> list[str]:
+    """Names in the numpydoc section ``Parameters``."""
+    section = re.search(
+        r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}\n|\Z)", inspect.cleandoc(docstring), re.MULTILINE | re.DOTALL
+    )
+    if section is None:
+        return []
+    headings = [line for line in section[1].splitlines() if line and not line[0].isspace()]
+    return [name.strip().lstrip("*") for line in headings for name in line.partition(" : ")[0].split(",")]
+
+
+def bad_docstring(obj: Callable[..., Any]) -> list[str]:
+    docstring = obj.__doc__
+    if not docstring:
+        return ["no docstring"]
+    taken = [
+        name for name in inspect.signature(obj).parameters if name not in {"self", "cls"} and not name.startswith("_")
+    ]
+    documented = documented_parameters(docstring)
+    return [] if documented == taken else [f"takes {taken}, documents {documented}"]
+
+
+def public(package: str) -> dict[str, Any]:
+    module = importlib.import_module(f"spahgc.{package}")
+    return {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+
+
+def members(cls: type) -> dict[str, Callable[..., Any]]:
+    """Public methods that a class defines itself."""
+    return {
+        name: getattr(cls, name)
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and callable(getattr(cls, name))
+    }
+
+
+def callables() -> list[Any]:
+    found = []
+    for package in PUBLIC:
+        if not (SRC / package).is_dir() and not (SRC / f"{package}.py").is_file():
+            continue
+        for name, obj in public(package).items():
+            if callable(obj):
+                found.append(pytest.param(obj, id=f"{package}.{name}"))
+            if inspect.isclass(obj):
+                found += [pytest.param(method, id=f"{package}.{name}.{of}") for of, method in members(obj).items()]
+    return found
+
+
+# The rules see what breaks them.
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "expected"),
+    [
+        ("from ..tl import predict", "spahgc.methods.knn", ["methods may not import tl"]),
+        ("def f():\n    from .. import pl", "spahgc.tl._predict", ["tl may not import pl"]),
+        ("import spahgc.cli", "spahgc.pl._expression", ["pl may not import cli"]),
+        ("from . import methods", "spahgc._tables", ["_tables may not import methods"]),
+        ("from .pp import x", "spahgc.get", ["get may not import pp"]),
+        ("import anndata as ad", "spahgc.nn.graph", ["nn may not use anndata"]),
+        ("from matplotlib.figure import Figure", "spahgc.methods.base", ["methods may not use matplotlib"]),
+        (
+            "from .._slides import Slide\nfrom ..nn.graph import build\nfrom .base import Method",
+            "spahgc.methods.knn",
+            [],
+        ),
+        ("from ..tl import predict\nimport matplotlib", "spahgc.pl._expression", []),
+        ("from . import _keys\nfrom ._slides import Slide\nimport anndata", "spahgc._tables", []),
+    ],
+)
+def test_rule_of_imports(source: str, module: str, expected: list[str]) -> None:
+    assert bad_imports(source, module) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "n_found"),
+    [
+        ("a.obsm['spatial']", 1),
+        ("a.uns.get('x', {})", 1),
+        ("if 'x' not in table.obs: pass", 1),
+        ("AnnData(x, obsm={'spatial': y}, var=genes)", 1),
+        ("a.obsm[f'image_{encoder}']", 1),
+        ("name = 'spatialdata_attrs'", 1),
+        ("a.obsm[keys.SPATIAL]; a.uns[key][keys.PARAMS]; a.obs[f'{key}{name}']; frame['x']", 0),
+        ("'''spatialdata_attrs'''", 0),
+    ],
+)
+def test_rule_of_keys(source: str, n_found: int) -> None:
+    assert len(literal_keys(source)) == n_found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "from_pretrained(x, trust_remote_code=y)",
+    ],
+)
+def test_rule_of_unsafe_loads(source: str) -> None:
+    assert len(unsafe_loads(source)) == 1
+    assert unsafe_loads("np.load(f, allow_pickle=False); safetensors.torch.load_file(f); model.eval()") == []
+
+
+def test_rule_of_asserts() -> None:
+    assert asserts("def f(x):\n    assert x") == ["line 2"]
+    assert asserts("# assert x") == []
+
+
+def test_rule_of_signatures() -> None:
+    def good(adata, key, other, *, rng=0, **kwargs): ...
+    def too_many(adata, key, other, another): ...
+    def star(adata, *args): ...
+
+    assert bad_signature(good) == []
+    assert bad_signature(too_many) == ["4 positional parameters, at most 3"]
+    assert bad_signature(star) == ["takes *args"]
+
+
+def test_rule_of_docstrings() -> None:
+    def good(adata, *, a=1, b=2, **kwargs):
+        """Say it.
+
+        Parameters
+        ----------
+        adata
+            A table.
+        a, b
+            Numbers: as in
+            two lines.
+        **kwargs
+            More.
+
+        Returns
+        -------
+        nothing
+        """
+
+    def missing(adata, *, a=1):
+        """Say it.
+
+        Parameters
+        ----------
+        adata
+            A table.
+        """
+
+    def silent(): ...
+
+    assert bad_docstring(good) == []
+    assert bad_docstring(missing) == ["takes ['adata', 'a'], documents ['adata']"]
+    assert bad_docstring(silent) == ["no docstring"]
+
+
+def test_rule_of_order() -> None:
+    assert sorted(["b", "Method", "METHODS", "KNN", "a"], key=order_of) == ["KNN", "METHODS", "Method", "a", "b"]
+
+
+# The package keeps them.
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file(path: Path) -> None:
+    source = path.read_text()
+    assert bad_imports(source, name_of(path), is_package=path.name == "__init__.py") == []
+    assert asserts(source) == []
+    assert unsafe_loads(source) == []
+    assert len(source.splitlines()) <= MAX_LINES
+    if part_of(path) != "_keys":
+        assert literal_keys(source) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_is_sorted_and_true(package: str) -> None:
+    module = importlib.import_module(f"spahgc.{package}")
+    names = getattr(module, "__all__", [])
+    assert names == sorted(names, key=order_of)
+    assert len(set(names)) == len(names)
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and str(getattr(value, "__module__", "")).startswith("spahgc")
+        and not inspect.ismodule(value)
+    }
+    assert own <= set(names)
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_documented(package: str) -> None:
+    assert [name for name, obj in public(package).items() if callable(obj) and not obj.__doc__] == []
+
+
+@pytest.mark.parametrize("function", callables())
+def test_public_callable(function: Callable[..., Any]) -> None:
+    assert bad_signature(function) == []
+    assert bad_docstring(function) == []
