@@ -1,0 +1,146 @@
+"""SpatialData in the layout of the package: one slide from arrays, and several slides into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import _keys
+from ._image import pyramid
+from ._spots import Spots
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from spatialdata import SpatialData
+
+
+def check_slide_name(slide: str) -> None:
+    """Refuse names that SpatialData cannot write."""
+    if not isinstance(slide, str):
+        raise TypeError(f"slide is a name (str), not {type(slide).__name__}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", slide):
+        raise ValueError(
+            f"slide={slide!r}: names of slides have letters, digits, '_', '-' and '.', and start with a letter or "
+            "digit."
+        )
+
+
+def assemble(
+    slide: str,
+    spots: Spots,
+    image: Image,
+    *,
+    counts: sparse.csr_matrix | None,
+    var: pd.DataFrame,
+    microns_per_pixel: float,
+    spot_diameter_um: float,
+    patient: str | None,
+    scale_factors: Sequence[int] | None = None,
+) -> SpatialData:
+    """One slide as SpatialData: image ``{slide}_image``, circles ``{slide}``, and a table that annotates them."""
+    from anndata import AnnData
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    n_spots = len(spots.array)
+    names = pd.Index([f"{slide}_{x}x{y}" for x, y in spots.array], dtype=object)
+    diameter = spot_diameter_um / microns_per_pixel
+    obs = pd.DataFrame(
+        {
+            _keys.REGION: pd.Categorical([slide] * n_spots),
+            _keys.INSTANCE: names.to_numpy(),
+            "array_row": spots.array[:, 1],
+            "array_col": spots.array[:, 0],
+        },
+        index=names,
+    )
+    if patient is not None:
+        obs[_keys.PATIENT] = pd.Categorical([str(patient)] * n_spots)
+    tree, thumbnail, thumbnail_scale = pyramid(image, slide, scale_factors)
+    matrix = sparse.csr_matrix(np.zeros((n_spots, 0), dtype=np.float32)) if counts is None else counts
+    table = AnnData(X=matrix, obs=obs, var=var, obsm={_keys.SPATIAL: spots.pixel})
+    table.uns[_keys.SPATIAL] = {
+        slide: {
+            "images": {"hires": thumbnail},
+            "scalefactors": {
+                "tissue_hires_scalef": float(thumbnail_scale),
+                _keys.SPOT_DIAMETER: float(diameter),
+                _keys.MPP: float(microns_per_pixel),
+            },
+        }
+    }
+    shapes = ShapesModel.parse(
+        spots.pixel, geometry=0, radius=diameter / 2, index=names, transformations={slide: Identity()}
+    )
+    table = TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
+    return SpatialData(images={f"{slide}_image": tree}, shapes={slide: shapes}, tables={_keys.TABLE: table})
+
+
+def concat(slides: Sequence[SpatialData]) -> SpatialData:
+    """Join slides into one SpatialData with one table.
+
+    Parameters
+    ----------
+    slides
+        SpatialData as :func:`read_st` gives them, with different slide names. They are not changed; images are shared,
+        not copied.
+
+    Returns
+    -------
+    All images and shapes under their names, each in its slide's coordinate system, and one ``table``. Its genes are
+    those of any slide: in the given order if all slides have the same ones, else sorted, with zeros where a slide lacks
+    a gene (legacy tables leave out genes without counts). ``obsm`` and ``var`` columns are kept where all slides have
+    them (columns of ``var``: with the same values), ``uns["spatial"]`` is joined, other entries of ``uns`` are left
+    out.
+
+    Raises
+    ------
+    KeyError
+        If an object has no ``table``.
+    ValueError
+        If there are no slides, two have the same name, or some have genes and others none (zeros would be made up for
+        those).
+    """
+    import anndata as ad
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+
+    slides = list(slides)
+    if not slides:
+        raise ValueError("concat needs at least one slide.")
+    for position, sdata in enumerate(slides):
+        if _keys.TABLE not in sdata.tables:
+            raise KeyError(
+                f"slides[{position}] has no table {_keys.TABLE!r}; its tables are {list(sdata.tables)}. Read it with "
+                "io.read_st."
+            )
+    tables = [sdata.tables[_keys.TABLE] for sdata in slides]
+    names = [str(name) for table in tables for name in table.obs[_keys.REGION].cat.categories]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Slides have the same name: {', '.join(twice)}. Read them with different names (slide=...).")
+    empty = [names[position] for position, table in enumerate(tables) if table.n_vars == 0]
+    if empty and len(empty) < len(tables):
+        raise ValueError(
+            f"Slides without expression ({', '.join(empty)}) cannot join a table with genes: their counts would "
+            "become zeros. Keep them apart."
+        )
+    joined = ad.concat(tables, join="outer", fill_value=0, merge="same")
+    first = tables[0].var_names
+    same = all(len(table.var_names) == len(first) and table.var_names.isin(first).all() for table in tables)
+    joined = joined[:, first if same else sorted(joined.var_names)].copy()
+    joined.X = sparse.csr_matrix(joined.X)
+    for column in (_keys.REGION, _keys.PATIENT):
+        if column in joined.obs:
+            joined.obs[column] = joined.obs[column].astype("category")
+    joined.uns[_keys.SPATIAL] = {name: entry for table in tables for name, entry in table.uns[_keys.SPATIAL].items()}
+    table = TableModel.parse(joined, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
+    images = {name: image for sdata in slides for name, image in sdata.images.items()}
+    shapes = {name: shape for sdata in slides for name, shape in sdata.shapes.items()}
+    return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table})
