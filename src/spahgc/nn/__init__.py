@@ -1,1 +1,37 @@
-"""Graph and network: tensors in, tensors out."""
+"""The network: torch modules, tensors in, tensors out; plain arrays of slides to PyG graphs; the training loop.
+
+Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026; arXiv 2603.22821).
+"""
+
+from __future__ import annotations
+
+from .attention import CrossNodeDualAttention
+from .config import Config
+from .encoder import HeteroEncoder
+from .graph import GraphTensors, build_graph, graph_tensors
+from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
+from .masking import TargetEncoder, complementary_masks
+from .model import SpaHGC
+from .neighbors import cosine_topk, spatial_knn
+from .pooling import CrossNodeAttentionPooling
+from .training import train
+
+__all__ = [
+    "Config",
+    "CrossNodeAttentionPooling",
+    "CrossNodeDualAttention",
+    "GraphTensors",
+    "HeteroEncoder",
+    "SpaHGC",
+    "TargetEncoder",
+    "Terms",
+    "build_graph",
+    "complementary_masks",
+    "contrastive_loss",
+    "cosine_topk",
+    "graph_tensors",
+    "pearson_loss",
+    "pearson_per_gene",
+    "spatial_knn",
+    "train",
+]

@@ -1,0 +1,88 @@
+"""The heterogeneous encoder: input maps and layers (DESIGN section 2.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+from torch_geometric.nn import SAGEConv
+
+from .attention import CrossNodeDualAttention
+from .config import Config
+from .graph import GraphTensors
+
+_SLOPE = 0.2
+
+
+class _OwnState(nn.Module):
+    """What GraphSAGE is without neighbours: a linear map of the node's own state."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.state = nn.Linear(width, width)
+
+    def forward(self, states: Tensor, _edges: Tensor) -> Tensor:
+        return self.state(states)
+
+
+class HeteroLayer(nn.Module):
+    """One layer: GraphSAGE on `near` and `close`, dual attention on `refer`, mean over edge types, LeakyReLU(0.2)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.hidden
+        self.near = SAGEConv(width, width, aggr="mean") if config.use_near else _OwnState(width)
+        self.close = SAGEConv(width, width, aggr="mean") if config.use_close else _OwnState(width)
+        self.refer = CrossNodeDualAttention(width, config.heads) if config.use_refer else None
+
+    def forward(
+        self, target: Tensor, reference: Tensor, expression: Tensor, graph: GraphTensors
+    ) -> tuple[Tensor, Tensor]:
+        """New states of target, (n, hidden), and reference spots, (m, hidden)."""
+        to_target, to_reference = self.near(target, graph.near), self.close(reference, graph.close)
+        if self.refer is not None:
+            from_reference, from_target = self.refer(target, reference, expression, graph.references)
+            to_target, to_reference = (to_target + from_reference) / 2, (to_reference + from_target) / 2
+        return leaky_relu(to_target, _SLOPE), leaky_relu(to_reference, _SLOPE)
+
+
+class HeteroEncoder(nn.Module):
+    """Input maps per node type, then layers.
+
+    Parameters
+    ----------
+    n_features
+        Width of the embeddings (d).
+    n_genes
+        Number of genes (g).
+    config
+        Width, depth, heads, dropout and switches.
+    """
+
+    def __init__(self, n_features: int, n_genes: int, config: Config) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.target = _input_map(n_features, config)
+        self.reference = _input_map(n_features + n_genes, config)
+        self.expression = nn.Linear(n_genes, config.hidden)
+        self.layers = nn.ModuleList(HeteroLayer(config) for _ in range(config.n_layers))
+
+    def forward(self, graph: GraphTensors) -> tuple[Tensor, Tensor]:
+        """States of the target, (n, hidden), and reference spots, (m, hidden), after the last layer.
+
+        Expression is read from the joint features, so that where these are masked, it is masked everywhere.
+        """
+        target, reference = self.target(graph.target), self.reference(graph.reference)
+        expression = self.expression(graph.reference[:, self.n_features :])
+        for layer in self.layers:
+            target, reference = layer(target, reference, expression, graph)
+        return target, reference
+
+
+def _input_map(n_inputs: int, config: Config) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(n_inputs, config.hidden),
+        nn.LeakyReLU(_SLOPE),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.hidden, config.hidden),
+        nn.LayerNorm(config.hidden),
+    )

@@ -1,0 +1,170 @@
+"""Plain arrays of a target slide and its reference to a heterogeneous graph (DESIGN section 2.1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from .neighbors import cosine_topk, matrix, spatial_knn
+
+NEAR = ("target", "near", "target")
+REFER = ("reference", "refer", "target")
+CLOSE = ("reference", "close", "reference")
+
+
+class GraphTensors(NamedTuple):
+    """What the network reads of a graph, checked once; see :func:`graph_tensors`."""
+
+    target: Tensor
+    """Embeddings of the target spots, (n, d)."""
+    reference: Tensor
+    """Joint features [z_r | y_r] of the reference spots, (m, d + g)."""
+    near: Tensor
+    """Edges (2, .): from a target spot to the spot it is a neighbour of."""
+    close: Tensor
+    """Edges (2, .): from a reference spot to the reference spot it is a neighbour of."""
+    references: Tensor
+    """Reference nodes of each target spot, (n, K)."""
+    base: Tensor | None
+    """Prediction that the network adds to, (n, g), or `None`."""
+
+
+def build_graph(
+    target_embedding: ArrayLike,
+    target_coordinates: ArrayLike,
+    reference_embedding: ArrayLike,
+    reference_expression: ArrayLike,
+    *,
+    n_references: int = 7,
+    n_near: int = 5,
+    n_close: int = 3,
+    chunk: int = 256,
+    device: str | torch.device = "cpu",
+) -> HeteroData:
+    """Build the graph of one target slide.
+
+    An edge runs from a neighbour or reference (source) to the spot that receives its message.
+
+    Parameters
+    ----------
+    target_embedding
+        Embeddings of the target slide's spots, (n, d).
+    target_coordinates
+        Their positions, (n, 2), in any unit.
+    reference_embedding
+        Embeddings of all spots of all reference slides, (n_reference, d).
+    reference_expression
+        Their expression, (n_reference, g).
+    n_references
+        Reference spots per target spot (K), by cosine of the embeddings.
+    n_near
+        Spatial neighbours per target spot (Q); fewer on a slide with fewer other spots.
+    n_close
+        Neighbours per reference spot (k) among the retrieved ones, by cosine of the joint features; fewer where
+        fewer are retrieved.
+    chunk, device
+        Passed to :func:`cosine_topk`; change no result.
+
+    Returns
+    -------
+    `HeteroData` on the CPU, float32 and int64:
+
+    ``data["target"].x``
+        (n, d).
+    ``data["reference"].x``, ``.y``, ``.index``
+        Joint features [z_r | y_r], (m, d + g), and expression, (m, g), of the m reference spots that some target spot
+        retrieves; their row numbers in `reference_embedding`, ascending, (m,).
+    ``data["target", "near", "target"].edge_index``
+        (2, n Q).
+    ``data["reference", "refer", "target"].edge_index``, ``.similarity``
+        (2, n K), the K edges of target spot 0 first, most similar first; cosine of each edge, (n K,).
+    ``data["reference", "close", "reference"].edge_index``
+        (2, m k).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer reference spots than `n_references`, or shapes do not fit, or values are not finite.
+    """
+    z_t = matrix(target_embedding, "target_embedding")
+    xy = matrix(target_coordinates, "target_coordinates", dtype=np.float64)
+    z_r = matrix(reference_embedding, "reference_embedding")
+    y_r = matrix(reference_expression, "reference_expression")
+    _check_shapes(z_t, xy, z_r, y_r)
+    if len(z_r) < n_references:
+        raise ValueError(
+            f"The reference has {len(z_r)} spots, fewer than the {n_references} that each target spot refers to. "
+            f"Add reference slides, or take n_references <= {len(z_r)}."
+        )
+    retrieved, similarity = cosine_topk(z_t, z_r, n_references, chunk=chunk, device=device)
+    index, local = np.unique(retrieved, return_inverse=True)
+    joint = np.concatenate([z_r[index], y_r[index]], axis=1)
+    k = min(n_close, len(index) - 1)
+    empty = np.empty((len(index), 0), dtype=np.int64)
+    close = cosine_topk(joint, joint, k, exclude_self=True, chunk=chunk, device=device)[0] if k > 0 else empty
+
+    data = HeteroData()
+    data["target"].x = torch.from_numpy(z_t.copy())
+    data["reference"].x = torch.from_numpy(joint)
+    data["reference"].y = data["reference"].x[:, z_r.shape[1] :]
+    data["reference"].index = torch.from_numpy(index)
+    data[NEAR].edge_index = _edges(spatial_knn(xy, n_near))
+    data[REFER].edge_index = _edges(local.reshape(retrieved.shape))
+    data[REFER].similarity = torch.from_numpy(similarity.reshape(-1))
+    data[CLOSE].edge_index = _edges(close)
+    return data
+
+
+def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None:
+    for name, array in (("target_embedding", z_t), ("reference_embedding", z_r)):
+        if not array.size:
+            raise ValueError(f"{name} is empty: its shape is {array.shape}.")
+    if len(xy) != len(z_t):
+        raise ValueError(f"target_coordinates has {len(xy)} rows and target_embedding has {len(z_t)}.")
+    if len(y_r) != len(z_r):
+        raise ValueError(f"reference_expression has {len(y_r)} rows and reference_embedding has {len(z_r)}.")
+    if z_t.shape[1] != z_r.shape[1]:
+        raise ValueError(
+            f"target_embedding has {z_t.shape[1]} features and reference_embedding has {z_r.shape[1]}; "
+            "both come from one encoder."
+        )
+
+
+def _edges(neighbours: NDArray[np.int64]) -> Tensor:
+    """Edges (2, n k) from each of the neighbours (n, k) to the row they are listed in."""
+    n, k = neighbours.shape
+    receivers = np.repeat(np.arange(n), k)
+    return torch.from_numpy(np.stack([neighbours.reshape(-1), receivers]).astype(np.int64))
+
+
+def graph_tensors(data: HeteroData) -> GraphTensors:
+    """Check a graph and take from it what the network reads; tensors are shared, not copied.
+
+    Parameters
+    ----------
+    data
+        As from :func:`build_graph`; ``data["target"].base``, (n, g), is optional.
+
+    Raises
+    ------
+    ValueError
+        If the ``refer`` edges are not the same number for every target spot, in the order of the spots.
+    """
+    target, reference = data["target"].x, data["reference"].x
+    source, receiver = data[REFER].edge_index
+    n = target.shape[0]
+    per_spot = source.numel() // max(n, 1)
+    in_order = torch.arange(n, device=receiver.device).repeat_interleave(per_spot)
+    if per_spot == 0 or not torch.equal(receiver, in_order):
+        raise ValueError(
+            "The refer edges are not K per target spot, in the order of the spots. Make graphs with build_graph."
+        )
+    base = data["target"].base if "base" in data["target"] else None
+    return GraphTensors(
+        target, reference, data[NEAR].edge_index, data[CLOSE].edge_index, source.view(n, per_spot), base
+    )

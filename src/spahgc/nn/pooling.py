@@ -1,0 +1,47 @@
+"""Cross-node attention pooling (CNAP): what the reference says, gathered per target spot (DESIGN section 2.4)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .attention import ReferenceAttention
+
+
+class CrossNodeAttentionPooling(nn.Module):
+    r"""Multi-head attention of each target spot over its reference spots, added to a linear map of its own state.
+
+    .. math::
+        p_t = W h_t + \sum_{r \in R(t)} softmax_r (W_q h_t \cdot W_k h_r / \sqrt{d}) W_v h_r
+
+    with one set of W_q, W_k, W_v per head, and heads concatenated.
+
+    Parameters
+    ----------
+    hidden
+        Width of all states.
+    heads
+        Number of heads; divides `hidden`.
+    """
+
+    def __init__(self, hidden: int, heads: int = 4) -> None:
+        super().__init__()
+        self.state = nn.Linear(hidden, hidden)
+        self.attention = ReferenceAttention(hidden, hidden, heads)
+
+    def forward(self, target: Tensor, reference: Tensor, references: Tensor) -> Tensor:
+        """Pool.
+
+        Parameters
+        ----------
+        target
+            States of the target spots, (n, hidden).
+        reference
+            States of the reference spots, (m, hidden).
+        references
+            Reference spots of each target spot, int64 (n, K).
+
+        Returns
+        -------
+        (n, hidden).
+        """
+        return self.state(target) + self.attention(target, reference, references)

@@ -1,0 +1,223 @@
+"""The training loop: AdamW, one slide a step (DESIGN section 2.6)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm.auto import tqdm
+
+from .config import Config
+from .graph import GraphTensors, graph_tensors
+from .loss import Terms, supervised_terms
+from .masking import TargetEncoder
+from .model import SpaHGC
+
+History = dict[str, list[float]]
+
+
+def train(
+    graphs: Sequence[tuple[HeteroData, Tensor]],
+    config: Config | None = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    components: Tensor | None = None,
+    validate: Callable[[SpaHGC], float] | None = None,
+    patience: int | None = None,
+    names: Sequence[str] | None = None,
+    progress: bool = False,
+) -> tuple[SpaHGC, History]:
+    """Train the network.
+
+    Every slide is a step, in an order drawn anew each epoch. Everything random comes from `seed`; torch's own random
+    state is the same after as before. On CUDA the layers compute in bfloat16 (autocast), the output layer and the losses
+    in float32, and sums over edges are not reproducible to the last bit.
+
+    Parameters
+    ----------
+    graphs
+        Graph of each reference slide in turn as the target, its references taken from the other slides, and its
+        expression, float32 (n, g). Not changed. ``data["target"].base``, (n, g), if present is added to the output.
+    config
+        Hyperparameters; the default is the paper's. With both contrastive weights 0, the views are not computed.
+    seed
+        Seed of weights, dropout, masks and slide order.
+    device
+        Torch device.
+    components
+        Fixed components (r, g) of the output; see :class:`SpaHGC`.
+    validate
+        Called after each epoch with the network in evaluation mode, without gradients, on `device`; returns a score,
+        higher is better, of slides that are **not** in `graphs`. The weights of the best epoch are returned.
+    patience
+        Stop after this many epochs without a better score; `None`: go on to the last epoch. Needs `validate`.
+    names
+        Names of the slides, for messages.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    The network on `device`, in evaluation mode, and its history: per epoch, averaged over slides, ``loss``, ``mse``,
+    ``pearson`` (the mean per-gene correlation itself), ``contrast_target`` and ``contrast_reference`` (where they are
+    computed), and with `validate` also ``validation``, whose first maximum is the epoch of the weights returned.
+
+    Raises
+    ------
+    ValueError
+        For no slides, or slides that differ in features or genes.
+    FloatingPointError
+        If the loss becomes NaN or infinite; the message names epoch and slide.
+    """
+    config = Config() if config is None else config
+    slides = [f"slide {i}" for i in range(len(graphs))] if names is None else list(names)
+    _check(graphs, slides, validate, patience)
+    device = torch.device(device)
+    n_genes = graphs[0][1].shape[1]
+    weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    with _seeded(weights_and_dropout, device):
+        model = SpaHGC(graphs[0][0]["target"].x.shape[1], n_genes, config, components=components).to(device)
+        # HeteroData.to changes the object it is called on: a shallow copy keeps the caller's on its device.
+        steps = [(graph_tensors(copy.copy(data).to(device)), y.to(device)) for data, y in graphs]
+        generators = torch.Generator(device).manual_seed(masks), torch.Generator().manual_seed(shuffle)
+        return model, _loop(model, steps, slides, generators, validate, patience, progress)
+
+
+def _loop(
+    model: SpaHGC,
+    steps: list[tuple[GraphTensors, Tensor]],
+    names: list[str],
+    generators: tuple[torch.Generator, torch.Generator],
+    validate: Callable[[SpaHGC], float] | None,
+    patience: int | None,
+    progress: bool,
+) -> History:
+    config = model.config
+    masks, shuffle = generators
+    # One kernel for all weights instead of one per weight and operation.
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    target_encoder = TargetEncoder(model.encoder, config.ema_decay)
+    contrasts = config.weight_target > 0 or config.weight_reference > 0
+    history: History = {}
+    best_score, best_epoch, best_weights = -math.inf, -1, None
+    for epoch in (bar := tqdm(range(config.epochs), desc="Training", unit="epoch", disable=not progress)):
+        model.train()
+        order = torch.randperm(len(steps), generator=shuffle).tolist()
+        terms = [_step(model, steps[i], optimizer, target_encoder, masks, contrasts) for i in order]
+        _record(history, torch.stack(terms).cpu(), [names[i] for i in order], contrasts, epoch)
+        if validate is None:
+            continue
+        model.eval()
+        with torch.no_grad():
+            score = float(validate(model))
+        history.setdefault("validation", []).append(score)
+        if progress:
+            bar.set_postfix(score=f"{score:.3f}")
+        if score > best_score:
+            best_score, best_epoch = score, epoch
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+        elif patience is not None and epoch - best_epoch >= patience:
+            break
+    model.eval()
+    if validate is not None:
+        if best_weights is None:
+            raise ValueError(f"validate gave no finite score in {len(history['validation'])} epochs.")
+        model.load_state_dict(best_weights)
+    return history
+
+
+def _step(
+    model: SpaHGC,
+    slide: tuple[GraphTensors, Tensor],
+    optimizer: torch.optim.Optimizer,
+    target_encoder: TargetEncoder,
+    masks: torch.Generator,
+    contrasts: bool,
+) -> Tensor:
+    """One slide; returns the loss and its terms, (5,), left on the device so that no step waits for it."""
+    graph, expression = slide
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(expression.device.type, dtype=torch.bfloat16, enabled=expression.is_cuda):
+        prediction = model(graph)
+        zero = prediction.new_zeros(())
+        contrast = model.contrast(graph, target_encoder, masks) if contrasts else (zero, zero)
+    terms = Terms(*supervised_terms(prediction, expression), *contrast)
+    loss = terms.total(model.config)
+    loss.backward()
+    optimizer.step()
+    if contrasts:
+        target_encoder.update(model.encoder)
+    return torch.stack([loss, *terms]).detach()
+
+
+def _record(history: History, terms: Tensor, names: list[str], contrasts: bool, epoch: int) -> None:
+    """Add the means over slides of an epoch's terms, (n_slides, 5), to the history; an error if one is not finite."""
+    bad = (~terms.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        labels = ("loss", "mse", "1 - pearson", "contrast_target", "contrast_reference")
+        values = ", ".join(f"{label} {value:g}" for label, value in zip(labels, terms[first].tolist(), strict=True))
+        raise FloatingPointError(
+            f"The loss became NaN or infinite in epoch {epoch + 1}, on {names[first]!r} ({values}). Look for extreme "
+            "values in its embedding, expression or base prediction, or take a smaller learning_rate."
+        )
+    loss, mse, pearson, target, reference = terms.double().mean(dim=0).tolist()
+    row = {"loss": loss, "mse": mse, "pearson": 1 - pearson}
+    if contrasts:
+        row |= {"contrast_target": target, "contrast_reference": reference}
+    for key, value in row.items():
+        history.setdefault(key, []).append(value)
+
+
+def _check(
+    graphs: Sequence[tuple[HeteroData, Tensor]], names: Sequence[str], validate: object, patience: int | None
+) -> None:
+    if not graphs:
+        raise ValueError("There is no slide to train on.")
+    if len(names) != len(graphs):
+        raise ValueError(f"There are {len(names)} names for {len(graphs)} slides.")
+    if patience is not None and (validate is None or patience < 1):
+        raise ValueError(f"patience is at least 1 and needs validate; it is {patience}, and validate is {validate}.")
+    n_genes = {name: y.shape[1] for name, (_, y) in zip(names, graphs, strict=True) if y.ndim == 2}
+    if len(n_genes) < len(graphs) or len(set(n_genes.values())) > 1:
+        shapes = {name: tuple(y.shape) for name, (_, y) in zip(names, graphs, strict=True)}
+        raise ValueError(f"Expression is (n_spots, n_genes) with the same genes on every slide, not {shapes}.")
+    n_features = {name: data["target"].x.shape[1] for name, (data, _) in zip(names, graphs, strict=True)}
+    if len(set(n_features.values())) > 1:
+        raise ValueError(f"The slides differ in the width of their embeddings: {n_features}.")
+    for name, (data, y) in zip(names, graphs, strict=True):
+        if data["target"].x.shape[0] != y.shape[0]:
+            raise ValueError(f"{name!r} has {data['target'].x.shape[0]} spots and {y.shape[0]} rows of expression.")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of `device`; put their states back at the end.
+
+    Initialisation and dropout take no generator of their own. torch.manual_seed would seed all devices.
+    """
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    arguments = (device,) if device.type == "cuda" else ()
+    before = torch.get_rng_state()
+    before_device = backend.get_rng_state(*arguments) if backend else None
+    try:
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if backend and before_device is not None:
+            backend.set_rng_state(before_device, *arguments)
