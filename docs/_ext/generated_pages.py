@@ -54,7 +54,7 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def make_pages(app: Sphinx, config: Config) -> None:
+def make_pages(app: Sphinx, _config: Config) -> None:
     """Write all generated pages."""
     docs = Path(app.srcdir)
     for subpackage in SUBPACKAGES:
