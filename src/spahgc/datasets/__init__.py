@@ -1,1 +1,8 @@
 """Slides to try the package on: drawn ones and published ones."""
+
+from __future__ import annotations
+
+from ._her2st import her2st
+from ._synthetic import synthetic_cohort
+
+__all__ = ["her2st", "synthetic_cohort"]
