@@ -39,6 +39,9 @@ MPP = "microns_per_pixel"
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
 
+SYNTHETIC = "synthetic_cohort"
+"""``uns``: parameters of drawn slides."""
+
 
 def image(encoder: str) -> str:
     """``obsm`` key of the embeddings of an encoder."""

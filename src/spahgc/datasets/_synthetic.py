@@ -118,13 +118,13 @@ def synthetic_cohort(
             )
         )
     sdata = concat(slides)
-    sdata.tables[_keys.TABLE].uns["synthetic_cohort"] = {
+    sdata.tables[_keys.TABLE].uns[_keys.SYNTHETIC] = {
         _keys.PARAMS: {
             "n_slides": n_slides,
             "n_patients": n_patients,
             "n_spots": n_spots,
             "n_genes": n_genes,
-            "microns_per_pixel": float(microns_per_pixel),
+            _keys.MPP: float(microns_per_pixel),
             "rng": "generator" if isinstance(rng, np.random.Generator) else int(rng),
         }
     }
