@@ -24,11 +24,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "generated_pages",
+    "prose_returns",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
-# Markdown by MyST; the pages that autosummary writes are reStructuredText.
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+# The first one is what autosummary writes its pages as; all other pages are Markdown.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 
 # Links to other projects need their inventories from the network: only where that is asked for (Read the Docs does).
 if os.environ.get("SPAHGC_DOCS_INTERSPHINX"):

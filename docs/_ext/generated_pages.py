@@ -39,12 +39,18 @@ def api_page(subpackage: str) -> str:
     for heading, names in groups.items():
         if not names:
             continue
-        if heading == "Data":  # a table of summaries would show the docstring of the value's type
-            directives = [f".. autodata:: {full_name}.{name}\n    :no-value:\n" for name in names]
+        if heading == "Data":  # autodoc would show the docstring of the value's type
+            directives = [data_entry(f"{full_name}.{name}", getattr(module, name)) for name in names]
         else:
             directives = [".. autosummary::", "    :toctree:", "", *(f"    {full_name}.{name}" for name in names)]
         lines += [f"## {heading}", "", "```{eval-rst}", *directives, "```", ""]
     return "\n".join(lines)
+
+
+def data_entry(full_name: str, value: Any) -> str:
+    """Entry of a public name that is no function and no class; of a registry, what it holds."""
+    entry = f".. py:data:: {full_name}\n    :type: {type(value).__name__}\n"
+    return f"{entry}\n    Holds {', '.join(f'``{key}``' for key in value)}.\n" if isinstance(value, dict) else entry
 
 
 def write(path: Path, text: str) -> None:

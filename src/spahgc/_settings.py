@@ -29,7 +29,7 @@ class Settings:
     progress: bool = True
     """Show progress bars on work that takes longer than about two seconds."""
     verbosity: str = "warning"
-    """Level of the ``spahgc`` logger: ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``."""
+    """Level of the ``spahgc`` logger, one of ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``."""
     data_dir: Path = field(default_factory=_default_data_dir)
     """Folder where datasets are looked for and downloaded to; from ``SPAHGC_DATA_DIR`` if that is set."""
     n_jobs: int = -1
