@@ -39,7 +39,7 @@ MPP = "microns_per_pixel"
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
 
-SYNTHETIC = "synthetic_cohort"
+SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""
 
 

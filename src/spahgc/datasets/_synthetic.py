@@ -70,7 +70,7 @@ def synthetic_cohort(
     Returns
     -------
     SpatialData in the layout of :func:`spahgc.io.read_st`. ``var`` of the table has ``planted`` (bool) and ``driver``
-    (categorical: ``density``, ``colour``, ``size``, ``context``, ``none``); ``uns["synthetic_cohort"]["params"]`` has
+    (categorical: ``density``, ``colour``, ``size``, ``context``, ``none``); ``uns["synthetic"]["params"]`` has
     the parameters.
 
     Raises

@@ -47,8 +47,8 @@ class Stain:
 class Tissue:
     """A piece of tissue: smooth fields on a grid of `GRID_UM` (values 0 to 1), and nuclei in micrometres.
 
-    ``places`` (m, 2) are all positions where a nucleus could be, ``taken`` (m,) says which hold one, ``radius`` (m,) how
-    large it is.
+    ``places`` (m, 2) are all positions where a nucleus could be, ``taken`` (m,) says which hold one, ``radius`` (m,) is
+    its size.
     """
 
     side_um: float
