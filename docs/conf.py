@@ -63,5 +63,10 @@ napoleon_use_param = True
 
 html_theme = "sphinx_book_theme"
 html_title = "spahgc"
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {
+    "navbar_persistent": [],  # the sidebar has a search field already
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+}
 pygments_style = "default"
