@@ -155,9 +155,10 @@ def pyramid(
 
     width, height = image.size
     if scale_factors is None:
-        scale_factors = [2] * max(0, int(np.ceil(np.log2(max(width, height) / 1024))))
-    if any(factor != int(factor) or factor < 2 for factor in scale_factors):
-        raise ValueError(f"scale_factors are whole numbers of at least 2, one a level, not {list(scale_factors)}.")
+        # at least one: SpatialData reads an image of one level back as another type
+        scale_factors = [2] * max(1, int(np.ceil(np.log2(max(width, height) / 1024))))
+    if not len(scale_factors) or any(factor != int(factor) or factor < 2 for factor in scale_factors):
+        raise ValueError(f"scale_factors are one or more whole numbers of at least 2, not {list(scale_factors)}.")
     levels = [image]
     for factor in scale_factors:
         levels.append(levels[-1].reduce(int(factor)))
