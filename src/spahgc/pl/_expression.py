@@ -71,7 +71,7 @@ def expression(
     what
         Panels to draw, in this order. The difference is predicted minus measured.
     scale
-        ``"shared"``: one colour scale for measured and predicted. ``"own"``: one for each.
+        ``"shared"``: one colour scale for measured and predicted, where both are drawn. ``"own"``: one for each.
     quantiles
         Quantiles of the values at which a colour scale starts and ends; the difference is scaled symmetrically around
         zero, to the larger distance that the two quantiles have from it.
@@ -135,7 +135,8 @@ def expression(
             if shown is None:
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
                 continue
-            norm = _norm(panel, measured.get(gene), values[:, row], scale, quantiles)
+            shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
+            norm = _norm(panel, measured.get(gene), values[:, row], quantiles, shared=shared)
             colours = plt.get_cmap(_DIVERGING if panel == "difference" else cmap)
             spots = draw_spots(ax, tissue, shown, cmap=colours, norm=norm, size=size, alpha=alpha)
             if _has_bar(panel, wanted, scale):
@@ -208,13 +209,13 @@ def _title(panel: str, measured: Float64 | None, predicted: Float64) -> str:
 
 
 def _norm(
-    panel: str, measured: Float64 | None, predicted: Float64, scale: str, quantiles: tuple[float, float]
+    panel: str, measured: Float64 | None, predicted: Float64, quantiles: tuple[float, float], *, shared: bool
 ) -> Normalize:
     if panel == "difference":
         difference = np.abs(_limits(predicted - measured if measured is not None else predicted, quantiles))
         return TwoSlopeNorm(0.0, -float(difference.max()), float(difference.max()))
     own = predicted if panel == "predicted" else measured
-    pool = [own] if scale == "own" else [predicted, measured]
+    pool = [predicted, measured] if shared else [own]
     low, high = _limits(np.concatenate([part for part in pool if part is not None]), quantiles)
     return Normalize(float(low), float(high))
 

@@ -22,7 +22,7 @@ _STRIP = 0.1
 # The H&E picture is drawn paler and greyer than it is: pink and purple between the spots change how their colours look.
 _STRENGTH = 0.5
 _SATURATION = 0.6
-_LONGEST_NAME = 22
+_LONGEST_NAME = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,15 +134,21 @@ def draw_scale_bar(ax: Axes, tissue: Tissue, *, size: float = 1.0) -> None:
     left, right, _, bottom = tissue.box(size)
     strip = tissue.strip(size)
     if tissue.name:
-        long = len(tissue.name) > _LONGEST_NAME
-        name = f"{tissue.name[: _LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}" if long else tissue.name
-        ax.text(left, bottom + 0.3 * strip, name, ha="left", va="top", color=GREY)
+        ax.text(left, bottom + 0.3 * strip, shortened(tissue.name), ha="left", va="top", color=GREY)
     if tissue.microns_per_pixel is None:
         return
     microns = bar_length(0.3 * (right - left) * tissue.microns_per_pixel)
     x = right - microns / tissue.microns_per_pixel
     ax.plot([x, right], [bottom + 0.25 * strip] * 2, color="black", linewidth=1.6, solid_capstyle="butt", clip_on=False)
     ax.text((x + right) / 2, bottom + 0.4 * strip, length_label(microns), ha="center", va="top")
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside the scale bar: of a long one, beginning and end, where names of slides differ."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    kept = _LONGEST_NAME - 1
+    return f"{name[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(kept // 2) :]}"
 
 
 def bar_length(longest: float) -> float:

@@ -1,0 +1,111 @@
+"""A small slide with every slot the plots read: genes with a gradient or a stripe, and a smooth prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+GENES = ["GRADIENT", "STRIPE", "FLAT", "HLA-DRA"]
+PITCH, DIAMETER, MPP, SCALE = 100.0, 55.0, 1.0, 0.1
+N_X, N_Y = 8, 6
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    mpl.rcdefaults()
+    mpl.use("Agg")
+    yield
+    plt.close("all")
+
+
+def make_slide(name: str = "S1", *, measured: bool = True, seed: int = 0) -> ad.AnnData:
+    """Six rows of eight spots, counts of five genes, a prediction of four."""
+    rng = np.random.default_rng(seed)
+    x, y = (grid.ravel() for grid in np.meshgrid(np.arange(N_X), np.arange(N_Y)))
+    n = len(x)
+    gradient, stripe = 5 + 10 * x, np.where(y % 2 == 0, 40, 4)
+    means = np.column_stack([gradient, stripe, np.full(n, 20), np.full(n, 8) + 3 * y, np.full(n, 200)])
+    counts = rng.poisson(means).astype(np.float32)
+    counts[:, 2] = counts[:, 4] * 0  # FLAT is never found
+    obs = pd.DataFrame(
+        {
+            "region": pd.Categorical([name] * n),
+            "spot_id": [f"{name}_{i}x{j}" for i, j in zip(x, y, strict=True)],
+            "spahgc_support": np.linspace(0.2, 0.9, n),
+        },
+        index=[f"{name}_{i}x{j}" for i, j in zip(x, y, strict=True)],
+    )
+    names = [*GENES, "ONLY_MEASURED"]
+    adata = (
+        ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=names))
+        if measured
+        else ad.AnnData(obs=obs, var=pd.DataFrame(index=[]))
+    )
+    adata.obsm["spatial"] = np.column_stack([x, y]).astype(np.float64) * PITCH + 150.0
+    predicted = np.log1p(means[:, :4] * 1e4 / means.sum(axis=1, keepdims=True)) * 0.5 + 1
+    predicted[:, 2] = 0.5
+    adata.obsm["spahgc"] = pd.DataFrame(predicted.astype(np.float32), index=adata.obs_names, columns=GENES)
+    adata.uns["spahgc"] = {
+        "params": {"normalize": "log1p"},
+        "genes": GENES,
+        "units": "log1p counts per 10k",
+        "training": {
+            "loss": [3.0, 2.0, 1.5, 1.2],
+            "mse": [2.0, 1.5, 1.0, 0.9],
+            "pearson": [0.1, 0.2, 0.3, 0.35],
+            "validation": [0.1, 0.2, 0.25, 0.22],
+            "chosen_epoch": [3],
+        },
+    }
+    adata.uns["spatial"] = {
+        name: {
+            "images": {"hires": rng.integers(180, 255, (90, 120, 3), dtype=np.uint8)},
+            "scalefactors": {
+                "tissue_hires_scalef": SCALE,
+                "spot_diameter_fullres": DIAMETER,
+                "microns_per_pixel": MPP,
+            },
+        }
+    }
+    adata.uns["spatialdata_attrs"] = {"region": [name], "region_key": "region", "instance_key": "spot_id"}
+    return adata
+
+
+@pytest.fixture
+def slide() -> ad.AnnData:
+    return make_slide()
+
+
+@pytest.fixture
+def target() -> ad.AnnData:
+    """A slide with H&E only."""
+    return make_slide("T", measured=False)
+
+
+@pytest.fixture
+def two_slides() -> ad.AnnData:
+    """One table of two slides; the second has no counts, as an H&E-only slide in a common table."""
+    a, b = make_slide("S1"), make_slide("S2", seed=1)
+    b.X = sp.csr_matrix(b.shape, dtype=np.float32)
+    both = ad.concat([a, b], uns_merge="first")
+    both.uns["spatial"] = {**a.uns["spatial"], **b.uns["spatial"]}
+    both.obs["region"] = both.obs["region"].astype("category")
+    return both
+
+
+@pytest.fixture
+def scores() -> pd.DataFrame:
+    """Ten genes on two slides; G0 is the best, G8 the worst, G9 has no score."""
+    rows = []
+    for slide, shift in (("S1", 0.0), ("S2", 0.1)):
+        for i in range(10):
+            value = np.nan if i == 9 else 0.8 - 0.1 * i + shift
+            rows += [(slide, f"G{i}", "pearson", value), (slide, f"G{i}", "rmse", 0.3 + 0.1 * i)]
+    return pd.DataFrame(rows, columns=["slide", "gene", "metric", "value"])

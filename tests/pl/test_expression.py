@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+
+import spahgc
+from spahgc._expression import normalize
+
+from .conftest import DIAMETER, GENES, MPP
+
+
+def spots(ax: Axes) -> EllipseCollection:
+    (found,) = (artist for artist in ax.collections if isinstance(artist, EllipseCollection))
+    return found
+
+
+def values(ax: Axes) -> np.ndarray:
+    return np.ma.asarray(spots(ax).get_array()).filled(np.nan)
+
+
+def texts(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def bars(ax: Axes) -> list[Axes]:
+    return list(ax.child_axes)
+
+
+def state(adata: ad.AnnData) -> dict[str, Any]:
+    return copy.deepcopy(
+        {
+            "X": None if adata.X is None else adata.X.toarray(),
+            "obs": adata.obs.to_dict(),
+            "obsm": {key: np.asarray(value) for key, value in adata.obsm.items()},
+            "uns": repr(adata.uns),
+        }
+    )
+
+
+def test_panels_hold_measured_predicted_and_difference(slide: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(slide, "STRIPE")
+    assert isinstance(axes, list)
+    assert [ax.get_title().split(",")[0] for ax in axes] == ["measured", "predicted", "predicted \u2212 measured"]
+    column = slide.var_names.get_loc("STRIPE")
+    measured = normalize(slide.X, "log1p")[:, column]
+    predicted = slide.obsm["spahgc"]["STRIPE"].to_numpy()
+    np.testing.assert_allclose(values(axes[0]), measured, atol=1e-6)
+    np.testing.assert_allclose(values(axes[1]), predicted, atol=1e-6)
+    np.testing.assert_allclose(values(axes[2]), predicted - measured, atol=1e-6)
+    r = np.corrcoef(measured, predicted)[0, 1]
+    assert r > 0.8
+    assert axes[1].get_title() == f"predicted, r = {r:.2f}"
+    assert axes[0].get_ylabel() == "STRIPE"
+    assert axes[0].yaxis.label.get_style() == "italic"
+
+
+def test_measured_values_come_from_the_layer(slide: ad.AnnData) -> None:
+    slide.layers["raw"] = slide.X.copy()
+    slide.X = slide.X * 0.5
+    with pytest.raises(ValueError, match=r"not whole numbers.*'raw'"):
+        spahgc.pl.expression(slide, "STRIPE")
+    axes = spahgc.pl.expression(slide, "STRIPE", layer="raw")
+    np.testing.assert_allclose(values(axes[0]), normalize(slide.layers["raw"], "log1p")[:, 1], atol=1e-6)
+    with pytest.raises(KeyError, match=r"no 'counts' \(layer\).*'raw'"):
+        spahgc.pl.expression(slide, "STRIPE", layer="counts")
+
+
+def test_the_ledger_gives_the_unit(slide: ad.AnnData) -> None:
+    slide.uns["spahgc"] |= {"params": {"normalize": "log10"}, "units": "log10(counts + 1)"}
+    axes = spahgc.pl.expression(slide, "STRIPE")
+    np.testing.assert_allclose(values(axes[0]), np.log10(slide.X.toarray()[:, 1] + 1), atol=1e-6)
+    assert [bar.get_ylabel() for ax in axes for bar in bars(ax)] == ["log10(counts + 1)"] * 2
+
+
+def test_one_colour_scale_for_measured_and_predicted(slide: ad.AnnData) -> None:
+    measured, predicted, difference = spahgc.pl.expression(slide, "GRADIENT")
+    assert spots(measured).get_clim() == spots(predicted).get_clim()
+    pooled = np.concatenate([values(measured), values(predicted)])
+    np.testing.assert_allclose(spots(measured).get_clim(), np.quantile(pooled, (0.01, 0.99)))
+    low, high = spots(difference).get_clim()
+    assert low == -high < 0
+    assert [len(bars(ax)) for ax in (measured, predicted, difference)] == [0, 1, 1]
+
+    measured, predicted, _ = spahgc.pl.expression(slide, "GRADIENT", scale="own", quantiles=(0.0, 1.0))
+    np.testing.assert_allclose(spots(predicted).get_clim(), (values(predicted).min(), values(predicted).max()))
+    assert spots(measured).get_clim() != spots(predicted).get_clim()
+    assert len(bars(measured)) == 1
+
+
+def test_bar_shows_that_values_go_beyond_the_scale(slide: ad.AnnData) -> None:
+    (beyond,) = bars(spahgc.pl.expression(slide, "GRADIENT", what="predicted", quantiles=(0.2, 0.8))[0])
+    (within,) = bars(spahgc.pl.expression(slide, "GRADIENT", what="predicted", quantiles=(0.0, 1.0))[0])
+    extensions = [
+        sum(isinstance(patch, mpl.patches.PathPatch) for patch in bar.get_children()) for bar in (beyond, within)
+    ]
+    assert extensions == [2, 0]
+
+
+def test_spots_have_their_true_size_and_place(slide: ad.AnnData) -> None:
+    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted", size=2.0)[0]
+    collection = spots(ax)
+    np.testing.assert_allclose(collection.get_widths(), 2 * DIAMETER)
+    np.testing.assert_allclose(collection.get_heights(), 2 * DIAMETER)
+    np.testing.assert_array_equal(collection.get_offsets(), slide.obsm["spatial"])
+    assert ax.get_aspect() == 1.0
+    ax.figure.draw_without_rendering()
+    # In data units a width is the same length in pixels wherever the axes are: circles, not markers.
+    pixels = ax.transData.transform([[0, 0], [DIAMETER, 0]])
+    drawn = ax.transData.transform(collection.get_offsets()[:2])
+    assert pixels[1, 0] - pixels[0, 0] == pytest.approx((drawn[1, 0] - drawn[0, 0]) * DIAMETER / 100)
+
+
+def test_y_points_down_and_the_picture_is_cropped_to_the_spots(slide: ad.AnnData) -> None:
+    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
+    bottom, top = ax.get_ylim()
+    left, right = ax.get_xlim()
+    assert bottom > top
+    x, y = slide.obsm["spatial"].T
+    radius = DIAMETER / 2
+    assert left < x.min() - radius
+    assert right > x.max() + radius
+    assert top < y.min() - radius
+    assert bottom > y.max() + radius
+    (image,) = ax.images
+    x0, x1, y1, y0 = image.get_extent()
+    # Whole pixels of the thumbnail, so up to one of them more than the box on each side.
+    assert left - 10 <= x0 <= left
+    assert right <= x1 <= right + 10
+    assert top - 10 <= y0 <= top
+    assert y.max() + radius < y1 < bottom
+
+
+def test_thumbnail_pixels_lie_where_they_belong(slide: ad.AnnData) -> None:
+    picture = np.full((90, 120, 3), 255, dtype=np.uint8)
+    x, y = (slide.obsm["spatial"][10] * 0.1).astype(int)
+    picture[y, x] = 0
+    slide.uns["spatial"]["S1"]["images"]["hires"] = picture
+    (image,) = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0].images
+    array = np.asarray(image.get_array())
+    row, column = np.argwhere(array[..., 0] < 0.9)[0]
+    x0, _, _, y0 = image.get_extent()
+    assert (x0 + (column + 0.5) * 10, y0 + (row + 0.5) * 10) == pytest.approx((x * 10 + 5, y * 10 + 5))
+
+
+def test_scale_bar_is_as_long_as_it_says(slide: ad.AnnData) -> None:
+    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
+    name, label = texts(ax)
+    assert name == "S1"
+    assert label == "200 \u00b5m"
+    (bar,) = ax.lines
+    assert np.ptp(bar.get_xdata()) * MPP == pytest.approx(200)
+
+
+def test_no_scale_bar_without_micrometres_and_no_tissue_without_image(slide: ad.AnnData, caplog: Any) -> None:
+    del slide.uns["spatial"]["S1"]["images"]["hires"], slide.uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"]
+    with caplog.at_level(logging.INFO, logger="spahgc"):
+        ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
+    assert not ax.images
+    assert not ax.lines
+    assert "drawn without tissue" in caplog.text
+    assert "no scale bar" in caplog.text
+
+
+def test_without_uns_spatial_spots_have_half_their_pitch(slide: ad.AnnData) -> None:
+    del slide.uns["spatial"]
+    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
+    np.testing.assert_allclose(spots(ax).get_widths(), 50.0)
+
+
+def test_image_can_be_left_out(slide: ad.AnnData) -> None:
+    assert not spahgc.pl.expression(slide, "STRIPE", what="predicted", img=False)[0].images
+
+
+def test_several_genes_one_row_each(slide: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"])
+    assert len(axes) == 6
+    assert [axes[i].get_ylabel() for i in (0, 3)] == ["STRIPE", "HLA-DRA"]
+    assert axes[0].get_subplotspec().rowspan.start != axes[3].get_subplotspec().rowspan.start
+
+
+def test_one_kind_of_panel_fills_rows(slide: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(slide, GENES, what="predicted")
+    assert len(axes) == 4
+    assert len(axes[0].figure.axes) - sum(len(bars(ax)) for ax in axes) in (0, 4)
+    assert axes[3].get_subplotspec().rowspan.start == 1
+    assert [bars(ax)[0].get_ylabel() != "" for ax in axes] == [False, False, True, True]
+
+
+def test_target_without_expression_is_predicted_only(target: ad.AnnData, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO, logger="spahgc"):
+        axes = spahgc.pl.expression(target, "STRIPE")
+    assert [ax.get_title() for ax in axes] == ["predicted (not measured)"]
+    assert "only the prediction is drawn" in caplog.text
+    with pytest.raises(ValueError, match="no measured expression of STRIPE"):
+        spahgc.pl.expression(target, "STRIPE", what="measured")
+
+
+def test_slide_of_zeros_in_a_common_table_is_not_measured(two_slides: ad.AnnData) -> None:
+    assert len(spahgc.pl.expression(two_slides, "STRIPE", slide="S1")) == 3
+    axes = spahgc.pl.expression(two_slides, "STRIPE", slide="S2")
+    assert [ax.get_title() for ax in axes] == ["predicted (not measured)"]
+    assert texts(axes[0])[0] == "S2"
+    np.testing.assert_allclose(values(axes[0]), two_slides.obsm["spahgc"]["STRIPE"].to_numpy()[48:], atol=1e-6)
+
+
+def test_gene_that_is_predicted_but_not_measured(slide: ad.AnnData) -> None:
+    slide = slide[:, ["GRADIENT", "ONLY_MEASURED"]].copy()
+    axes = spahgc.pl.expression(slide, ["GRADIENT", "STRIPE"])
+    assert len(axes) == 6
+    assert [("not measured" in texts(ax)) for ax in axes] == [False, False, False, True, False, True]
+    assert axes[4].get_title() == "predicted (not measured)"
+
+
+def test_constant_gene_has_no_correlation(slide: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(slide, "FLAT")
+    assert axes[1].get_title() == "predicted (r not defined)"
+    low, high = spots(axes[0]).get_clim()
+    assert low < high
+
+
+def test_missing_values_are_grey(slide: ad.AnnData) -> None:
+    frame = slide.obsm["spahgc"].copy()
+    frame.iloc[:5, 1] = np.nan
+    frame["HLA-DRA"] = np.nan
+    slide.obsm["spahgc"] = frame
+    _, predicted, difference = spahgc.pl.expression(slide, "STRIPE")
+    for ax in (predicted, difference):
+        assert np.isnan(values(ax)).sum() == 5
+        assert np.isfinite(spots(ax).get_clim()).all()
+        ax.figure.draw_without_rendering()
+        np.testing.assert_allclose(spots(ax).get_facecolors()[:5, :3], 0.8)
+    all_missing = spahgc.pl.expression(slide, "HLA-DRA", what=("predicted", "difference"))
+    assert all_missing[0].get_title() == "predicted (r not defined)"
+    all_missing[0].figure.draw_without_rendering()
+
+
+def test_draws_into_given_axes_and_leaves_settings_alone(slide: ad.AnnData) -> None:
+    before = dict(mpl.rcParams)
+    figure, grid = plt.subplots(1, 3)
+    axes = spahgc.pl.expression(slide, "STRIPE", axes=grid)
+    assert axes == list(grid)
+    assert axes[0].figure is figure
+    assert dict(mpl.rcParams) == before
+    with pytest.raises(ValueError, match=r"2 Axes, but 3 are drawn \(1 genes x measured, predicted, difference\)"):
+        spahgc.pl.expression(slide, "STRIPE", axes=grid[:2])
+    with pytest.raises(TypeError, match="axes holds matplotlib Axes, not str"):
+        spahgc.pl.expression(slide, "STRIPE", axes="here")
+
+
+def test_show(slide: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bool] = []
+    monkeypatch.setattr(plt, "show", lambda *args, **kwargs: shown.append(True))
+    spahgc.pl.expression(slide, "STRIPE")
+    assert shown == []
+    spahgc.pl.expression(slide, "STRIPE", show=True)
+    assert shown == [True]
+    with plt.ion():
+        spahgc.pl.expression(slide, "STRIPE")
+        spahgc.pl.expression(slide, "STRIPE", show=False)
+        spahgc.pl.expression(slide, "STRIPE", axes=plt.subplots(1, 3)[1])
+    assert shown == [True, True]
+
+
+def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
+    slide.obs["region"] = slide.obs["region"].cat.rename_categories(
+        {"S1": "a_slide_whose_name_is_far_too_long_to_show"}
+    )
+    slide.uns["spatial"] = {"a_slide_whose_name_is_far_too_long_to_show": slide.uns["spatial"]["S1"]}
+    for axes in (
+        spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"]),
+        spahgc.pl.expression(slide, GENES, what="predicted"),
+        spahgc.pl.expression(slide, "STRIPE", scale="own"),
+    ):
+        figure = axes[0].figure
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches()
+        box = figure.get_tightbbox()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+        name, label = axes[0].texts
+        assert name.get_text() == "a_slide_\u2026to_show"
+        assert not name.get_window_extent().overlaps(label.get_window_extent())
+
+
+def test_takes_a_spatialdata(slide: ad.AnnData) -> None:
+    import spatialdata as sd
+    from spatialdata.models import ShapesModel, TableModel
+
+    shapes = ShapesModel.parse(
+        slide.obsm["spatial"], geometry=0, radius=DIAMETER / 2, index=slide.obs["spot_id"].to_numpy()
+    )
+    expected = values(spahgc.pl.expression(slide, "STRIPE")[0])
+    del slide.uns["spatialdata_attrs"]
+    table = TableModel.parse(slide, region=["S1"], region_key="region", instance_key="spot_id")
+    sdata = sd.SpatialData(shapes={"S1": shapes}, tables={"table": table})
+    np.testing.assert_array_equal(values(spahgc.pl.expression(sdata, "STRIPE")[0]), expected)
+    with pytest.raises(KeyError, match=r"no table 'table'. Available: 'cells'"):
+        spahgc.pl.expression(sd.SpatialData(shapes={"S1": shapes}, tables={"cells": table}), "STRIPE")
+
+
+def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
+    del slide.uns["spatialdata_attrs"]
+    assert texts(spahgc.pl.expression(slide, "STRIPE")[0])[0] == "S1"
+    with pytest.raises(KeyError, match=r"No slide 'S2'.*library_key=<column of obs>.*'region'"):
+        spahgc.pl.expression(slide, "STRIPE", slide="S2")
+    assert texts(spahgc.pl.expression(slide, "STRIPE", slide="S1", library_key="region")[0])[0] == "S1"
+
+
+@pytest.mark.parametrize(
+    ("genes", "options", "error", "message"),
+    [
+        ("STRIPES", {}, KeyError, r"'STRIPES' is not in the panel of 4 predicted genes. Closest: 'STRIPE'"),
+        ("stripe", {}, KeyError, r"Closest: 'STRIPE'"),
+        ("ONLY_MEASURED", {}, KeyError, r"It was measured, not predicted: pass panel=\[...\] to spahgc.tl.predict"),
+        (
+            "STRIPE",
+            {"key": "other"},
+            KeyError,
+            r"no prediction 'other'. Available in obsm: 'spatial', 'spahgc'.*tl.predict first",
+        ),
+        ("STRIPE", {"key": "spatial"}, TypeError, r"is a ndarray; a prediction is a DataFrame"),
+        ("STRIPE", {"slide": "S9"}, KeyError, r"No slide 'S9'. Available: 'S1'"),
+        ("STRIPE", {"library_key": "sample"}, KeyError, r"no column 'sample' \(library_key\). Available: 'region'"),
+        (
+            "STRIPE",
+            {"what": "residual"},
+            ValueError,
+            r"what is one or several of 'measured', 'predicted', 'difference'",
+        ),
+        ("STRIPE", {"what": ("predicted", "predicted")}, ValueError, "each at most once"),
+        ("STRIPE", {"what": ()}, ValueError, "what is one or several"),
+        ("STRIPE", {"scale": "log"}, ValueError, "scale is 'shared' or 'own', not 'log'"),
+        ("STRIPE", {"quantiles": (0.9, 0.1)}, ValueError, "two rising numbers"),
+        ("STRIPE", {"size": 0}, ValueError, "size is a multiple above 0"),
+        ([], {}, ValueError, "genes is empty"),
+    ],
+)
+def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exception], message: str) -> None:
+    before = state(slide)
+    n_figures = len(plt.get_fignums())
+    with pytest.raises(error, match=message):
+        spahgc.pl.expression(slide, genes, **options)
+    after = state(slide)
+    np.testing.assert_equal(after, before)
+    assert len(plt.get_fignums()) == n_figures
+
+
+def test_several_slides_need_a_name(two_slides: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"2 slides. Pass slide=<one of them>; available: 'S1', 'S2'"):
+        spahgc.pl.expression(two_slides, "STRIPE")
+
+
+def test_negative_or_missing_coordinates(slide: ad.AnnData) -> None:
+    del slide.obsm["spatial"]
+    with pytest.raises(KeyError, match="no 'spatial'"):
+        spahgc.pl.expression(slide, "STRIPE")
+
+
+def test_input_is_unchanged(slide: ad.AnnData) -> None:
+    before = state(slide)
+    spahgc.pl.expression(slide, ["STRIPE", "FLAT"])
+    np.testing.assert_equal(state(slide), before)
+
+
+def test_one_artist_for_many_spots() -> None:
+    n = 6000
+    rng = np.random.default_rng(0)
+    import pandas as pd
+
+    adata = ad.AnnData(sp.csr_matrix((n, 1), dtype=np.float32), var=pd.DataFrame(index=["A"]))
+    adata.obsm["spatial"] = rng.uniform(0, 1e4, (n, 2))
+    adata.obsm["spahgc"] = pd.DataFrame({"A": rng.normal(size=n)}, index=adata.obs_names)
+    (ax,) = spahgc.pl.expression(adata, "A")
+    assert len(ax.collections) == 1
+    assert spots(ax).get_rasterized()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.offsetbox import AnchoredOffsetbox, TextArea
+
+import spahgc
+
+
+@pytest.fixture
+def scored(slide: ad.AnnData, scores: pd.DataFrame) -> ad.AnnData:
+    slide.uns["spahgc_scores"] = scores.to_dict("list")
+    return slide
+
+
+@pytest.fixture
+def compared(slide: ad.AnnData, scores: pd.DataFrame) -> ad.AnnData:
+    parts = [
+        scores.assign(method=name, value=scores["value"] - less)
+        for name, less in (("gene mean", 0.6), ("ridge", -0.1), ("spahgc", 0.0))
+    ]
+    slide.uns["spahgc_scores"] = pd.concat(parts).to_dict("list")
+    return slide
+
+
+def named(ax: Axes) -> list[list[str]]:
+    return [
+        [text.get_text() for text in box.findobj(TextArea)]
+        for box in ax.get_children()
+        if isinstance(box, AnchoredOffsetbox)
+    ]
+
+
+def curves(ax: Axes) -> list[np.ndarray]:
+    return [np.asarray(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) > 2]
+
+
+def test_ranked_curve_is_the_mean_over_slides(scored: ad.AnnData) -> None:
+    ax = spahgc.pl.gene_scores(scored, n_genes=2)
+    np.testing.assert_allclose(curves(ax)[0], 0.85 - 0.1 * np.arange(9))
+    # 0.85 ... 0.05: mean 0.45; 0.85, 0.75, 0.65, 0.55, 0.45, 0.35 are above 0.3.
+    assert ax.get_title(loc="left") == "mean of 2 slides: mean 0.45, 67 % of 9 genes above 0.3"
+    assert ax.get_xlabel() == "genes, best to worst (1 without a score left out)"
+    assert ax.get_ylabel() == "Pearson correlation"
+
+
+def test_best_and_worst_genes_are_named_in_italics(scored: ad.AnnData) -> None:
+    ax = spahgc.pl.gene_scores(scored, n_genes=2)
+    assert named(ax) == [["best", "G0", "G1"], ["worst", "G7", "G8"]]
+    styles = [area._text.get_style() for area in ax.findobj(TextArea)]
+    assert styles == ["normal", "italic", "italic"] * 2
+    assert named(spahgc.pl.gene_scores(scored, n_genes=0)) == []
+    # No gene is among the best and the worst at once.
+    assert [len(part) for part in named(spahgc.pl.gene_scores(scored, n_genes=50))] == [5, 5]
+
+
+def test_one_slide(scored: ad.AnnData) -> None:
+    ax = spahgc.pl.gene_scores(scored, slide="S1")
+    np.testing.assert_allclose(curves(ax)[0], 0.8 - 0.1 * np.arange(9), atol=1e-12)
+    assert ax.get_title(loc="left").startswith("S1: mean 0.40")
+
+
+def test_an_error_measure_is_better_when_small(scored: ad.AnnData) -> None:
+    ax = spahgc.pl.gene_scores(scored, metric="rmse", n_genes=1)
+    np.testing.assert_allclose(curves(ax)[0], 0.3 + 0.1 * np.arange(10))
+    assert named(ax) == [["best", "G0"], ["worst", "G9"]]
+    assert ax.get_title(loc="left") == "mean of 2 slides: mean 0.75"
+    assert ax.get_ylabel() == "RMSE"
+
+
+def test_methods_are_overlaid_the_prediction_first(compared: ad.AnnData) -> None:
+    ax = spahgc.pl.gene_scores(compared, n_genes=1)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [
+        "spahgc: mean 0.45, 67 % above 0.3",
+        "ridge: mean 0.55, 78 % above 0.3",
+        "gene mean: mean \u22120.15, 0 % above 0.3",
+    ]
+    assert ax.get_legend().get_title().get_text() == "mean of 2 slides"
+    assert [curve[0] for curve in curves(ax)] == pytest.approx([0.85, 0.95, 0.25])
+
+
+@pytest.mark.parametrize("methods", [1, 3])
+def test_histogram_counts_every_gene(scored: ad.AnnData, compared: ad.AnnData, methods: int) -> None:
+    data = compared if methods == 3 else scored
+    if methods == 1:
+        table = pd.DataFrame(data.uns["spahgc_scores"])
+        data.uns["spahgc_scores"] = table[table["method"] == "spahgc"].drop(columns="method").to_dict("list")
+    ax = spahgc.pl.gene_scores(data, kind="hist")
+    assert ax.get_ylabel() == "number of genes"
+    assert ax.get_ylim()[1] >= 1
+    assert (ax.get_legend() is not None) == (methods == 3)
+    low, high = ax.get_xlim()
+    assert low < (0.05 if methods == 1 else -0.55)
+    assert high > 0.85
+
+
+@pytest.mark.parametrize("kind", ["rank", "hist"])
+def test_nothing_is_cut_off(compared: ad.AnnData, kind: str) -> None:
+    figure = spahgc.pl.gene_scores(compared, kind=kind).figure
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    box = figure.get_tightbbox()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= width
+    assert box.y1 <= height
+
+
+def test_draws_into_given_axes(scored: ad.AnnData) -> None:
+    ax = plt.subplots()[1]
+    assert spahgc.pl.gene_scores(scored, ax=ax) is ax
+
+
+def test_errors(slide: ad.AnnData, scores: pd.DataFrame) -> None:
+    with pytest.raises(KeyError, match=r"spahgc.tl.evaluate"):
+        spahgc.pl.gene_scores(slide)
+    slide.uns["spahgc_scores"] = scores.to_dict("list")
+    with pytest.raises(KeyError, match=r"no metric 'r2'. Available: 'pearson', 'rmse'"):
+        spahgc.pl.gene_scores(slide, metric="r2")
+    with pytest.raises(KeyError, match=r"no slide 'S3'. Available: 'S1', 'S2'"):
+        spahgc.pl.gene_scores(slide, slide="S3")
+    with pytest.raises(ValueError, match="kind is 'rank' or 'hist'"):
+        spahgc.pl.gene_scores(slide, kind="box")
+    with pytest.raises(ValueError, match="n_genes is at least 0"):
+        spahgc.pl.gene_scores(slide, n_genes=-1)
+    slide.uns["spahgc_scores"] = scores.assign(value=np.nan).to_dict("list")
+    with pytest.raises(ValueError, match="No gene has a pearson"):
+        spahgc.pl.gene_scores(slide)

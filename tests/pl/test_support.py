@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.collections import EllipseCollection
+
+import spahgc
+
+
+def test_support_is_drawn_from_0_to_1(slide: ad.AnnData) -> None:
+    ax = spahgc.pl.support(slide)
+    (spots,) = ax.collections
+    assert isinstance(spots, EllipseCollection)
+    assert spots.get_clim() == (0.0, 1.0)
+    np.testing.assert_allclose(spots.get_array(), slide.obs["spahgc_support"])
+    assert ax.get_title() == "support, median 0.55"
+    assert [text.get_text() for text in ax.texts][0] == "S1"
+    assert ax.child_axes[0].get_ylabel() == "support by the reference"
+
+
+def test_support_of_one_of_two_slides(two_slides: ad.AnnData) -> None:
+    ax = plt.subplots()[1]
+    assert spahgc.pl.support(two_slides, slide="S2", ax=ax) is ax
+    assert len(ax.collections[0].get_offsets()) == 48
+
+
+def test_errors(slide: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"no 'other_support'.*'spahgc_support'.*tl.predict first"):
+        spahgc.pl.support(slide, key="other")
+    with pytest.raises(TypeError, match="ax is one matplotlib Axes, not list"):
+        spahgc.pl.support(slide, ax=[plt.subplots()[1]])
+    with pytest.raises(ValueError, match="size is a multiple"):
+        spahgc.pl.support(slide, size=-1)
