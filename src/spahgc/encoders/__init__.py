@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .texture import texture, texture_names
+from ._texture import texture, texture_names
 
 __all__ = ["texture", "texture_names"]

@@ -32,7 +32,7 @@ class Encoder:
 
 
 def _texture() -> Encoder:
-    from .texture import texture
+    from ._texture import texture
 
     return Encoder("texture", texture, fields_of_view=(1.0, 2.0, 4.0), tile_px=112, threads=True)
 
