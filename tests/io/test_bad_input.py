@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,12 @@ def test_counts_are_whole_numbers(slide: Args, value: float, said: str) -> None:
 def test_counts_are_numbers(slide: Args, tmp_path: Path) -> None:
     slide["counts"] = slide["counts"].astype(object)
     slide["counts"].loc["3x1", "G4"] = "many"
+    refuses(slide, ValueError, "counts (data frame) holds values that are not numbers, in the columns 'G4'")
     slide["counts"].to_csv(tmp_path / "counts.tsv", sep="\t")
     refuses(
         {**slide, "counts": tmp_path / "counts.tsv"},
         ValueError,
-        "counts (counts.tsv) holds values that are not numbers, in the columns 'G4'",
+        "counts (counts.tsv) holds values that are not numbers, the first 'many' at spot '3x1', gene 'G4'",
     )
 
 
@@ -295,10 +295,17 @@ def test_types(slide: Args) -> None:
 
 def test_header_of_another_length(slide: Args, tmp_path: Path) -> None:
     text = slide["counts"].to_csv(sep="\t")
-    (tmp_path / "counts.tsv").write_text(re.sub(r"^\tG0", "\tG0\textra\tmore", text))
+    (tmp_path / "counts.tsv").write_text(text.replace("\tG0", "\tG0\textra\tmore", 1))
     refuses(
-        {**slide, "counts": tmp_path / "counts.tsv"},
-        ValueError,
-        "the header names 8 genes, the rows hold 6 values",
-        "a tab",
+        {**slide, "counts": tmp_path / "counts.tsv"}, ValueError,
+        "the header names 8 genes, row '1x1' has 6 values", "separated by a tab",
+    )  # fmt: skip
+
+
+def test_truncated_file(slide: Args, tmp_path: Path) -> None:
+    slide["counts"].to_csv(tmp_path / "counts.tsv.gz", sep="\t")
+    whole = (tmp_path / "counts.tsv.gz").read_bytes()
+    (tmp_path / "counts.tsv.gz").write_bytes(whole[: len(whole) // 2])
+    refuses(
+        {**slide, "counts": tmp_path / "counts.tsv.gz"}, ValueError, "is cut off: the compressed file ends too early"
     )
