@@ -80,8 +80,8 @@ class CrossNodeDualAttention(nn.Module):
         o_r = \sum_{t: r \in R(t)} B_{rt} U_v h_t, \quad
         B_{rt} = softmax_{t: r \in R(t)} (U_q x_r \cdot U_k h_t / \sqrt{d})
 
-    with one set of maps per head, heads concatenated. Where the paper is silent, our choice: each side asks with its own
-    state, and no map follows the heads.
+    with one set of maps per head, heads concatenated. Where the paper is silent, our choice: each side asks with its
+    own state, and no map follows the heads.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ def pearson_per_gene(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Te
 
 
 def _centre(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values less their mean, over their largest deviation (squares neither vanish nor overflow); which columns vary."""
+    """Values less their mean, divided by the largest (squares neither vanish nor overflow); which columns vary."""
     centred = values - values.mean(dim=0)
     with torch.no_grad():
         spread = centred.abs().amax(dim=0)

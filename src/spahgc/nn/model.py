@@ -101,7 +101,8 @@ class SpaHGC(nn.Module):
         if found != (self.n_features, self.n_features + self.n_genes):
             raise ValueError(
                 f"The graph has {found[0]} target and {found[1]} reference features; this network takes "
-                f"{self.n_features} and {self.n_features + self.n_genes} ({self.n_features} of the embedding, {self.n_genes} genes)."
+                f"{self.n_features} and {self.n_features + self.n_genes} "
+                f"({self.n_features} of the embedding, {self.n_genes} genes)."
             )
         if graph.base is not None and graph.base.shape != (graph.target.shape[0], self.n_genes):
             raise ValueError(f"base is {tuple(graph.base.shape)}, not {(graph.target.shape[0], self.n_genes)}.")

@@ -37,8 +37,8 @@ def train(
     """Train the network.
 
     Every slide is a step, in an order drawn anew each epoch. Everything random comes from `seed`; torch's own random
-    state is the same after as before. On CUDA the layers compute in bfloat16 (autocast), the output layer and the losses
-    in float32, and sums over edges are not reproducible to the last bit.
+    state is the same after as before. On CUDA the layers compute in bfloat16 (autocast), the output layer and the
+    losses in float32, and sums over edges are not reproducible to the last bit.
 
     Parameters
     ----------

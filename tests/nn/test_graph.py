@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spahgc.nn import build_graph, graph_tensors
+
+REFER, NEAR, CLOSE = (
+    ("reference", "refer", "target"),
+    ("target", "near", "target"),
+    ("reference", "close", "reference"),
+)
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(size=(9, 4)).astype(np.float32),
+        rng.uniform(size=(9, 2)),
+        rng.normal(size=(60, 4)).astype(np.float32),
+        rng.normal(size=(60, 3)).astype(np.float32),
+    )
+
+
+def cosine(a, b):
+    return float(a.astype(float) @ b / np.linalg.norm(a.astype(float)) / np.linalg.norm(b.astype(float)))
+
+
+def edges(data, kind):
+    return [tuple(edge) for edge in data[kind].edge_index.T.tolist()]
+
+
+def test_edges_equal_a_loop_over_pairs(arrays):
+    z_t, xy, z_r, y_r = arrays
+    data = build_graph(z_t, xy, z_r, y_r, n_references=4, n_near=3, n_close=2)
+
+    refer = []
+    for t in range(len(z_t)):
+        ranked = sorted(range(len(z_r)), key=lambda r: -cosine(z_t[t], z_r[r]))
+        refer += [(r, t) for r in ranked[:4]]
+    nodes = sorted({r for r, _ in refer})
+    assert len(nodes) < len(z_r)
+    assert data["reference"].index.tolist() == nodes
+    assert edges(data, REFER) == [(nodes.index(r), t) for r, t in refer]
+    similarity = [cosine(z_t[t], z_r[r]) for r, t in refer]
+    np.testing.assert_allclose(data[REFER].similarity, similarity, atol=1e-6)
+
+    near = []
+    for t in range(len(xy)):
+        ranked = sorted((s for s in range(len(xy)) if s != t), key=lambda s: np.linalg.norm(xy[t] - xy[s]))
+        near += [(s, t) for s in ranked[:3]]
+    assert edges(data, NEAR) == near
+
+    joint = np.concatenate([z_r, y_r], axis=1)[nodes]
+    close = []
+    for r in range(len(joint)):
+        ranked = sorted((s for s in range(len(joint)) if s != r), key=lambda s: -cosine(joint[r], joint[s]))
+        close += [(s, r) for s in ranked[:2]]
+    assert edges(data, CLOSE) == close
+
+    np.testing.assert_array_equal(data["target"].x, z_t)
+    np.testing.assert_array_equal(data["reference"].x, joint)
+    np.testing.assert_array_equal(data["reference"].y, y_r[nodes])
+    assert data["target"].x.dtype == data["reference"].x.dtype == torch.float32
+    data.validate(raise_on_error=True)
+
+
+def test_default_numbers_are_the_papers(arrays):
+    rng = np.random.default_rng(1)
+    z_t, xy = rng.normal(size=(30, 4)), rng.uniform(size=(30, 2))
+    data = build_graph(z_t, xy, arrays[2], arrays[3])
+    m = data["reference"].num_nodes
+    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [30 * 7, 30 * 5, m * 3]
+
+
+def test_ties_are_broken_by_index():
+    # All target spots alike, all reference spots alike, spots on a grid.
+    xy = np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0)), axis=-1).reshape(-1, 2)
+    data = build_graph(np.ones((16, 3)), xy, np.ones((50, 3)), np.ones((50, 2)), n_references=4, n_near=2, n_close=2)
+    assert data["reference"].index.tolist() == [0, 1, 2, 3]
+    assert edges(data, REFER)[:4] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert edges(data, CLOSE) == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+    assert edges(data, NEAR)[10:12] == [(1, 5), (4, 5)]
+
+
+def test_chunks_change_nothing_and_inputs_stay(arrays):
+    copies = [array.copy() for array in arrays]
+    data, other = build_graph(*arrays), build_graph(*arrays, chunk=2)
+    for kind in (REFER, NEAR, CLOSE):
+        assert torch.equal(data[kind].edge_index, other[kind].edge_index)
+    data["target"].x += 1
+    for array, before in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_small_graphs(arrays):
+    z_t, xy, z_r, y_r = arrays
+    data = build_graph(z_t[:1], xy[:1], z_r[:1], y_r[:1], n_references=1)
+    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [1, 0, 0]
+    data = build_graph(z_t[:3], xy[:3], z_r[:3], y_r[:3], n_references=3)
+    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [9, 6, 6]
+
+
+def test_errors(arrays):
+    z_t, xy, z_r, y_r = arrays
+    with pytest.raises(ValueError, match=r"has 6 spots, fewer than the 7 .* n_references <= 6"):
+        build_graph(z_t, xy, z_r[:6], y_r[:6])
+    with pytest.raises(ValueError, match="target_embedding has 3 features and reference_embedding has 4"):
+        build_graph(z_t[:, :3], xy, z_r, y_r)
+    with pytest.raises(ValueError, match="target_coordinates has 8 rows and target_embedding has 9"):
+        build_graph(z_t, xy[:8], z_r, y_r)
+    with pytest.raises(ValueError, match="reference_expression has 59 rows"):
+        build_graph(z_t, xy, z_r, y_r[:59])
+    with pytest.raises(ValueError, match="target_embedding is empty"):
+        build_graph(z_t[:0], xy[:0], z_r, y_r)
+    y_r[3, 0] = np.inf
+    with pytest.raises(ValueError, match="reference_expression has NaN or infinite values in 1 of 60 rows"):
+        build_graph(z_t, xy, z_r, y_r)
+
+
+def test_graph_tensors_refuses_edges_out_of_order(arrays):
+    data = build_graph(*arrays)
+    tensors = graph_tensors(data)
+    assert tensors.references.shape == (9, 7)
+    assert tensors.base is None
+    data[REFER].edge_index = data[REFER].edge_index.flip(1)
+    with pytest.raises(ValueError, match="in the order of the spots"):
+        graph_tensors(data)
+    data[REFER].edge_index = data[REFER].edge_index[:, :0]
+    with pytest.raises(ValueError, match="K per target spot"):
+        graph_tensors(data)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spahgc.nn import cosine_topk, spatial_knn
+
+
+def brute_cosine(query, bank, k, exclude_self=False):
+    """Full float64 search, one pair at a time."""
+    indices = np.empty((len(query), k), dtype=int)
+    similarities = np.empty((len(query), k))
+    for i, q in enumerate(query.astype(float)):
+        scored = []
+        for j, b in enumerate(bank.astype(float)):
+            if exclude_self and i == j:
+                continue
+            norms = np.linalg.norm(q) * np.linalg.norm(b)
+            scored.append((-round(q @ b / norms, 9) if norms else 0.0, j))
+        scored.sort()
+        indices[i] = [j for _, j in scored[:k]]
+        similarities[i] = [-s for s, _ in scored[:k]]
+    return indices, similarities
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_cosine_topk_equals_brute_force(exclude_self):
+    rng = np.random.default_rng(1)
+    bank = rng.normal(size=(90, 12)).astype(np.float32)
+    query = bank if exclude_self else rng.normal(size=(40, 12)).astype(np.float32)
+    indices, similarities = cosine_topk(query, bank, 7, exclude_self=exclude_self, chunk=16)
+    expected, expected_similarities = brute_cosine(query, bank, 7, exclude_self)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(similarities, expected_similarities, atol=1e-7)
+    assert indices.dtype == np.int64
+    assert similarities.dtype == np.float32
+
+
+def test_cosine_topk_ties_go_to_the_lower_index():
+    # Few distinct directions, many copies and multiples of each, and rows of zeros: more ties than any shortlist holds.
+    rng = np.random.default_rng(2)
+    directions = rng.normal(size=(3, 8))
+    bank = (directions[rng.integers(0, 3, size=200)] * rng.integers(1, 4, size=(200, 1))).astype(np.float32)
+    bank[::17] = 0
+    query = np.concatenate([directions, np.zeros((1, 8)), rng.normal(size=(4, 8))]).astype(np.float32)
+    expected, _ = brute_cosine(query, bank, 30)
+    np.testing.assert_array_equal(cosine_topk(query, bank, 30)[0], expected)
+    np.testing.assert_array_equal(cosine_topk(query, bank, 5)[0], expected[:, :5])
+    np.testing.assert_array_equal(cosine_topk(query, bank, 5)[0][3], np.arange(5))
+
+
+def test_cosine_topk_does_not_depend_on_the_chunk():
+    rng = np.random.default_rng(3)
+    bank = rng.integers(-1, 2, size=(300, 40)).astype(np.float32)
+    query = rng.integers(-1, 2, size=(57, 40)).astype(np.float32)
+    indices, similarities = cosine_topk(query, bank, 9, chunk=256)
+    for chunk in (1, 2, 7, 57):
+        other = cosine_topk(query, bank, 9, chunk=chunk)
+        np.testing.assert_array_equal(other[0], indices)
+        np.testing.assert_array_equal(other[1], similarities)
+
+
+def test_cosine_topk_is_exact_under_reduced_matmul_precision():
+    rng = np.random.default_rng(4)
+    # Neighbours that differ by less than bfloat16 resolves.
+    bank = (1 + 1e-3 * rng.normal(size=(400, 16))).astype(np.float32)
+    expected, _ = brute_cosine(bank[:20], bank, 5)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        np.testing.assert_array_equal(cosine_topk(bank[:20], bank, 5)[0], expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_cosine_topk_errors():
+    x = np.ones((4, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match="has 4 spots to choose from, fewer than the 5"):
+        cosine_topk(x, x, 5)
+    with pytest.raises(ValueError, match="has 3 spots to choose from, fewer than the 4"):
+        cosine_topk(x, x, 4, exclude_self=True)
+    with pytest.raises(ValueError, match="query has 3 features and bank has 2"):
+        cosine_topk(x, x[:, :2], 1)
+    with pytest.raises(ValueError, match="exclude_self"):
+        cosine_topk(x[:2], x, 1, exclude_self=True)
+    bad = x.copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(ValueError, match="bank has NaN or infinite values in 1 of 4 rows, first in row 2"):
+        cosine_topk(x, bad, 1)
+    with pytest.raises(ValueError, match="shape"):
+        cosine_topk(x[0], x, 1)
+    with pytest.raises(ValueError, match="k is at least 1"):
+        cosine_topk(x, x, 0)
+    with pytest.raises(TypeError, match="k is a whole number"):
+        cosine_topk(x, x, 2.0)
+    with pytest.raises(TypeError, match="dtype"):
+        cosine_topk(np.array([["a"]]), x, 1)
+
+
+def brute_spatial(xy, k):
+    k = min(k, len(xy) - 1)
+    result = np.empty((len(xy), k), dtype=int)
+    for i in range(len(xy)):
+        distance = np.round(np.linalg.norm(xy - xy[i], axis=1), 7)
+        result[i] = sorted((j for j in range(len(xy)) if j != i), key=lambda j: (distance[j], j))[:k]
+    return result
+
+
+def grids():
+    square = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), axis=-1).reshape(-1, 2) * 290.3 + 1000
+    hexagonal = square.copy()
+    hexagonal[:, 0] += 145.15 * (np.round((hexagonal[:, 1] - 1000) / 290.3) % 2)
+    hexagonal[:, 1] *= np.sqrt(3) / 2
+    scattered = np.random.default_rng(0).uniform(size=(70, 2))
+    stacked = np.repeat(square[:4], 12, axis=0)
+    one_place = np.zeros((40, 2))
+    return {
+        "square": square,
+        "hexagonal": hexagonal,
+        "scattered": scattered,
+        "stacked": stacked,
+        "one place": one_place,
+    }
+
+
+@pytest.mark.parametrize("name", grids())
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_spatial_knn_equals_brute_force_under_ties(name, k):
+    xy = grids()[name]
+    np.testing.assert_array_equal(spatial_knn(xy, k), brute_spatial(xy, k))
+    # Not by the accident of one order of rows.
+    shuffled = np.random.default_rng(5).permutation(len(xy))
+    np.testing.assert_array_equal(spatial_knn(xy[shuffled], k), brute_spatial(xy[shuffled], k))
+
+
+def test_spatial_knn_on_few_spots_gives_all_others():
+    np.testing.assert_array_equal(spatial_knn([[0, 0], [1, 0], [5, 0]], 5), [[1, 2], [0, 2], [1, 0]])
+    assert spatial_knn([[0, 0]], 5).shape == (1, 0)
+    assert spatial_knn(np.empty((0, 2)), 5).shape[0] == 0
+
+
+def test_spatial_knn_errors():
+    with pytest.raises(ValueError, match="coordinates has 4 columns"):
+        spatial_knn(np.zeros((3, 4)), 1)
+    with pytest.raises(ValueError, match="coordinates has NaN"):
+        spatial_knn([[0, np.nan], [1, 1]], 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        spatial_knn([[0, 0], [1, 1]], 0)
