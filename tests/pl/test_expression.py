@@ -120,6 +120,14 @@ def test_spots_have_their_true_size_and_place(slide: ad.AnnData) -> None:
     assert pixels[1, 0] - pixels[0, 0] == pytest.approx((drawn[1, 0] - drawn[0, 0]) * DIAMETER / 100)
 
 
+def test_spots_of_the_difference_have_a_rim_where_there_is_room(slide: ad.AnnData) -> None:
+    measured, _, difference = spahgc.pl.expression(slide, "STRIPE")
+    assert spots(measured).get_linewidths()[0] == 0
+    assert spots(difference).get_linewidths()[0] > 0
+    slide.uns["spatial"]["S1"]["scalefactors"]["spot_diameter_fullres"] = 5.0
+    assert spots(spahgc.pl.expression(slide, "STRIPE")[2]).get_linewidths()[0] == 0
+
+
 def test_y_points_down_and_the_picture_is_cropped_to_the_spots(slide: ad.AnnData) -> None:
     ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
     bottom, top = ax.get_ylim()

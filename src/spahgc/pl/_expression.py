@@ -78,13 +78,14 @@ def expression(
     cmap
         Colour map of measured and predicted expression.
     size
-        Spot diameter as a multiple of the true one.
+        Spot diameter as a multiple of the true one; about 1.8 fills the gaps of a Visium array.
     alpha
         Opacity of the spots.
     img
         Draw the H&E thumbnail ``uns["spatial"][slide]["images"]["hires"]``.
     axes
-        Axes to draw into, as many as there are panels; `None` makes a figure.
+        Axes to draw into, as many as there are panels; `None` makes a figure. Colour bars are drawn beside the panels:
+        make your figure with ``layout="constrained"``, which leaves room for them.
     show
         Show the figure; `None` does so in an interactive session where no `axes` were given.
 
@@ -137,8 +138,9 @@ def expression(
                 continue
             shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
             norm = _norm(panel, measured.get(gene), values[:, row], quantiles, shared=shared)
-            colours = plt.get_cmap(_DIVERGING if panel == "difference" else cmap)
-            spots = draw_spots(ax, tissue, shown, cmap=colours, norm=norm, size=size, alpha=alpha)
+            diverging = panel == "difference"
+            colours = plt.get_cmap(_DIVERGING if diverging else cmap)
+            spots = draw_spots(ax, tissue, shown, cmap=colours, norm=norm, size=size, alpha=alpha, outline=diverging)
             if _has_bar(panel, wanted, scale):
                 # Where one kind of panel fills the rows, the unit stands once a row.
                 last = (i + 1) % n_cols == 0 or i == len(plan) - 1

@@ -54,7 +54,8 @@ def support(
     img
         Draw the H&E thumbnail ``uns["spatial"][slide]["images"]["hires"]``.
     ax
-        Axes to draw into; `None` makes a figure.
+        Axes to draw into; `None` makes a figure. The colour bar is drawn beside the panel: make your figure with
+        ``layout="constrained"``, which leaves room for it.
     show
         Show the figure; `None` does so in an interactive session where no `ax` was given.
 

@@ -23,6 +23,8 @@ _STRIP = 0.1
 _STRENGTH = 0.5
 _SATURATION = 0.6
 _LONGEST_NAME = 16
+# Usual width of a panel.
+_PANEL_POINTS = 137
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +104,26 @@ def faded(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def draw_spots(
-    ax: Axes, tissue: Tissue, values: Float64, *, cmap: Any, norm: Normalize, size: float = 1.0, alpha: float = 1.0
+    ax: Axes,
+    tissue: Tissue,
+    values: Float64,
+    *,
+    cmap: Any,
+    norm: Normalize,
+    size: float = 1.0,
+    alpha: float = 1.0,
+    outline: bool = False,
 ) -> EllipseCollection:
     """Draw every spot as a circle of its true size (times `size`), coloured by its value; a missing value is grey.
 
-    One collection in data units, so a slide of many thousand spots is one artist.
+    One collection in data units, so a slide of many thousand spots is one artist. With `outline` the circles have a
+    thin grey rim, so that those in the white middle of a diverging map are seen.
     """
     n = len(tissue.coordinates)
+    left, right, _, _ = tissue.box(size)
+    points = _PANEL_POINTS * tissue.diameter * size / (right - left)
+    # On dense arrays a rim would be all one sees of a spot, and the spots show each other up anyway.
+    outline = outline and points > 2.5
     widths = np.full(n, tissue.diameter * size)
     spots = EllipseCollection(
         widths,
@@ -120,7 +135,8 @@ def draw_spots(
         cmap=cmap.with_extremes(bad=MISSING),
         norm=norm,
         alpha=alpha,
-        edgecolors="none",
+        edgecolors="0.55" if outline else "none",
+        linewidths=0.07 * points if outline else 0.0,
     )
     spots.set_array(np.ma.masked_invalid(values))
     # Thousands of circles as vector paths make a PDF of many megabytes; text and axes stay vectors.
