@@ -25,7 +25,7 @@ PITCH_UM, SPOT_DIAMETER_UM = 100.0, 55.0
 DRIVERS = ("density", "colour", "size", "context")
 LOCAL_UM = 55.0
 """Nuclei within this distance of a spot count as its own."""
-CONTEXT_UM = (110.0, 300.0)
+CONTEXT_UM = (90.0, 230.0)
 """Nuclei between these distances are the surroundings of a spot."""
 DEPTH = 15.0
 """Mean counts per gene and spot."""
@@ -46,7 +46,7 @@ def synthetic_cohort(
 
     Every slide is an RGB image of nuclei on stroma. Half of the genes are planted: a quarter of these each follows the
     density of the nuclei in the spot, the balance of eosin and haematoxylin, the size of the nuclei, or the density of
-    the nuclei around the spot (110 to 300 um away, so that the surroundings matter), half of them upwards and half
+    the nuclei around the spot (90 to 230 um away, so that the surroundings matter), half of them upwards and half
     downwards. The other genes do not depend on the image: half of them vary smoothly over the slide, half only by
     chance. Counts are negative binomial. Stain, gene levels and sequencing depth differ between patients and slides;
     depth also differs between spots, mostly independent of the image.

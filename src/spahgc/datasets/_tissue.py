@@ -86,7 +86,7 @@ def grow(rng: np.random.Generator, inside: Float32, side_um: float) -> Tissue:
     The density of the nuclei has two scales, domains and small clusters: without the second the surroundings of a spot
     would say no more than the spot itself.
     """
-    domains, clusters = smooth_field(rng, side_um, 130), smooth_field(rng, side_um, 35)
+    domains, clusters = smooth_field(rng, side_um, 170), smooth_field(rng, side_um, 35)
     density = ndtr((0.75 * domains + 0.65 * clusters) * 1.1)
     size = ndtr(1.2 * smooth_field(rng, side_um, 110))
     colour = ndtr(1.2 * smooth_field(rng, side_um, 110))

@@ -147,7 +147,8 @@ def _to_matrix(frame: pd.DataFrame, source: str) -> sparse.csr_matrix:
     try:
         values = frame.to_numpy(dtype=np.float64)
     except (TypeError, ValueError):
-        other = [str(name) for name, dtype in zip(frame.columns, frame.dtypes, strict=True) if dtype.kind not in "iufb"]
+        numbers = frame.apply(pd.to_numeric, errors="coerce")
+        other = frame.columns[(numbers.isna() & frame.notna()).any()]
         raise ValueError(
             f"{source} holds values that are not numbers, in the columns {listed(other, most=3)}."
         ) from None
