@@ -48,12 +48,13 @@ FORBIDDEN = {
 }
 
 SLOTS = {"layers", "obs", "obsm", "obsp", "uns", "var", "varm", "varp"}
-# Values of `_keys` that mean nothing else anywhere: written out in another module, they are keys.
+# Values of `_keys` that mean nothing else anywhere: written out in another module, they are keys. (`microns_per_pixel` is a
+# parameter as well, and stands in messages.)
 DISTINCTIVE = {
     value
     for name, value in vars(_keys).items()
     if name.isupper() and isinstance(value, str) and "_" in value.strip("_")
-}
+} - {_keys.MPP}
 
 MAX_LINES = 400
 MAX_POSITIONAL = 3
