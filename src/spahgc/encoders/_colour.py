@@ -31,14 +31,14 @@ _DENSITY = (np.log(np.maximum(np.arange(256) / 255, 1e-6)) / np.log(1e-6)).astyp
 def planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Grey, saturation, haematoxylin and eosin of an RGB tile: (3, h, w) uint8 -> (4, h, w) float32.
 
-    Grey as `skimage.color.rgb2gray` times 255, saturation (0..1) as in `rgb2hsv`, the stains as in `rgb2hed`.
+    Grey (0..1) as `skimage.color.rgb2gray`, saturation (0..1) as in `rgb2hsv`, the stains as in `rgb2hed`.
     """
     _, height, width = tile.shape
     out = np.empty((4, height, width), np.float32)
     for y in range(height):
         for x in range(width):
             red, green, blue = tile[0, y, x], tile[1, y, x], tile[2, y, x]
-            out[0, y, x] = 0.2125 * red + 0.7154 * green + 0.0721 * blue
+            out[0, y, x] = (0.2125 * red + 0.7154 * green + 0.0721 * blue) / 255
             high = max(red, green, blue)
             out[1, y, x] = (high - min(red, green, blue)) / high if high > 0 else 0.0
             for stain in range(2):

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 DISTANCES = (1, 3)
 LEVELS = 16
-STAIN_TOP = 0.3  # the densest stain that is told apart: nuclei lie at 0.1 to 0.25
+TOPS = (0.3, 1.0)  # upper end of the levels: of haematoxylin (nuclei lie at 0.1 to 0.25), and of saturation
 PROPERTIES = ("contrast", "homogeneity", "energy", "correlation", "entropy")
 NAMES = (
     *(f"lbp_grey_{pattern}" for pattern in (*range(9), "other")),
     *(
         f"glcm_{plane}_d{distance}_{name}"
-        for plane in ("haematoxylin", "eosin")
+        for plane in ("haematoxylin", "saturation")
         for distance in DISTANCES
         for name in PROPERTIES
     ),
@@ -133,8 +133,9 @@ def patterns(four: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     """
     lbp(four[0], out[:10])
     position = 10
-    for stain in range(2):
-        levels = quantize(four[2 + stain], STAIN_TOP)
+    for k in range(2):
+        # Saturation rather than eosin, which has too little range to be cut into levels on purple slides.
+        levels = quantize(four[2 - k], TOPS[k])
         for distance in DISTANCES:
             properties(cooccurrence(levels, distance), out[position : position + 5])
             position += 5

@@ -1,4 +1,4 @@
-"""Compiled kernels: stain at several scales (differences of Gaussians, gradients, peaks) and nuclei."""
+"""Compiled kernels: structure at several scales (differences of Gaussians, gradients, peaks) and nuclei."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ STAIN_TOP = 0.5
 SMALLEST = 8  # pixels; smaller blobs are noise
 _BANDS = SIGMAS[:-1]
 NAMES = (
-    *(f"band_{s}_{sigma}_{w}" for s in ("haematoxylin", "eosin") for sigma in _BANDS for w in ("energy", "sd", "skew")),
+    *(f"band_{p}_{sigma}_{w}" for p in ("haematoxylin", "grey") for sigma in _BANDS for w in ("energy", "rms", "skew")),
     *(
-        f"gradient_{stain}_{sigma}_{what}"
-        for stain in ("haematoxylin", "eosin")
+        f"gradient_{plane}_{sigma}_{what}"
+        for plane in ("haematoxylin", "grey")
         for sigma in _BANDS
         for what in ("mean", "sd", "coherence")
     ),
@@ -217,16 +217,17 @@ def scales(four: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     out
         Receives the features.
     """
-    for stain in range(2):
-        fine = blur(four[2 + stain], _TAPS1)
-        if stain == 0:
+    for p in range(2):
+        plane = four[2 - 2 * p]
+        fine = blur(plane, _TAPS1)
+        if p == 0:
             nuclei(fine, four[2], four[3], out[48:55])
         for k in range(3):
-            coarse = blur(four[2 + stain], _TAPS2 if k == 0 else (_TAPS4 if k == 1 else _TAPS8))
+            coarse = blur(plane, _TAPS2 if k == 0 else (_TAPS4 if k == 1 else _TAPS8))
             band = fine - coarse
-            at = 9 * stain + 3 * k
+            at = 9 * p + 3 * k
             band_statistics(band, out[at : at + 3])
             gradient_statistics(fine, out[18 + at : 21 + at])
-            if stain == 0:
+            if p == 0:
                 count_peaks(band, out[36 + 4 * k : 40 + 4 * k])
             fine = coarse

@@ -24,9 +24,9 @@ def texture(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Colour and texture statistics of H&E tiles.
 
     Moments and quantiles of the colour channels, the saturation and the haematoxylin and eosin stains; correlations
-    between them; uniform local binary patterns; co-occurrence of both stains at two distances; energies, gradients and
-    peaks of the stains at three scales; and number, area and contrast of nuclei-like blobs. All but the last digits
-    stay the same when a tile is turned by 90 degrees or mirrored.
+    between them; uniform local binary patterns; co-occurrence of haematoxylin and saturation levels at two distances;
+    energies, gradients and peaks of haematoxylin and brightness at three scales; and number, area and contrast of
+    nuclei-like blobs. Only the last digits change when a tile is turned by 90 degrees or mirrored.
 
     Parameters
     ----------
