@@ -60,8 +60,9 @@ def spot_depth(counts: Any) -> NDArray[np.float64]:
 def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[np.intp]:
     """Genes by how variable they are on the reference slides, best first.
 
-    Per slide a gene's dispersion is the variance over the mean of its counts per 10k; the genes are ordered by the mean
-    over slides of the rank of that. Genes found in at most `min_fraction` of all spots, or constant on a slide, are left out.
+    Per slide a gene's dispersion is the variance of its counts around what the depth of each spot leads to expect, over its
+    mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks. Genes found in at most
+    `min_fraction` of all spots, or not at all on some slide, are left out.
 
     Parameters
     ----------
@@ -70,22 +71,39 @@ def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[
     min_fraction
         Share of the spots (over all slides) in which a gene has to be found.
     """
-    found, n_spots = np.zeros(counts[0].shape[1]), 0
-    ranks, constant = np.zeros(counts[0].shape[1]), np.zeros(counts[0].shape[1], dtype=bool)
+    n_vars = counts[0].shape[1]
+    found, ranks, absent = np.zeros(n_vars), np.zeros(n_vars), np.zeros(n_vars, dtype=bool)
     for matrix in counts:
-        depth = spot_depth(matrix)
-        scale = TARGET_SUM / np.where(depth > 0, depth, 1.0)
-        scaled = sp.diags_array(scale) @ sp.csr_array(matrix).astype(np.float64)
-        mean = np.asarray(scaled.mean(axis=0)).ravel()
-        variance = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel() - mean**2
-        dispersion = np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
-        # Ties (genes never seen on the slide) share their mean rank, so the order of the genes decides nothing.
-        ranks += _ranks(-dispersion)
-        constant |= variance <= 1e-12
-        found += np.asarray((scaled > 0).sum(axis=0)).ravel()
-        n_spots += matrix.shape[0]
-    eligible = np.flatnonzero((found > min_fraction * n_spots) & ~constant)
+        slide_counts = sp.csr_array(matrix)
+        present = np.asarray((slide_counts > 0).sum(axis=0)).ravel()
+        # Ties share their mean rank, so the order of the genes decides nothing.
+        ranks += _ranks(-dispersion(slide_counts))
+        found += present
+        absent |= present == 0
+    n_spots = sum(matrix.shape[0] for matrix in counts)
+    eligible = np.flatnonzero((found > min_fraction * n_spots) & ~absent)
     return eligible[np.argsort(ranks[eligible], kind="stable")]
+
+
+def dispersion(counts: Any) -> NDArray[np.float64]:
+    """Variance of each gene's counts around what depth leads to expect, over the mean count, float64 (n_vars,).
+
+    A spot is expected to hold the slide's share of a gene times its own depth. The ratio is 1 for counts that vary by
+    sampling alone (Poisson), 0 for a gene without counts. Plain variance over mean would rank genes by how well they follow
+    depth; variance over mean of depth-normalised counts, by how noisy shallow spots are.
+
+    Parameters
+    ----------
+    counts
+        Counts of one slide, (n_obs, n_vars), dense or SciPy sparse.
+    """
+    matrix = sp.csr_array(counts).astype(np.float64)
+    depth = spot_depth(matrix)
+    total = np.asarray(matrix.sum(axis=0)).ravel()
+    share = total / max(depth.sum(), 1.0)
+    squares = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel()
+    residual = squares - 2 * share * (matrix.T @ depth) + share**2 * (depth**2).sum()
+    return np.asarray(np.divide(np.maximum(residual, 0.0), total, out=np.zeros_like(total), where=total > 0))
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,12 +10,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+SplitBy = Literal["patient", "slide"]
+"""What is held out while tuning: patients, for targets of new patients; slides, for other slides of the same patients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +128,15 @@ class Cohort:
         """The cohort with every slide's embedding standardised (:func:`standardize`)."""
         return replace(self, slides=tuple(standardize(slide) for slide in self.slides))
 
-    def splits(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of slides to hold out one at a time while tuning.
+    def splits(self, by: SplitBy = "patient") -> tuple[tuple[str, ...], ...]:
+        """Groups of slides to hold out one at a time while tuning, by name.
 
-        By patient; by slide only where there is a single patient, because nothing else can be held out there.
+        By patient, or by slide where `by` says so or there is a single patient, because nothing else can be held out there.
         """
         groups: dict[str, list[str]] = {}
-        one_patient = len(set(self.patients)) == 1
+        alone = by == "slide" or len(set(self.patients)) == 1
         for slide in self.slides:
-            groups.setdefault(slide.name if one_patient else str(slide.patient), []).append(slide.name)
+            groups.setdefault(slide.name if alone else str(slide.patient), []).append(slide.name)
         return tuple(tuple(names) for names in groups.values())
 
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Slide
+from .._slides import Cohort, Float32, Slide, SplitBy
 
 State = dict[str, np.ndarray]
 
@@ -26,11 +26,15 @@ class Run:
         Torch device name; `None` takes :data:`spahgc.settings`.
     progress
         Show a progress bar.
+    split_by
+        What is held out while tuning: ``"patient"`` for targets of new patients, ``"slide"`` for other slides of the
+        reference's own patients.
     """
 
     seed: int = 0
     device: str | None = None
     progress: bool = False
+    split_by: SplitBy = "patient"
 
 
 class Method(ABC):

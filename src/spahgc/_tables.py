@@ -1,0 +1,191 @@
+"""AnnData tables to slides as arrays, and back: what every ``tl`` function reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _keys as keys
+from . import _validate as check
+from ._expression import Normalize, normalize, rank_genes
+from ._slides import Cohort, Slide
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or the run.
+_RUN_ONLY = {keys.MPP, "n_padded", "n_jobs", "batch_size", "version", "spahgc_version", "image", "images"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a table becomes slides: what has to be the same for reference and target."""
+
+    genes: tuple[str, ...]
+    """The panel."""
+    normalize: Normalize
+    """Unit of the expression."""
+    use_rep: str
+    """Embedding, key of ``obsm``."""
+    width: int
+    """Width of the embedding."""
+    encoder: dict[str, Any] | None
+    """Parameters of the encoder, where ``uns`` has them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {**asdict(self), "genes": list(self.genes)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{**values, "genes": tuple(values["genes"])})
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSlide:
+    """A slide to predict, in canonical order, and the rows of the table its spots came from."""
+
+    slide: Slide
+    rows: NDArray[np.intp]
+
+
+def reference_cohort(
+    adata: AnnData,
+    *,
+    panel: int | Sequence[str],
+    normalize_as: Normalize,
+    use_rep: str | None,
+    library_key: str | None,
+    patient_key: str,
+    layer: str | None,
+) -> tuple[Cohort, Recipe]:
+    """The reference slides of a table, checked, with their panel.
+
+    An integer `panel` takes that many genes by :func:`~spahgc._expression.rank_genes` over these slides.
+    """
+    what = "reference"
+    check.check_table(adata, what=what)
+    library_key = check.library_column(adata, library_key, what=what)
+    check.column(
+        adata,
+        patient_key,
+        what=what,
+        parameter="patient_key",
+        hint=f"If every slide is from another patient, pass patient_key={library_key!r}.",
+    )
+    use_rep = check.representation(adata, use_rep, what=what)
+    matrix = (
+        check.expression(adata, layer, what=what)
+        if normalize_as == "none"
+        else check.counts(adata, layer, what=what, normalize=normalize_as)
+    )
+    embedding = check.embedding(adata, use_rep, what=what)
+    coordinates = check.coordinates(adata, what=what)
+    rows = slide_rows(adata, library_key)
+    columns = _panel_columns(adata, panel, [matrix[index] for index in rows.values()])
+
+    slides = []
+    for name, index in rows.items():
+        patients = adata.obs[patient_key].iloc[index].astype(str).unique()
+        if len(patients) > 1:
+            raise ValueError(f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(patients)}.")
+        values = normalize(matrix[index], normalize_as, genes=columns)
+        slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values))
+    genes = tuple(adata.var_names[columns].astype(str))
+    recipe = Recipe(genes, normalize_as, use_rep, embedding.shape[1], encoder_params(adata, use_rep))
+    return Cohort(tuple(slides), genes), recipe
+
+
+def target_slides(adata: AnnData, recipe: Recipe, *, library_key: str | None, patient_key: str | None) -> list[TargetSlide]:
+    """The slides of a target table, without expression: it is never read here."""
+    what = "target"
+    check.check_table(adata, what=what)
+    library_key = check.library_column(adata, library_key, what=what)
+    use_rep = check.representation(adata, recipe.use_rep, what=what)
+    embedding = check.embedding(adata, use_rep, what=what)
+    if embedding.shape[1] != recipe.width:
+        raise ValueError(
+            f"The reference has embeddings of width {recipe.width} in obsm[{recipe.use_rep!r}], the target of width "
+            f"{embedding.shape[1]}. Embed both with the same encoder: spahgc.pp.image_embedding(sdata, encoder=...)."
+        )
+    _check_same_encoder(recipe.encoder, encoder_params(adata, use_rep), use_rep)
+    coordinates = check.coordinates(adata, what=what)
+
+    targets = []
+    for name, index in slide_rows(adata, library_key).items():
+        patient = None
+        if patient_key is not None and patient_key in adata.obs:
+            patients = adata.obs[patient_key].iloc[index].dropna().astype(str).unique()
+            patient = patients[0] if len(patients) == 1 else None
+        slide = Slide(name, patient, embedding[index], coordinates[index])
+        targets.append(TargetSlide(slide.take(slide.order), index[slide.order]))
+    return targets
+
+
+def measured_expression(adata: AnnData, genes: Sequence[str], how: Normalize, *, layer: str | None) -> tuple[Any, NDArray[np.float64]]:
+    """Measured expression of some genes in the unit `how`, float32 (n_obs, n_genes), and the spots' depth."""
+    from ._expression import spot_depth
+
+    what = "target"
+    matrix = (
+        check.expression(adata, layer, what=what) if how == "none" else check.counts(adata, layer, what=what, normalize=how)
+    )
+    columns = adata.var_names.get_indexer(list(genes))
+    return normalize(matrix, how, genes=columns), spot_depth(matrix)
+
+
+def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
+    """Rows of each slide, by name."""
+    names = adata.obs[library_key].astype(str).to_numpy()
+    return {name: np.flatnonzero(names == name) for name in sorted(set(names))}
+
+
+def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
+    """What ``uns`` says about how an embedding was made, less what concerns one slide or run; `None` where nothing is said."""
+    entry = adata.uns.get(use_rep)
+    if not isinstance(entry, dict) or keys.PARAMS not in entry:
+        return None
+    return {key: _plain(value) for key, value in entry[keys.PARAMS].items() if key not in _RUN_ONLY}
+
+
+def _plain(value: Any) -> Any:
+    """Python types, as they were before a file turned lists into arrays."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any] | None, use_rep: str) -> None:
+    if reference is None or target is None or reference == target:
+        return
+    differing = sorted(key for key in reference.keys() | target.keys() if reference.get(key) != target.get(key))
+    said = "; ".join(f"{key}: reference {reference.get(key)!r}, target {target.get(key)!r}" for key in differing)
+    raise ValueError(
+        f"obsm[{use_rep!r}] was made differently in reference and target ({said}). Embed both alike with spahgc.pp.image_embedding."
+    )
+
+
+def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[Any]) -> NDArray[np.intp]:
+    if isinstance(panel, str):
+        raise TypeError(f"panel is a number of genes or a list of gene names, not the single string {panel!r}.")
+    if isinstance(panel, int | np.integer):
+        if panel < 1:
+            raise ValueError(f"panel is at least 1 gene, not {panel}.")
+        ranked = rank_genes(matrices)
+        if len(ranked) == 0:
+            raise ValueError("No gene of the reference varies on every slide and is found in more than 5 % of its spots.")
+        return ranked[:panel]
+    wanted = list(dict.fromkeys(str(gene) for gene in panel))
+    if not wanted:
+        raise ValueError("panel is an empty list; name at least one gene, or give a number of genes.")
+    check.genes_in(wanted, adata.var_names, what="reference")
+    return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

@@ -1,0 +1,100 @@
+"""Predictions and scores as objects to go on with in scanpy, squidpy and pandas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _keys as keys
+from ._validate import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+__all__ = ["predicted", "scores"]
+
+
+def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
+    """The prediction as a table of its own, for scanpy, squidpy and spatialdata-plot.
+
+    Parameters
+    ----------
+    adata
+        Table that :func:`spahgc.tl.predict` wrote to. It is not changed.
+    key
+        The prediction's key.
+
+    Returns
+    -------
+    AnnData with ``X`` the predicted expression (float32, n_obs x panel), ``obs``, ``obsm["spatial"]``, ``uns["spatial"]`` and the SpatialData
+    region link of `adata`, ``var`` with what is known of each gene (such as its scores, after :func:`spahgc.tl.evaluate`), and
+    ``uns[key]`` with how it was made. A copy; nothing is shared.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction.
+    """
+    from copy import deepcopy
+
+    import anndata
+    import pandas as pd
+
+    table = prediction_table(adata, key)
+    var = pd.DataFrame(index=table.columns.astype(str))
+    for column in adata.var.columns[adata.var.columns.str.startswith(f"{key}_")]:
+        var[column] = adata.var[column].reindex(var.index).to_numpy()
+    if keys.scores(key) in adata.uns:
+        means = scores(adata, key=key).groupby(["metric", "gene"], observed=True)["value"].mean()
+        for metric in means.index.get_level_values("metric").unique():
+            var[keys.gene(key, metric)] = means[metric].reindex(var.index).to_numpy()
+    kept = {name: deepcopy(adata.uns[name]) for name in (key, keys.SPATIAL, keys.SPATIALDATA_ATTRS) if name in adata.uns}
+    obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
+    return anndata.AnnData(
+        X=table.to_numpy(dtype=np.float32, copy=True), obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm
+    )
+
+
+def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
+    """Scores of a prediction as a long table.
+
+    Parameters
+    ----------
+    adata
+        Table that :func:`spahgc.tl.evaluate` wrote to.
+    key
+        The prediction's key.
+
+    Returns
+    -------
+    DataFrame with the columns ``slide``, ``patient``, ``method``, ``gene``, ``metric``, ``value``: a row per slide, gene and metric.
+
+    Raises
+    ------
+    KeyError
+        If the prediction was not evaluated.
+    """
+    import pandas as pd
+
+    name = keys.scores(key)
+    if name not in adata.uns:
+        raise KeyError(
+            f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a table with measured "
+            f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
+        )
+    return pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
+
+
+def prediction_table(adata: AnnData, key: str) -> pd.DataFrame:
+    """``obsm[key]``, checked to be a prediction."""
+    import pandas as pd
+
+    table = adata.obsm.get(key)
+    if not isinstance(table, pd.DataFrame):
+        raise KeyError(
+            f"obsm has no prediction {key!r}. Run spahgc.tl.predict(adata_ref, adata) first. "
+            f"Predictions here: {listed(name for name in adata.obsm if isinstance(adata.obsm[name], pd.DataFrame))}."
+        )
+    return table

@@ -1,0 +1,216 @@
+"""Ridge regression on principal components, tuned on inner held-out slides: the kernel of the linear methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from .._slides import Cohort, Float32, Float64, Slide, SplitBy, expression_of
+from ..metrics import pearson
+
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Ridge penalties that are tried, relative to the total variance of the features."""
+SIZES = (32, 64, 128, 256)
+"""Numbers of principal components that are tried."""
+UNTUNED = (3e-2, 64)
+"""Penalty and size where nothing can be held out: a single reference slide."""
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Principal components of features, by the eigenvectors of their covariance."""
+
+    mean: Float64
+    axes: Float64
+    """Columns are the components, (n_features, r)."""
+    variance: Float64
+    """Variance of each component, (r,)."""
+    total: float
+    """Variance of all features together."""
+
+    @classmethod
+    def fit(cls, features: np.ndarray, size: int) -> Self:
+        """The `size` leading components (fewer where there are fewer)."""
+        from scipy.linalg import eigh
+
+        centred = features.astype(np.float64)
+        mean = centred.mean(axis=0)
+        centred -= mean
+        n, d = centred.shape
+        wide = d > n  # Then the n x n products have the same non-zero eigenvalues, and are smaller.
+        products = (centred @ centred.T if wide else centred.T @ centred) / n
+        total = float(np.trace(products))
+        size = min(size, len(products))
+        values, vectors = eigh(products, subset_by_index=(len(products) - size, len(products) - 1))
+        values, vectors = values[::-1], vectors[:, ::-1]
+        keep = values > 1e-10 * max(total, 1e-300)
+        values, vectors = values[keep], vectors[:, keep]
+        if wide:
+            vectors = centred.T @ vectors / np.sqrt(n * values)
+        # An eigenvector's sign is arbitrary: fix it, so that results do not depend on the linear algebra library.
+        signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+        return cls(mean, vectors * signs, values, total)
+
+    def __call__(self, features: np.ndarray) -> Float64:
+        """Scores of features on the components, (n, r)."""
+        return np.asarray((features - self.mean) @ self.axes)
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Ridge coefficients on principal components."""
+
+    pca: PCA
+    coefficients: Float64
+    """(r, n_genes)"""
+    intercept: Float64
+    """(n_genes,)"""
+
+    @classmethod
+    def fit(cls, features: np.ndarray, values: np.ndarray, penalty: float, size: int) -> Self:
+        """Fit `values` (n, n_genes) on `features` (n, d)."""
+        pca = PCA.fit(features, size)
+        intercept = values.mean(axis=0, dtype=np.float64)
+        return cls(pca, _coefficients(pca, pca(features), values - intercept, penalty), intercept)
+
+    def __call__(self, features: np.ndarray) -> Float64:
+        """Predicted values, (n, n_genes)."""
+        return np.asarray(self.pca(features) @ self.coefficients + self.intercept)
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """As named arrays."""
+        pca = self.pca
+        parts = {"mean": pca.mean, "axes": pca.axes, "coefficients": self.coefficients, "intercept": self.intercept}
+        return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
+
+    @classmethod
+    def from_arrays(cls, state: Mapping[str, np.ndarray], prefix: str = "") -> Self:
+        """Inverse of :meth:`arrays`."""
+        pca = PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], np.empty(0), float("nan"))
+        return cls(pca, state[f"{prefix}coefficients"], state[f"{prefix}intercept"])
+
+
+def _coefficients(pca: PCA, scores: Float64, values: np.ndarray, penalty: float) -> Float64:
+    # The scores are uncorrelated, so every component has its own one-dimensional ridge solution.
+    n = len(scores)
+    return np.asarray((scores.T @ values) / (n * (pca.variance + penalty * pca.total))[:, None])
+
+
+def tune(
+    cohort: Cohort,
+    features: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
+    *,
+    split_by: SplitBy = "patient",
+    penalties: Sequence[float] = PENALTIES,
+    sizes: Sequence[int] = SIZES,
+) -> tuple[float, int]:
+    """Penalty and number of components with the best mean per-gene Pearson on held-out groups of reference slides.
+
+    Groups are those of :meth:`Cohort.splits`.
+
+    Parameters
+    ----------
+    cohort
+        The reference slides.
+    features, values
+        Features and values to fit, by slide name.
+    split_by
+        What is held out.
+    """
+    groups = cohort.splits(split_by)
+    if len(groups) < 2:
+        return UNTUNED
+    totals = np.zeros((len(penalties), len(sizes)))
+    for held_out in groups:
+        train = [slide.name for slide in cohort if slide.name not in held_out]
+        stacked, fitted = np.concatenate([features[n] for n in train]), np.concatenate([values[n] for n in train])
+        pca, fitted = PCA.fit(stacked, max(sizes)), fitted - fitted.mean(axis=0, dtype=np.float64)
+        scores = pca(stacked)
+        for i, penalty in enumerate(penalties):
+            coefficients = _coefficients(pca, scores, fitted, penalty)
+            for slide in (slide for slide in cohort if slide.name in held_out):
+                held = pca(features[slide.name])
+                for j, size in enumerate(sizes):
+                    predicted = held[:, :size] @ coefficients[:size]
+                    totals[i, j] += _mean_pearson(expression_of(slide), predicted) / len(held_out)
+    # The stronger penalty and the smaller size where several are equally good.
+    i, j = max(np.ndindex(totals.shape), key=lambda at: (round(totals[at], 6), at[0], -at[1]))
+    return penalties[i], sizes[j]
+
+
+def _mean_pearson(measured: Float32, predicted: Float64) -> float:
+    scores = pearson(measured, predicted)
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
+
+
+def relative_expression(cohort: Cohort) -> tuple[dict[str, Float64], Float64, Float64]:
+    """Expression of each slide scaled to mean 0 and variance 1 per gene, and the mean and the spread to scale it back.
+
+    A slide's own level and depth then weigh nothing, and every slide weighs the same. The scale back is the mean over
+    slides of the per-slide means and standard deviations.
+    """
+    scaled, means, spreads = {}, [], []
+    for slide in cohort:
+        values = expression_of(slide).astype(np.float64)
+        mean, spread = values.mean(axis=0), values.std(axis=0)
+        scaled[slide.name] = np.where(spread > 1e-9, (values - mean) / np.where(spread > 1e-9, spread, 1.0), 0.0)
+        means.append(mean)
+        spreads.append(spread)
+    return scaled, np.mean(means, axis=0), np.mean(spreads, axis=0)
+
+
+def pooled_expression(cohort: Cohort) -> dict[str, Float64]:
+    """Expression of each slide as it is, float64, by slide name."""
+    return {slide.name: expression_of(slide).astype(np.float64) for slide in cohort}
+
+
+RINGS = (6, 18, 60)
+"""Numbers of nearest spots whose mean embedding describes a spot's surroundings."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on the cohort's leading components.
+
+    Each of the four parts is standardised per slide and then weighs as the embedding itself does.
+    """
+
+    pca: PCA
+    spread: Float64
+
+    @classmethod
+    def fit(cls, slides: Sequence[Slide], size: int = 128) -> Self:
+        """Components of the slides' standardised embeddings."""
+        pca = PCA.fit(np.concatenate([slide.embedding for slide in slides]), size)
+        return cls(pca, np.sqrt(pca.variance))
+
+    def __call__(self, slide: Slide) -> Float32:
+        """Features of a slide's spots, (n_spots, 4 r)."""
+        from ..nn.neighbors import spatial_knn
+
+        scores = self.pca(slide.embedding)
+        nearest = spatial_knn(slide.coordinates, max(RINGS))
+        parts = [scores]
+        for ring in RINGS:
+            members = nearest[:, :ring]
+            parts.append(scores[members].mean(axis=1) if members.shape[1] else scores)
+        features = np.concatenate(parts, axis=1)
+        features -= features.mean(axis=0)
+        deviation = features.std(axis=0)
+        features /= np.where(deviation > 1e-9, deviation, 1.0)
+        return (features * np.tile(self.spread, len(parts))).astype(np.float32)
+
+    def arrays(self, prefix: str = "context.") -> dict[str, np.ndarray]:
+        """As named arrays."""
+        parts = {"mean": self.pca.mean, "axes": self.pca.axes, "spread": self.spread}
+        return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
+
+    @classmethod
+    def from_arrays(cls, state: Mapping[str, np.ndarray], prefix: str = "context.") -> Self:
+        """Inverse of :meth:`arrays`."""
+        spread = state[f"{prefix}spread"]
+        return cls(PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], spread**2, float("nan")), spread)

@@ -1,0 +1,50 @@
+"""Control: the mean expression of the most similar reference spots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from .._slides import Cohort, Float32, Slide
+from .base import Method, Run, State, register
+
+
+@register
+class KNN(Method):
+    """Mean expression of the reference spots most similar by cosine of the standardised embedding.
+
+    Parameters
+    ----------
+    n_neighbors
+        Reference spots per target spot.
+    """
+
+    name = "knn"
+
+    def __init__(self, n_neighbors: int = 15) -> None:
+        if n_neighbors < 1:
+            raise ValueError(f"n_neighbors is at least 1, not {n_neighbors}.")
+        self.n_neighbors = n_neighbors
+
+    def fit(self, cohort: Cohort, run: Run) -> Self:
+        if cohort.n_spots < self.n_neighbors:
+            raise ValueError(f"knn needs {self.n_neighbors} reference spots (n_neighbors); the reference has {cohort.n_spots}.")
+        return self.restore({}, cohort)
+
+    def predict(self, slide: Slide) -> Float32:
+        from ..nn.neighbors import cosine_topk
+
+        index, _ = cosine_topk(slide.embedding, self._embedding, self.n_neighbors)
+        return self._expression[index].mean(axis=1, dtype=np.float64).astype(np.float32)
+
+    def params(self) -> dict[str, Any]:
+        return {"n_neighbors": self.n_neighbors}
+
+    def state(self) -> State:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
+        self._embedding, self._expression = cohort.embedding(), cohort.expression()
+        return self

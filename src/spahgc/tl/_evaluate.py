@@ -1,0 +1,124 @@
+"""Score a prediction against measured expression."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _keys as keys
+from .. import _validate as check
+from .. import metrics
+from .._tables import measured_expression, slide_rows
+from ..get import prediction_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("spahgc")
+
+
+def evaluate(
+    adata: AnnData,
+    *,
+    key: str = keys.PREDICTION,
+    library_key: str | None = None,
+    patient_key: str = keys.PATIENT,
+    layer: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Score a prediction, gene by gene within each slide.
+
+    Measured counts are brought into the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``, ``mae``, ``pearson_depth_removed``
+    (after log depth is regressed out of both), and ``depth_only``, the Pearson of an oracle that knows only each spot's total count: a score that is
+    not above it shows no knowledge of the gene. A gene that is constant on a slide has no correlation (NaN).
+
+    Parameters
+    ----------
+    adata
+        Table with a prediction and measured counts in ``X`` (or `layer`).
+    key
+        The prediction's key.
+    library_key
+        Column of ``obs`` that names the slide; `None` takes the table's SpatialData region key.
+    patient_key
+        Column of ``obs`` that names the patient; may be missing.
+    layer
+        Layer with the counts; `None` is ``X``.
+    copy
+        Write to a copy, and return it.
+
+    Returns
+    -------
+    `None`, or with `copy` the copy. Written are ``uns["{key}_scores"]``, a long table as a dict of columns (see
+    :func:`spahgc.get.scores`), and ``var["{key}_{metric}"]``, the mean over slides.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction.
+    ValueError
+        If there is no measured expression, or none of the predicted genes was measured.
+    """
+    check.check_table(adata, what="target")
+    table = prediction_table(adata, key)
+    params = adata.uns[key][keys.PARAMS]
+    library_key = check.library_column(adata, library_key or params.get("library_key"), what="target")
+    genes = [str(gene) for gene in table.columns if gene in adata.var_names]
+    if not genes and adata.n_vars:
+        raise ValueError(
+            f"None of the {table.shape[1]} predicted genes is among the target's {adata.n_vars} measured ones."
+            f"{check.naming_hint(list(table.columns), adata.var_names)}"
+        )
+    measured, depth = measured_expression(adata, genes, params["normalize"], layer=layer)
+    predicted = table[genes].to_numpy()
+    columns: dict[str, list[Any]] = {name: [] for name in ("slide", "patient", "method", "gene", "metric", "value")}
+    for slide, rows in slide_rows(adata, library_key).items():
+        if len(rows) < 2:
+            raise ValueError(f"Slide {slide!r} has {len(rows)} spot: a score over spots needs at least two.")
+        patients = adata.obs[patient_key].iloc[rows].astype(str).unique() if patient_key in adata.obs else []
+        patient = patients[0] if len(patients) == 1 else "unknown"
+        for metric, values in score_slide(measured[rows], predicted[rows], depth[rows]).items():
+            n = len(genes)
+            for name, column in {
+                "slide": [slide] * n,
+                "patient": [patient] * n,
+                "method": [str(params["method"])] * n,
+                "gene": genes,
+                "metric": [metric] * n,
+                "value": values.tolist(),
+            }.items():
+                columns[name].extend(column)
+    target = adata.copy() if copy else adata
+    target.uns[keys.scores(key)] = {
+        name: np.array(column, dtype=np.float64 if name == "value" else object) for name, column in columns.items()
+    }
+    _write_means(target, key, genes)
+    if params["normalize"] != "log1p":
+        logger.warning(
+            "normalize=%r keeps sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f here.",
+            params["normalize"],
+            np.nanmean(target.var[keys.gene(key, "depth_only")]),
+        )
+    return target if copy else None
+
+
+def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
+    """All per-gene scores of one slide, by metric."""
+    return {
+        "pearson": metrics.pearson(measured, predicted),
+        "spearman": metrics.spearman(measured, predicted),
+        "rmse": metrics.rmse(measured, predicted),
+        "mae": metrics.mae(measured, predicted),
+        "pearson_depth_removed": metrics.pearson_depth_removed(measured, predicted, depth),
+        "depth_only": metrics.depth_only(measured, depth),
+    }
+
+
+def _write_means(adata: AnnData, key: str, genes: list[str]) -> None:
+    from ..get import scores
+
+    means = scores(adata, key=key).groupby(["metric", "gene"], observed=True)["value"].mean()
+    for metric in means.index.get_level_values("metric").unique():
+        adata.var[keys.gene(key, metric)] = means[metric].reindex(adata.var_names).to_numpy()

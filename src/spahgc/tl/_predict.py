@@ -1,0 +1,214 @@
+"""Predict the expression of target slides."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import _keys as keys
+from .. import _validate as check
+from .._expression import UNITS, Normalize
+from .._slides import SplitBy
+from .._tables import TargetSlide, target_slides
+from ._model import Model
+from ._train import train
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("spahgc")
+
+
+def predict(
+    reference: AnnData | Model,
+    adata_target: AnnData,
+    *,
+    panel: int | Sequence[str] | None = None,
+    method: str | None = None,
+    preset: Literal["default", "paper"] | None = None,
+    method_params: Mapping[str, Any] | None = None,
+    normalize: Normalize | None = None,
+    use_rep: str | None = None,
+    library_key: str | None = None,
+    patient_key: str = keys.PATIENT,
+    layer: str | None = None,
+    split_by: SplitBy | None = None,
+    rng: int | np.random.Generator | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    key_added: str = keys.PREDICTION,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict the expression of target slides from their H&E.
+
+    With a table as the reference, a model is trained on it first (:func:`train`); to keep the model, call :func:`train` yourself. Expression
+    of the target, measured or not, is never read.
+
+    Parameters
+    ----------
+    reference
+        Table of the reference slides, or a trained model.
+    adata_target
+        Table of the slides to predict: embeddings made like the reference's in ``obsm``, positions in ``obsm["spatial"]``.
+    panel, method, preset, method_params, normalize, use_rep, layer, rng
+        See :func:`train`; with a model they are settled and must not be given.
+    library_key
+        Column of ``obs`` that names the slide, in both tables; `None` takes each table's SpatialData region key.
+    patient_key
+        Column of ``obs`` that names the patient; the target may lack it.
+    split_by
+        What is held out while tuning, see :func:`train`. `None`: slides, if every target slide is known to be of a reference
+        patient; else patients.
+    device, progress
+        `None` takes :data:`spahgc.settings`.
+    key_added
+        Key of what is written.
+    copy
+        Write to a copy of the target, and return it.
+
+    Returns
+    -------
+    `None`, or with `copy` the copy. Written are, for ``key_added="spahgc"``:
+
+    ``obsm["spahgc"]``
+        DataFrame (n_obs, panel), float32: predicted expression.
+    ``layers["spahgc"]``
+        The same (n_obs, n_vars), where the target's ``var`` holds genes of the panel; NaN outside it.
+    ``obs["spahgc_support"]``
+        float32, 0 to 1: the share of reference spots that are at least as far from the reference's other slides as this spot is, in the
+        embedding as the encoder gave it. Small values mean tissue or stain that the reference does not cover.
+    ``uns["spahgc"]``
+        ``params``, ``genes``, ``units``, ``encoder``, ``model`` (fingerprint), ``training`` (curves), ``versions``.
+
+    ``X`` and measured layers are left alone.
+
+    Raises
+    ------
+    KeyError
+        If a slot, column or gene is not there.
+    ValueError
+        If the embeddings of reference and target do not match, or values are not what they have to be.
+    """
+    given = {
+        "panel": panel,
+        "method": method,
+        "preset": preset,
+        "method_params": method_params,
+        "normalize": normalize,
+        "use_rep": use_rep,
+        "layer": layer,
+        "split_by": split_by,
+        "rng": rng,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    check.check_table(adata_target, what="target")
+    _check_key(adata_target, key_added)
+    if isinstance(reference, Model):
+        if given:
+            raise ValueError(f"{', '.join(given)} cannot be changed: the model is trained. Train another one with spahgc.tl.train.")
+        model = reference
+    else:
+        # Looked at before the training, so that a bad target does not cost one.
+        check.representation(adata_target, use_rep, what="target")
+        check.coordinates(adata_target, what="target")
+        check.check_table(reference, what="reference")
+        given.setdefault("split_by", _split_by(reference, adata_target, patient_key))
+        model = train(
+            reference, library_key=library_key, patient_key=patient_key, device=device, progress=progress, **given
+        )
+    targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
+    _warn(model, adata_target, targets)
+
+    values = np.empty((adata_target.n_obs, len(model.genes)), dtype=np.float32)
+    support = np.empty(adata_target.n_obs, dtype=np.float32)
+    for target in targets:
+        values[target.rows], support[target.rows] = model.predict_slide(target.slide)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"The prediction has NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} spots; nothing was written."
+        )
+    adata = adata_target.copy() if copy else adata_target
+    _write(adata, model, values, support, key_added, _params(model, targets, library_key))
+    return adata if copy else None
+
+
+def _write(
+    adata: AnnData, model: Model, values: np.ndarray, support: np.ndarray, key: str, params: dict[str, Any]
+) -> None:
+    import pandas as pd
+
+    adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=list(model.genes))
+    columns = adata.var_names.get_indexer(list(model.genes))
+    adata.layers.pop(key, None)
+    if (columns >= 0).any():
+        layer = np.full(adata.shape, np.nan, dtype=np.float32)
+        layer[:, columns[columns >= 0]] = values[:, columns >= 0]
+        adata.layers[key] = layer
+    adata.obs[keys.support(key)] = support
+    adata.uns[key] = {
+        keys.PARAMS: params,
+        "genes": list(model.genes),
+        "units": UNITS[model.recipe.normalize],
+        "encoder": dict(model.recipe.encoder or {}),
+        "model": model.fingerprint,
+        "training": {name: list(curve) for name, curve in model.history.items()},
+        "versions": {package: version(package) for package in ("spahgc", "torch", "torch-geometric", "anndata")},
+    }
+    # Scores belong to the prediction they were computed on.
+    adata.uns.pop(keys.scores(key), None)
+    adata.var.drop(columns=[c for c in adata.var.columns if c.startswith(f"{key}_")], inplace=True)
+
+
+def _params(model: Model, targets: list[TargetSlide], library_key: str | None) -> dict[str, Any]:
+    return {
+        "method": model.method.name,
+        "method_params": model.method.params(),
+        "normalize": model.recipe.normalize,
+        "use_rep": model.recipe.use_rep,
+        "library_key": library_key,
+        **model.params,
+        "reference_slides": [slide.name for slide in model.reference],
+        "reference_patients": [str(slide.patient) for slide in model.reference],
+        "target_slides": [target.slide.name for target in targets],
+        "shared_patients": sorted({str(t.slide.patient) for t in targets if t.slide.patient in model.reference.patients}),
+    }
+
+
+def _split_by(reference: AnnData, target: AnnData, patient_key: str) -> SplitBy:
+    if patient_key not in reference.obs or patient_key not in target.obs:
+        return "patient"
+    known = set(reference.obs[patient_key].astype(str))
+    return "slide" if set(target.obs[patient_key].astype(str)) <= known else "patient"
+
+
+def _check_key(adata: AnnData, key: str) -> None:
+    """The key is a plain name, and free or one of our own predictions."""
+    if not key or not all(c.isalnum() or c in "_-." for c in key):
+        raise ValueError(f"key_added is made of letters, digits, '_', '-' and '.', not {key!r}.")
+    ours = isinstance(adata.uns.get(key), dict) and "model" in adata.uns[key]
+    if not ours and (key in adata.layers or key in adata.obsm or key in adata.uns):
+        raise ValueError(f"The target holds something else under {key!r}, which is never overwritten. Choose another key_added.")
+
+
+def _warn(model: Model, adata: AnnData, targets: list[TargetSlide]) -> None:
+    trained_on = {slide.name: slide for slide in model.reference}
+    for target in targets:
+        twin = trained_on.get(target.slide.name)
+        if twin is not None and np.array_equal(twin.embedding, target.slide.embedding):
+            warnings.warn(
+                f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, and a score on it means nothing.",
+                UserWarning,
+                stacklevel=3,
+            )
+    if adata.n_vars and not adata.var_names.isin(model.genes).any():
+        warnings.warn(
+            f"None of the {len(model.genes)} predicted genes is among the target's {adata.n_vars} measured ones, so no layer is written and "
+            f"nothing can be scored.{check.naming_hint(model.genes, adata.var_names)}",
+            UserWarning,
+            stacklevel=3,
+        )

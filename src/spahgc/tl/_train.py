@@ -1,0 +1,123 @@
+"""Train a method on reference slides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import _validate as check
+from .._expression import Normalize
+from .._settings import settings
+from .._slides import SplitBy
+from .._tables import reference_cohort
+from ..methods import METHODS, Run, get_method
+from ._model import Model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("spahgc")
+
+
+def train(
+    adata_ref: AnnData,
+    *,
+    panel: int | Sequence[str] = 300,
+    method: str = "spahgc",
+    preset: Literal["default", "paper"] | None = None,
+    method_params: Mapping[str, Any] | None = None,
+    normalize: Normalize = "log1p",
+    use_rep: str | None = None,
+    library_key: str | None = None,
+    patient_key: str = "patient",
+    layer: str | None = None,
+    split_by: SplitBy = "patient",
+    rng: int | np.random.Generator = 0,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> Model:
+    """Train on slides with H&E and measured expression.
+
+    The table is not changed. The order of its rows and slides does not matter.
+
+    Parameters
+    ----------
+    adata_ref
+        Table of the reference slides: counts in ``X`` (or `layer`), embeddings in ``obsm``, positions in ``obsm["spatial"]``,
+        slide and patient in ``obs``.
+    panel
+        Genes to predict: their names, or how many to take. A number takes the genes with the best mean dispersion rank over the
+        reference slides (variance of the counts around what depth leads to expect, over their mean), found in more than 5 % of the spots.
+    method
+        Name in :data:`spahgc.methods.METHODS`.
+    preset
+        For ``method="spahgc"``: ``"default"``, or ``"paper"`` for the published method to the letter.
+    method_params
+        Further parameters of the method.
+    normalize
+        Unit of the expression. ``"log1p"``: counts per 10,000 over all genes, log1p. ``"log10"``: log10(counts + 1), in which
+        sequencing depth passes for skill. ``"none"``: the values as they are.
+    use_rep
+        Embedding, key of ``obsm``; `None` takes the only ``image_*`` there.
+    library_key
+        Column of ``obs`` that names the slide; `None` takes the table's SpatialData region key.
+    patient_key
+        Column of ``obs`` that names the patient.
+    layer
+        Layer with the counts; `None` is ``X``.
+    split_by
+        What is held out while tuning: ``"patient"`` prepares for slides of new patients, ``"slide"`` for other slides of the
+        reference's own patients.
+    rng
+        Seed, or generator to draw it from.
+    device
+        Torch device; `None` takes :data:`spahgc.settings`.
+    progress
+        Show a progress bar; `None` takes :data:`spahgc.settings`.
+
+    Returns
+    -------
+    The trained model.
+
+    Raises
+    ------
+    KeyError
+        If a slot, column or gene is not there.
+    ValueError
+        If values are not what they have to be (counts, finite embeddings), or there are too few slides or spots for the method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS))}.")
+    params = _method_params(method, preset, method_params)
+    if split_by not in ("patient", "slide"):
+        raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")
+    cohort, recipe = reference_cohort(
+        adata_ref,
+        panel=panel,
+        normalize_as=normalize,
+        use_rep=use_rep,
+        library_key=library_key,
+        patient_key=patient_key,
+        layer=layer,
+    )
+    seed = check.rng_seed(rng)
+    fitted = get_method(method, **params)
+    logger.info(
+        "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)
+    )
+    run = Run(seed, device, settings.progress if progress is None else progress, split_by)
+    fitted.fit(cohort.standardized(), run)
+    record = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
+    return Model(fitted, cohort, recipe, record)
+
+
+def _method_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
+    params = dict(method_params or {})
+    if preset is not None:
+        if method != "spahgc":
+            raise ValueError(f"preset={preset!r} belongs to method='spahgc'; {method!r} has none.")
+        params["preset"] = preset
+    return params
