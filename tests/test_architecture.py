@@ -48,8 +48,8 @@ FORBIDDEN = {
 }
 
 SLOTS = {"layers", "obs", "obsm", "obsp", "uns", "var", "varm", "varp"}
-# Values of `_keys` that mean nothing else anywhere: written out in another module, they are keys. (`microns_per_pixel` is
-# a parameter as well, and stands in messages.)
+# Values of `_keys` that mean nothing else anywhere: written out in another module, they are keys. The exception is a
+# parameter as well, and stands in messages.
 DISTINCTIVE = {
     value
     for name, value in vars(_keys).items()
