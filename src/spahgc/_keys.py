@@ -43,6 +43,10 @@ SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""
 
 
+METRICS = ("pearson", "spearman", "rmse", "mae", "pearson_depth_removed", "depth_only")
+"""Per-gene scores that :func:`spahgc.tl.evaluate` writes; ``var["{key}_{metric}"]`` is their mean over slides."""
+
+
 def image(encoder: str) -> str:
     """``obsm`` key of the embeddings of an encoder."""
     return f"{IMAGE_PREFIX}{encoder}"

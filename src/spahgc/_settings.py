@@ -67,7 +67,9 @@ class Settings:
             found.type == "mps" and not torch.backends.mps.is_available()
         )
         if missing:
-            raise ValueError(f"Device {name!r} is not available on this machine. Set spahgc.settings.device = 'auto' or 'cpu'.")
+            raise ValueError(
+                f"Device {name!r} is not available on this machine. Set spahgc.settings.device = 'auto' or 'cpu'."
+            )
         return found
 
     def workers(self, n_jobs: int | None = None) -> int:

@@ -62,7 +62,9 @@ class Slide:
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
         """The slide restricted to some spots, in the given order."""
         expression = None if self.expression is None else self.expression[index]
-        return replace(self, embedding=self.embedding[index], coordinates=self.coordinates[index], expression=expression)
+        return replace(
+            self, embedding=self.embedding[index], coordinates=self.coordinates[index], expression=expression
+        )
 
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""

@@ -93,7 +93,9 @@ def reference_cohort(
     for name, index in rows.items():
         patients = adata.obs[patient_key].iloc[index].astype(str).unique()
         if len(patients) > 1:
-            raise ValueError(f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(patients)}.")
+            raise ValueError(
+                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(patients)}."
+            )
         values = normalize(matrix[index], normalize_as, genes=columns)
         slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values))
     genes = tuple(adata.var_names[columns].astype(str))
@@ -101,7 +103,9 @@ def reference_cohort(
     return Cohort(tuple(slides), genes), recipe
 
 
-def target_slides(adata: AnnData, recipe: Recipe, *, library_key: str | None, patient_key: str | None) -> list[TargetSlide]:
+def target_slides(
+    adata: AnnData, recipe: Recipe, *, library_key: str | None, patient_key: str | None
+) -> list[TargetSlide]:
     """The slides of a target table, without expression: it is never read here."""
     what = "target"
     check.check_table(adata, what=what)
@@ -127,13 +131,17 @@ def target_slides(adata: AnnData, recipe: Recipe, *, library_key: str | None, pa
     return targets
 
 
-def measured_expression(adata: AnnData, genes: Sequence[str], how: Normalize, *, layer: str | None) -> tuple[Any, NDArray[np.float64]]:
+def measured_expression(
+    adata: AnnData, genes: Sequence[str], how: Normalize, *, layer: str | None
+) -> tuple[Any, NDArray[np.float64]]:
     """Measured expression of some genes in the unit `how`, float32 (n_obs, n_genes), and the spots' depth."""
     from ._expression import spot_depth
 
     what = "target"
     matrix = (
-        check.expression(adata, layer, what=what) if how == "none" else check.counts(adata, layer, what=what, normalize=how)
+        check.expression(adata, layer, what=what)
+        if how == "none"
+        else check.counts(adata, layer, what=what, normalize=how)
     )
     columns = adata.var_names.get_indexer(list(genes))
     return normalize(matrix, how, genes=columns), spot_depth(matrix)
@@ -182,7 +190,9 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
             raise ValueError(f"panel is at least 1 gene, not {panel}.")
         ranked = rank_genes(matrices)
         if len(ranked) == 0:
-            raise ValueError("No gene of the reference varies on every slide and is found in more than 5 % of its spots.")
+            raise ValueError(
+                "No gene of the reference varies on every slide and is found in more than 5 % of its spots."
+            )
         return ranked[:panel]
     wanted = list(dict.fromkeys(str(gene) for gene in panel))
     if not wanted:

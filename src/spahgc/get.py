@@ -44,13 +44,12 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
 
     table = prediction_table(adata, key)
     var = pd.DataFrame(index=table.columns.astype(str))
-    for column in adata.var.columns[adata.var.columns.str.startswith(f"{key}_")]:
-        var[column] = adata.var[column].reindex(var.index).to_numpy()
     if keys.scores(key) in adata.uns:
-        means = scores(adata, key=key).groupby(["metric", "gene"], observed=True)["value"].mean()
-        for metric in means.index.get_level_values("metric").unique():
-            var[keys.gene(key, metric)] = means[metric].reindex(var.index).to_numpy()
-    kept = {name: deepcopy(adata.uns[name]) for name in (key, keys.SPATIAL, keys.SPATIALDATA_ATTRS) if name in adata.uns}
+        for metric, values in mean_scores(adata, key).items():
+            var[keys.gene(key, metric)] = values.reindex(var.index).to_numpy()
+    kept = {
+        name: deepcopy(adata.uns[name]) for name in (key, keys.SPATIAL, keys.SPATIALDATA_ATTRS) if name in adata.uns
+    }
     obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
     return anndata.AnnData(
         X=table.to_numpy(dtype=np.float32, copy=True), obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm
@@ -85,6 +84,12 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
             f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
     return pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
+
+
+def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:
+    """Mean of each metric over slides, by gene; a gene that has no score on any slide is NaN."""
+    means = scores(adata, key=key).groupby(["metric", "gene"])["value"].mean()
+    return {metric: means[metric] for metric in keys.METRICS}
 
 
 def prediction_table(adata: AnnData, key: str) -> pd.DataFrame:

@@ -39,9 +39,13 @@ class ContextRidge(Method):
             self._level, self._spread = np.zeros(len(cohort.genes)), np.ones(len(cohort.genes))
         self._context = Context.fit(cohort.slides)
         features = {slide.name: self._context(slide) for slide in cohort}
-        self.hyperparameters = tune(cohort, features, values, split_by=run.split_by) if hyperparameters is None else hyperparameters
+        self.hyperparameters = (
+            tune(cohort, features, values, split_by=run.split_by) if hyperparameters is None else hyperparameters
+        )
         stacked = np.concatenate([features[slide.name] for slide in cohort])
-        self._fit = LinearFit.fit(stacked, np.concatenate([values[slide.name] for slide in cohort]), *self.hyperparameters)
+        self._fit = LinearFit.fit(
+            stacked, np.concatenate([values[slide.name] for slide in cohort]), *self.hyperparameters
+        )
         return self
 
     def predict(self, slide: Slide) -> Float32:

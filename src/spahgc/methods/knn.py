@@ -30,7 +30,9 @@ class KNN(Method):
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         if cohort.n_spots < self.n_neighbors:
-            raise ValueError(f"knn needs {self.n_neighbors} reference spots (n_neighbors); the reference has {cohort.n_spots}.")
+            raise ValueError(
+                f"knn needs {self.n_neighbors} reference spots (n_neighbors); the reference has {cohort.n_spots}."
+            )
         return self.restore({}, cohort)
 
     def predict(self, slide: Slide) -> Float32:

@@ -97,7 +97,9 @@ class SpaHGC(Method):
     source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     min_slides: ClassVar[int] = 2
 
-    def __init__(self, preset: str = "default", network: Mapping[str, Any] | None = None, n_seeds: int | None = None) -> None:
+    def __init__(
+        self, preset: str = "default", network: Mapping[str, Any] | None = None, n_seeds: int | None = None
+    ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"No preset {preset!r}. Available: {', '.join(PRESETS)}.")
         if n_seeds is not None and n_seeds < 1:
@@ -142,7 +144,9 @@ class SpaHGC(Method):
             )
             self._networks.append(network.cpu())
             curves.append(history)
-        self._history = {key: np.mean([curve[key] for curve in curves], axis=0).tolist() for key in (curves[0] if curves else {})}
+        self._history = {
+            key: np.mean([curve[key] for curve in curves], axis=0).tolist() for key in (curves[0] if curves else {})
+        }
         if validation:
             self._history["validation"] = validation
         self._history["chosen_epoch"] = [float(epochs)]
@@ -181,7 +185,9 @@ class SpaHGC(Method):
         self._networks = []
         for i in range(n_networks):
             prefix = f"network{i}."
-            weights = {key.removeprefix(prefix): torch.from_numpy(state[key].copy()) for key in state if key.startswith(prefix)}
+            weights = {
+                key.removeprefix(prefix): torch.from_numpy(state[key].copy()) for key in state if key.startswith(prefix)
+            }
             network = Network(
                 cohort.slides[0].embedding.shape[1], len(cohort.genes), config, components=weights.get("components")
             )
@@ -320,7 +326,9 @@ def _choose_epochs(
 
 def _folds(groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
     """At most five folds: groups beyond that share one."""
-    return [tuple(name for group in groups[i::_MAX_FOLDS] for name in group) for i in range(min(_MAX_FOLDS, len(groups)))]
+    return [
+        tuple(name for group in groups[i::_MAX_FOLDS] for name in group) for i in range(min(_MAX_FOLDS, len(groups)))
+    ]
 
 
 def _mean_pearson(slide: Slide, predicted: np.ndarray) -> float:

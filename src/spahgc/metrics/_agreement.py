@@ -133,7 +133,9 @@ def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
 def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"measured and predicted are matrices (n_obs, n_vars) of one shape, not {a.shape} and {b.shape}.")
+        raise ValueError(
+            f"measured and predicted are matrices (n_obs, n_vars) of one shape, not {a.shape} and {b.shape}."
+        )
     if a.shape[0] < 2:
         raise ValueError(f"A score over spots needs at least two spots, not {a.shape[0]}.")
     return a, b

@@ -11,7 +11,7 @@ from .. import _keys as keys
 from .. import _validate as check
 from .. import metrics
 from .._tables import measured_expression, slide_rows
-from ..get import prediction_table
+from ..get import mean_scores, prediction_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,7 +94,8 @@ def evaluate(
     target.uns[keys.scores(key)] = {
         name: np.array(column, dtype=np.float64 if name == "value" else object) for name, column in columns.items()
     }
-    _write_means(target, key, genes)
+    for metric, means in mean_scores(target, key).items():
+        target.var[keys.gene(key, metric)] = means.reindex(target.var_names).to_numpy()
     if params["normalize"] != "log1p":
         logger.warning(
             "normalize=%r keeps sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f here.",
@@ -105,7 +106,7 @@ def evaluate(
 
 
 def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
-    """All per-gene scores of one slide, by metric."""
+    """All per-gene scores of one slide, by metric (:data:`spahgc._keys.METRICS`)."""
     return {
         "pearson": metrics.pearson(measured, predicted),
         "spearman": metrics.spearman(measured, predicted),
@@ -114,11 +115,3 @@ def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) 
         "pearson_depth_removed": metrics.pearson_depth_removed(measured, predicted, depth),
         "depth_only": metrics.depth_only(measured, depth),
     }
-
-
-def _write_means(adata: AnnData, key: str, genes: list[str]) -> None:
-    from ..get import scores
-
-    means = scores(adata, key=key).groupby(["metric", "gene"], observed=True)["value"].mean()
-    for metric in means.index.get_level_values("metric").unique():
-        adata.var[keys.gene(key, metric)] = means[metric].reindex(adata.var_names).to_numpy()

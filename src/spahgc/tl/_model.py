@@ -80,7 +80,9 @@ class Model:
             "method_params": self.method.params(),
             "recipe": self.recipe.to_dict(),
             "params": self.params,
-            "slides": [{"name": slide.name, "patient": slide.patient, "n_spots": len(slide)} for slide in self.reference],
+            "slides": [
+                {"name": slide.name, "patient": slide.patient, "n_spots": len(slide)} for slide in self.reference
+            ],
         }
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -163,7 +165,9 @@ class Model:
         recipe = Recipe.from_dict(config["recipe"])
         reference = Cohort(
             tuple(
-                Slide(s["name"], s["patient"], bank[f"{i}.embedding"], bank[f"{i}.coordinates"], bank[f"{i}.expression"])
+                Slide(
+                    s["name"], s["patient"], bank[f"{i}.embedding"], bank[f"{i}.coordinates"], bank[f"{i}.expression"]
+                )
                 for i, s in enumerate(slides)
             ),
             recipe.genes,
@@ -177,7 +181,11 @@ class Model:
 def _bank(reference: Cohort) -> dict[str, np.ndarray]:
     arrays = {}
     for i, slide in enumerate(reference):
-        arrays |= {f"{i}.embedding": slide.embedding, f"{i}.coordinates": slide.coordinates, f"{i}.expression": slide.expression}
+        arrays |= {
+            f"{i}.embedding": slide.embedding,
+            f"{i}.coordinates": slide.coordinates,
+            f"{i}.expression": slide.expression,
+        }
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -192,7 +200,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         found = config["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / CONFIG} cannot be read ({error}): it is truncated or was edited. Copy it again, or train again.") from error
+        raise ValueError(
+            f"{path / CONFIG} cannot be read ({error}): it is truncated or was edited. Copy it again, or train again."
+        ) from error
     if not isinstance(found, int) or found > FORMAT:
         raise ValueError(
             f"{path} has model format {found}; this spahgc reads up to {FORMAT}. It was written by spahgc "

@@ -110,7 +110,9 @@ def predict(
     _check_key(adata_target, key_added)
     if isinstance(reference, Model):
         if given:
-            raise ValueError(f"{', '.join(given)} cannot be changed: the model is trained. Train another one with spahgc.tl.train.")
+            raise ValueError(
+                f"{', '.join(given)} cannot be changed: the model is trained. Train another one with spahgc.tl.train."
+            )
         model = reference
     else:
         # Looked at before the training, so that a bad target does not cost one.
@@ -161,7 +163,7 @@ def _write(
     }
     # Scores belong to the prediction they were computed on.
     adata.uns.pop(keys.scores(key), None)
-    adata.var.drop(columns=[c for c in adata.var.columns if c.startswith(f"{key}_")], inplace=True)
+    adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
 
 
 def _params(model: Model, targets: list[TargetSlide], library_key: str | None) -> dict[str, Any]:
@@ -175,7 +177,9 @@ def _params(model: Model, targets: list[TargetSlide], library_key: str | None) -
         "reference_slides": [slide.name for slide in model.reference],
         "reference_patients": [str(slide.patient) for slide in model.reference],
         "target_slides": [target.slide.name for target in targets],
-        "shared_patients": sorted({str(t.slide.patient) for t in targets if t.slide.patient in model.reference.patients}),
+        "shared_patients": sorted(
+            {str(t.slide.patient) for t in targets if t.slide.patient in model.reference.patients}
+        ),
     }
 
 
@@ -192,7 +196,9 @@ def _check_key(adata: AnnData, key: str) -> None:
         raise ValueError(f"key_added is made of letters, digits, '_', '-' and '.', not {key!r}.")
     ours = isinstance(adata.uns.get(key), dict) and "model" in adata.uns[key]
     if not ours and (key in adata.layers or key in adata.obsm or key in adata.uns):
-        raise ValueError(f"The target holds something else under {key!r}, which is never overwritten. Choose another key_added.")
+        raise ValueError(
+            f"The target holds something else under {key!r}, which is never overwritten. Choose another key_added."
+        )
 
 
 def _warn(model: Model, adata: AnnData, targets: list[TargetSlide]) -> None:
