@@ -31,8 +31,8 @@ def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] 
     counts
         Counts (n_obs, n_vars), dense or SciPy sparse; with `how` ``"none"`` any expression.
     how
-        ``"log1p"``: counts per 10,000 over all genes, then log1p. ``"log10"``: log10(counts + 1), which keeps sequencing
-        depth in. ``"none"``: as given.
+        ``"log1p"``: counts per 10,000 over all genes, then log1p. ``"log10"``: log10(counts + 1), which keeps
+        sequencing depth in. ``"none"``: as given.
     genes
         Columns to return; depth is still taken over all columns.
 
@@ -60,9 +60,9 @@ def spot_depth(counts: Any) -> NDArray[np.float64]:
 def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[np.intp]:
     """Genes by how variable they are on the reference slides, best first.
 
-    Per slide a gene's dispersion is the variance of its counts around what the depth of each spot leads to expect, over its
-    mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks. Genes found in at most
-    `min_fraction` of all spots, or not at all on some slide, are left out.
+    Per slide a gene's dispersion is the variance of its counts around what the depth of each spot leads to expect,
+    over its mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks. Genes
+    found in at most `min_fraction` of all spots, or not at all on some slide, are left out.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def dispersion(counts: Any) -> NDArray[np.float64]:
     """Variance of each gene's counts around what depth leads to expect, over the mean count, float64 (n_vars,).
 
     A spot is expected to hold the slide's share of a gene times its own depth. The ratio is 1 for counts that vary by
-    sampling alone (Poisson), 0 for a gene without counts. Plain variance over mean would rank genes by how well they follow
-    depth; variance over mean of depth-normalised counts, by how noisy shallow spots are.
+    sampling alone (Poisson), 0 for a gene without counts. Plain variance over mean would rank genes by how well they
+    follow depth; variance over mean of depth-normalised counts, by how noisy shallow spots are.
 
     Parameters
     ----------

@@ -7,7 +7,8 @@ parameters in ``uns[key]["params"]``.
 from __future__ import annotations
 
 SPATIAL = "spatial"
-"""``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale factors."""
+"""``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale
+factors."""
 
 SPATIALDATA_ATTRS = "spatialdata_attrs"
 """``uns``: the link of a SpatialData table to its shapes (``region``, ``region_key``, ``instance_key``)."""

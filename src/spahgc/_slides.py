@@ -1,7 +1,8 @@
 """Slides as plain arrays: the only door between AnnData tables and the methods.
 
-A :class:`Slide` is one tissue section, a :class:`Cohort` several with the same genes and embedding. Both put spots and slides
-into a canonical order (spots by position, slides by name), so that the order of rows in a user's table changes no result.
+A :class:`Slide` is one tissue section, a :class:`Cohort` several with the same genes and embedding. Both put spots
+and slides into a canonical order (spots by position, slides by name), so that the order of rows in a user's table
+changes no result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 SplitBy = Literal["patient", "slide"]
-"""What is held out while tuning: patients, for targets of new patients; slides, for other slides of the same patients."""
+"""What is held out while tuning: patients, for targets of new patients; slides, for other slides of the same
+patients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,8 @@ class Cohort:
     def splits(self, by: SplitBy = "patient") -> tuple[tuple[str, ...], ...]:
         """Groups of slides to hold out one at a time while tuning, by name.
 
-        By patient, or by slide where `by` says so or there is a single patient, because nothing else can be held out there.
+        By patient, or by slide where `by` says so or there is a single patient, because nothing else can be held out
+        there.
         """
         groups: dict[str, list[str]] = {}
         alone = by == "slide" or len(set(self.patients)) == 1

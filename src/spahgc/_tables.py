@@ -17,7 +17,8 @@ from ._slides import Cohort, Slide
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or the run.
+# What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or
+# the run.
 _RUN_ONLY = {keys.MPP, "n_padded", "n_jobs", "batch_size", "version", "spahgc_version", "image", "images"}
 
 
@@ -94,7 +95,8 @@ def reference_cohort(
         patients = adata.obs[patient_key].iloc[index].astype(str).unique()
         if len(patients) > 1:
             raise ValueError(
-                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(patients)}."
+                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: "
+                f"{check.listed(patients)}."
             )
         values = normalize(matrix[index], normalize_as, genes=columns)
         slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values))
@@ -154,7 +156,7 @@ def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
 
 
 def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
-    """What ``uns`` says about how an embedding was made, less what concerns one slide or run; `None` where nothing is said."""
+    """What ``uns`` says about how an embedding was made, less what concerns one slide or run; `None` if nothing."""
     entry = adata.uns.get(use_rep)
     if not isinstance(entry, dict) or keys.PARAMS not in entry:
         return None
@@ -178,7 +180,8 @@ def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any]
     differing = sorted(key for key in reference.keys() | target.keys() if reference.get(key) != target.get(key))
     said = "; ".join(f"{key}: reference {reference.get(key)!r}, target {target.get(key)!r}" for key in differing)
     raise ValueError(
-        f"obsm[{use_rep!r}] was made differently in reference and target ({said}). Embed both alike with spahgc.pp.image_embedding."
+        f"obsm[{use_rep!r}] was made differently in reference and target ({said}). Embed both alike with "
+        f"spahgc.pp.image_embedding."
     )
 
 

@@ -45,9 +45,10 @@ def rng_seed(rng: int | np.random.Generator) -> int:
     """The seed that an int or a Generator stands for; a Generator moves on."""
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+    seed: Any = rng  # Users pass other types too.
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise TypeError(f"rng is an int of at least 0 or a numpy Generator, not {rng!r}.")
-    return int(rng)
+    return int(seed)
 
 
 def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str:
@@ -56,7 +57,8 @@ def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str
         library_key = adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key")
         if library_key is None:
             raise KeyError(
-                f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'] and library_key was "
+                f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'] and "
+                f"library_key was "
                 f"not given. Pass library_key=<column of obs>; available: {listed(adata.obs.columns)}."
             )
     return column(adata, library_key, what=what, parameter="library_key")
@@ -66,7 +68,8 @@ def column(adata: AnnData, key: str, *, what: str, parameter: str, hint: str = "
     """Name of an ``obs`` column that is there and has no missing values."""
     if key not in adata.obs:
         raise KeyError(
-            f"{what}.obs has no column {key!r} ({parameter}). Available: {listed(adata.obs.columns)}.{' ' + hint if hint else ''}"
+            f"{what}.obs has no column {key!r} ({parameter}). Available: "
+            f"{listed(adata.obs.columns)}.{' ' + hint if hint else ''}"
         )
     if adata.obs[key].isna().any():
         raise ValueError(f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.")
@@ -131,7 +134,8 @@ def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None or adata.n_vars == 0:
         raise ValueError(
-            f"{what} has no expression ({'X is None' if matrix is None else 'n_vars is 0'}). A reference needs measured expression; "
+            f"{what} has no expression ({'X is None' if matrix is None else 'n_vars is 0'}). A reference needs "
+            f"measured expression; "
             "a slide with H&E only is a target."
         )
     matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
@@ -147,7 +151,8 @@ def counts(adata: AnnData, layer: str | None, *, what: str, normalize: str) -> A
     values = matrix.data if sp.issparse(matrix) else matrix
     name = _matrix_name(what, layer)
     advice = (
-        f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: {listed(adata.layers)}), "
+        f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: "
+        f"{listed(adata.layers)}), "
         "or normalize='none' to take the values as they are"
     )
     if (values < 0).any():
@@ -178,7 +183,7 @@ def naming_hint(wanted: Sequence[str], available: Iterable[str]) -> str:
         return f" The one side uses {here}, the other {there}: put the same kind into var_names of both."
     upper = {name.upper() for name in available}
     if sum(name.upper() in upper for name in wanted) > 0.5 * max(1, len(wanted)):
-        return " The names differ in upper and lower case only: human and mouse symbols? Put the same into var_names of both."
+        return " The names differ in upper and lower case only (human and mouse symbols?): spell them alike in both."
     return ""
 
 

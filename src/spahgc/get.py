@@ -28,8 +28,9 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
 
     Returns
     -------
-    AnnData with ``X`` the predicted expression (float32, n_obs x panel), ``obs``, ``obsm["spatial"]``, ``uns["spatial"]`` and the SpatialData
-    region link of `adata`, ``var`` with what is known of each gene (such as its scores, after :func:`spahgc.tl.evaluate`), and
+    AnnData with ``X`` the predicted expression (float32, n_obs x panel), ``obs``, ``obsm["spatial"]``,
+    ``uns["spatial"]`` and the SpatialData region link of `adata`, ``var`` with what is known of each gene (such as
+    its scores, after :func:`spahgc.tl.evaluate`), and
     ``uns[key]`` with how it was made. A copy; nothing is shared.
 
     Raises
@@ -68,7 +69,8 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with the columns ``slide``, ``patient``, ``method``, ``gene``, ``metric``, ``value``: a row per slide, gene and metric.
+    DataFrame with the columns ``slide``, ``patient``, ``method``, ``gene``, ``metric``, ``value``: a row per slide,
+    gene and metric.
 
     Raises
     ------
@@ -80,7 +82,8 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
     name = keys.scores(key)
     if name not in adata.uns:
         raise KeyError(
-            f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a table with measured "
+            f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on "
+            f"a table with measured "
             f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
     return pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})

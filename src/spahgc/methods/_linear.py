@@ -124,7 +124,7 @@ def tune(
     groups = cohort.splits(split_by)
     if len(groups) < 2:
         return UNTUNED
-    totals = np.zeros((len(penalties), len(sizes)))
+    totals = np.zeros((len(penalties), len(sizes)), dtype=np.float64)
     for held_out in groups:
         train = [slide.name for slide in cohort if slide.name not in held_out]
         stacked, fitted = np.concatenate([features[n] for n in train]), np.concatenate([values[n] for n in train])
@@ -138,7 +138,7 @@ def tune(
                     predicted = held[:, :size] @ coefficients[:size]
                     totals[i, j] += _mean_pearson(expression_of(slide), predicted) / len(held_out)
     # The stronger penalty and the smaller size where several are equally good.
-    i, j = max(np.ndindex(totals.shape), key=lambda at: (round(totals[at], 6), at[0], -at[1]))
+    i, j = max(np.ndindex(totals.shape), key=lambda at: (round(float(totals[at]), 6), at[0], -at[1]))
     return penalties[i], sizes[j]
 
 
@@ -174,7 +174,7 @@ RINGS = (6, 18, 60)
 
 @dataclass(frozen=True)
 class Context:
-    """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on the cohort's leading components.
+    """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on leading components.
 
     Each of the four parts is standardised per slide and then weighs as the embedding itself does.
     """

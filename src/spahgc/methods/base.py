@@ -40,8 +40,8 @@ class Run:
 class Method(ABC):
     """A predictor of expression from embeddings and positions.
 
-    A method is made with its parameters, fitted on a cohort of reference slides whose embeddings are standardised per slide,
-    and then predicts slides one by one. A slide to be predicted comes without expression.
+    A method is made with its parameters, fitted on a cohort of reference slides whose embeddings are standardised per
+    slide, and then predicts slides one by one. A slide to be predicted comes without expression.
     """
 
     name: ClassVar[str]

@@ -21,8 +21,8 @@ class ContextRidge(Method):
     Parameters
     ----------
     relative
-        Fit expression scaled to mean 0 and variance 1 per gene and slide, and scale the prediction back to the mean level
-        and spread of the reference slides.
+        Fit expression scaled to mean 0 and variance 1 per gene and slide, and scale the prediction back to the mean
+        level and spread of the reference slides.
     """
 
     name = "context_ridge"

@@ -79,9 +79,10 @@ UNTUNED_EPOCHS = 20
 class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
-    ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"`` starts
-    from context ridge (out of fold while training) and adds a small network on the same graph, zero at first; the number of epochs is
-    chosen on held-out reference slides, where 0 stands for context ridge alone, and three networks are averaged.
+    ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used.
+    ``preset="default"`` starts from context ridge (out of fold while training) and adds a small network on the same
+    graph, zero at first; the number of epochs is chosen on held-out reference slides, where 0 stands for context
+    ridge alone, and three networks are averaged.
 
     Parameters
     ----------
@@ -350,12 +351,14 @@ def _fewest_references(cohort: Cohort) -> int:
 def _check(cohort: Cohort, config: Config) -> None:
     if len(cohort) < SpaHGC.min_slides:
         raise ValueError(
-            f"spahgc needs at least two reference slides: while training, each is the target of references from the others, and there is "
+            f"spahgc needs at least two reference slides: while training, each is the target of references from the "
+            f"others, and there is "
             f"only {cohort.slides[0].name!r}. With one slide, method='ridge', 'context_ridge' or 'knn' are possible."
         )
     fewest = _fewest_references(cohort)
     if fewest < config.n_references:
         raise ValueError(
-            f"Each spot refers to K = {config.n_references} spots of other slides, and some slide has only {fewest} of them. Add reference "
+            f"Each spot refers to K = {config.n_references} spots of other slides, and some slide has only {fewest} "
+            f"of them. Add reference "
             f"slides or spots, or lower K: method_params={{'network': {{'n_references': {max(1, fewest)}}}}}."
         )

@@ -30,9 +30,10 @@ def evaluate(
 ) -> AnnData | None:
     """Score a prediction, gene by gene within each slide.
 
-    Measured counts are brought into the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``, ``mae``, ``pearson_depth_removed``
-    (after log depth is regressed out of both), and ``depth_only``, the Pearson of an oracle that knows only each spot's total count: a score that is
-    not above it shows no knowledge of the gene. A gene that is constant on a slide has no correlation (NaN).
+    Measured counts are brought into the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``,
+    ``mae``, ``pearson_depth_removed`` (after log depth is regressed out of both), and ``depth_only``, the Pearson of
+    an oracle that knows only each spot's total count: a score that is not above it shows no knowledge of the gene. A
+    gene that is constant on a slide has no correlation (NaN).
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ def evaluate(
         target.var[keys.gene(key, metric)] = means.reindex(target.var_names).to_numpy()
     if params["normalize"] != "log1p":
         logger.warning(
-            "normalize=%r keeps sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f here.",
+            "normalize=%r keeps sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f "
+            "here.",
             params["normalize"],
             np.nanmean(target.var[keys.gene(key, "depth_only")]),
         )

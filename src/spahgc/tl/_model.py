@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Slide, standardize
+from .._slides import Cohort, Float32, Slide, expression_of, standardize
 from .._tables import Recipe
 from ..methods import Method, get_method
 from ._support import Support
@@ -55,7 +55,7 @@ class Model:
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Training curves by name, a value per epoch; ``chosen_epoch`` holds the number of epochs of the final model."""
+        """Training curves by name, a value per epoch; ``chosen_epoch`` holds the final model's epochs."""
         return self._history
 
     @property
@@ -69,7 +69,7 @@ class Model:
         return digest.hexdigest()
 
     def predict_slide(self, slide: Slide) -> tuple[Float32, Float32]:
-        """Expression (n_spots, n_genes) and support (n_spots,) of a slide in canonical order; its expression is not read."""
+        """Expression (n_spots, n_genes) and support (n_spots,) of a slide in canonical order, from its H&E alone."""
         blind = slide.without_expression()
         return self.method.predict(standardize(blind)), self._support(blind.embedding)
 
@@ -88,7 +88,8 @@ class Model:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model into a folder: ``config.json``, ``weights.safetensors``, ``reference.safetensors``.
 
-        The folder is written under a temporary name beside its place and then renamed, so it is there whole or not at all.
+        The folder is written under a temporary name beside its place and then renamed, so it is there whole or not at
+        all.
 
         Parameters
         ----------
@@ -159,7 +160,8 @@ class Model:
         for name, expected in config["sha256"].items():
             if _sha256(path / name) != expected:
                 raise ValueError(
-                    f"{path / name} is not the file that was saved (truncated, edited or damaged). Copy the folder again, or train again."
+                    f"{path / name} is not the file that was saved (truncated, edited or damaged). Copy the folder "
+                    f"again, or train again."
                 )
         weights, bank = load_file(path / WEIGHTS), load_file(path / REFERENCE)
         recipe = Recipe.from_dict(config["recipe"])
@@ -179,12 +181,12 @@ class Model:
 
 
 def _bank(reference: Cohort) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for i, slide in enumerate(reference):
         arrays |= {
             f"{i}.embedding": slide.embedding,
             f"{i}.coordinates": slide.coordinates,
-            f"{i}.expression": slide.expression,
+            f"{i}.expression": expression_of(slide),
         }
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 

@@ -46,15 +46,16 @@ def predict(
 ) -> AnnData | None:
     """Predict the expression of target slides from their H&E.
 
-    With a table as the reference, a model is trained on it first (:func:`train`); to keep the model, call :func:`train` yourself. Expression
-    of the target, measured or not, is never read.
+    With a table as the reference, a model is trained on it first (:func:`train`); to keep the model, call
+    :func:`train` yourself. Expression of the target, measured or not, is never read.
 
     Parameters
     ----------
     reference
         Table of the reference slides, or a trained model.
     adata_target
-        Table of the slides to predict: embeddings made like the reference's in ``obsm``, positions in ``obsm["spatial"]``.
+        Table of the slides to predict: embeddings made like the reference's in ``obsm``, positions in
+        ``obsm["spatial"]``.
     panel, method, preset, method_params, normalize, use_rep, layer, rng
         See :func:`train`; with a model they are settled and must not be given.
     library_key
@@ -62,8 +63,8 @@ def predict(
     patient_key
         Column of ``obs`` that names the patient; the target may lack it.
     split_by
-        What is held out while tuning, see :func:`train`. `None`: slides, if every target slide is known to be of a reference
-        patient; else patients.
+        What is held out while tuning, see :func:`train`. `None`: slides, if every target slide is known to be of a
+        reference patient; else patients.
     device, progress
         `None` takes :data:`spahgc.settings`.
     key_added
@@ -80,8 +81,9 @@ def predict(
     ``layers["spahgc"]``
         The same (n_obs, n_vars), where the target's ``var`` holds genes of the panel; NaN outside it.
     ``obs["spahgc_support"]``
-        float32, 0 to 1: the share of reference spots that are at least as far from the reference's other slides as this spot is, in the
-        embedding as the encoder gave it. Small values mean tissue or stain that the reference does not cover.
+        float32, 0 to 1: the share of reference spots that are at least as far from the reference's other slides as
+        this spot is, in the embedding as the encoder gave it. Small values mean tissue or stain that the reference
+        does not cover.
     ``uns["spahgc"]``
         ``params``, ``genes``, ``units``, ``encoder``, ``model`` (fingerprint), ``training`` (curves), ``versions``.
 
@@ -94,7 +96,7 @@ def predict(
     ValueError
         If the embeddings of reference and target do not match, or values are not what they have to be.
     """
-    given = {
+    given: dict[str, Any] = {
         "panel": panel,
         "method": method,
         "preset": preset,
@@ -132,7 +134,8 @@ def predict(
         values[target.rows], support[target.rows] = model.predict_slide(target.slide)
     if not np.isfinite(values).all():
         raise FloatingPointError(
-            f"The prediction has NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} spots; nothing was written."
+            f"The prediction has NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} spots; "
+            f"nothing was written."
         )
     adata = adata_target.copy() if copy else adata_target
     _write(adata, model, values, support, key_added, _params(model, targets, library_key))
@@ -207,13 +210,15 @@ def _warn(model: Model, adata: AnnData, targets: list[TargetSlide]) -> None:
         twin = trained_on.get(target.slide.name)
         if twin is not None and np.array_equal(twin.embedding, target.slide.embedding):
             warnings.warn(
-                f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, and a score on it means nothing.",
+                f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, and "
+                f"a score on it means nothing.",
                 UserWarning,
                 stacklevel=3,
             )
     if adata.n_vars and not adata.var_names.isin(model.genes).any():
         warnings.warn(
-            f"None of the {len(model.genes)} predicted genes is among the target's {adata.n_vars} measured ones, so no layer is written and "
+            f"None of the {len(model.genes)} predicted genes is among the target's {adata.n_vars} measured ones, so "
+            f"no layer is written and "
             f"nothing can be scored.{check.naming_hint(model.genes, adata.var_names)}",
             UserWarning,
             stacklevel=3,

@@ -21,15 +21,15 @@ _CHUNK = 2048
 class Support:
     r"""Support of a spot: the share of reference spots that are at least as far from the other reference slides.
 
-    The distance of a spot is its mean Euclidean distance to the 7 nearest reference spots, in the leading 32 principal components
-    of the embedding. The embedding is taken **as the encoder gave it**, scaled by the reference as a whole and not by slide, so
-    that another stain, tissue or species shows. For a reference spot only spots of *other* slides count (with one slide:
-    all other spots). Then
+    The distance of a spot is its mean Euclidean distance to the 7 nearest reference spots, in the leading 32
+    principal components of the embedding. The embedding is taken **as the encoder gave it**, scaled by the reference
+    as a whole and not by slide, so that another stain, tissue or species shows. For a reference spot only spots of
+    *other* slides count (with one slide: all other spots). Then
 
     .. math:: support(x) = \frac{1 + |\{i : d_i \ge d(x)\}|}{1 + n}
 
-    over the n reference spots: 0.5 for a spot as close to the reference as its own spots are to each other across slides, near
-    0 for a spot that is farther than any of them.
+    over the n reference spots: 0.5 for a spot as close to the reference as its own spots are to each other across
+    slides, near 0 for a spot that is farther than any of them.
     """
 
     mean: Float64

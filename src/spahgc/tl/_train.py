@@ -46,11 +46,12 @@ def train(
     Parameters
     ----------
     adata_ref
-        Table of the reference slides: counts in ``X`` (or `layer`), embeddings in ``obsm``, positions in ``obsm["spatial"]``,
-        slide and patient in ``obs``.
+        Table of the reference slides: counts in ``X`` (or `layer`), embeddings in ``obsm``, positions in
+        ``obsm["spatial"]``, slide and patient in ``obs``.
     panel
-        Genes to predict: their names, or how many to take. A number takes the genes with the best mean dispersion rank over the
-        reference slides (variance of the counts around what depth leads to expect, over their mean), found in more than 5 % of the spots.
+        Genes to predict: their names, or how many to take. A number takes the genes with the best mean dispersion
+        rank over the reference slides (variance of the counts around what depth leads to expect, over their mean),
+        found in more than 5 % of the spots.
     method
         Name in :data:`spahgc.methods.METHODS`.
     preset
@@ -58,8 +59,8 @@ def train(
     method_params
         Further parameters of the method.
     normalize
-        Unit of the expression. ``"log1p"``: counts per 10,000 over all genes, log1p. ``"log10"``: log10(counts + 1), in which
-        sequencing depth passes for skill. ``"none"``: the values as they are.
+        Unit of the expression. ``"log1p"``: counts per 10,000 over all genes, log1p. ``"log10"``: log10(counts + 1),
+        in which sequencing depth passes for skill. ``"none"``: the values as they are.
     use_rep
         Embedding, key of ``obsm``; `None` takes the only ``image_*`` there.
     library_key
@@ -69,8 +70,8 @@ def train(
     layer
         Layer with the counts; `None` is ``X``.
     split_by
-        What is held out while tuning: ``"patient"`` prepares for slides of new patients, ``"slide"`` for other slides of the
-        reference's own patients.
+        What is held out while tuning: ``"patient"`` prepares for slides of new patients, ``"slide"`` for other slides
+        of the reference's own patients.
     rng
         Seed, or generator to draw it from.
     device
@@ -87,7 +88,8 @@ def train(
     KeyError
         If a slot, column or gene is not there.
     ValueError
-        If values are not what they have to be (counts, finite embeddings), or there are too few slides or spots for the method.
+        If values are not what they have to be (counts, finite embeddings), or there are too few slides or spots for
+        the method.
     """
     if method not in METHODS:
         raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS))}.")
