@@ -1,0 +1,207 @@
+"""`pp.image_embedding` on what it cannot use: the message says what, where and what to do, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spahgc
+
+from .conftest import picture
+
+
+def mean(tiles: np.ndarray) -> np.ndarray:
+    return tiles.mean(axis=(2, 3))
+
+
+def _fails(sdata: Any, error: type[Exception], message: str, encoder: Any = mean, **kwargs: Any) -> None:
+    before = {name: (set(table.obsm), set(table.uns)) for name, table in sdata.tables.items()}
+    with pytest.raises(error, match=message):
+        spahgc.pp.image_embedding(sdata, encoder, **{"tile_px": 32, **kwargs})
+    assert before == {name: (set(table.obsm), set(table.uns)) for name, table in sdata.tables.items()}
+
+
+def test_not_a_spatialdata(make_sdata: Callable[..., Any]) -> None:
+    table = make_sdata()["table"]
+    with pytest.raises(TypeError, match=r"not AnnData.*already go into adata.obsm\['image_<name>'\]"):
+        spahgc.pp.image_embedding(table)
+    with pytest.raises(TypeError, match="sdata is a SpatialData, not str"):
+        spahgc.pp.image_embedding("slide.zarr")
+
+
+def test_no_table(make_sdata: Callable[..., Any]) -> None:
+    _fails(make_sdata(), KeyError, "no table 'spots'.*Available: 'table'", table_key="spots")
+
+
+def test_empty_table(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(("A",))
+    table = sdata["table"][:0].copy()
+    del table.uns["spatialdata_attrs"]
+    sdata.tables["none"] = table
+    _fails(sdata, ValueError, "no spots", table_key="none")
+
+
+def test_table_without_region_link(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    del sdata["table"].uns["spatialdata_attrs"]
+    _fails(sdata, KeyError, "not linked to shapes.*TableModel.parse")
+
+
+def test_missing_columns_of_the_link(make_sdata: Callable[..., Any]) -> None:
+    for column, key in [("region", "region_key"), ("spot_id", "instance_key")]:
+        sdata = make_sdata()
+        del sdata["table"].obs[column]
+        _fails(sdata, KeyError, f"no column '{column}', its {key}")
+
+
+def test_spots_of_an_unknown_region(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    sdata["table"].uns["spatialdata_attrs"]["region"] = ["A"]
+    _fails(sdata, ValueError, r"35 spots have a 'region' that is not among the table's regions \('A'\): 'B'")
+
+
+def test_shapes_missing(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    del sdata.shapes["B"]
+    _fails(sdata, KeyError, "annotates 'B', which is not among the shapes. Available shapes: 'A'")
+
+
+def test_spots_without_shape(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    sdata["table"].obs["spot_id"] = np.arange(70)
+    _fails(sdata, KeyError, "35 of 35 spots of slide 'A' have no shape, e.g. .*shapes' index is like 'A_0'")
+
+
+def test_no_coordinates(make_sdata: Callable[..., Any]) -> None:
+    from shapely import Point
+
+    sdata = make_sdata()
+    sdata.shapes["A"].loc["A_3", "geometry"] = Point()
+    _fails(sdata, ValueError, "1 spots of slide 'A' have no coordinates, e.g. 'A_3'")
+
+
+def test_no_image(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    del sdata.images["A_image"], sdata.images["B_image"]
+    _fails(sdata, ValueError, "No image for slide 'A'. There are no images")
+
+
+def test_image_of_another_slide_only(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    del sdata.images["B_image"]
+    _fails(sdata, ValueError, "No image for slide 'B'. 'A_image' shares no coordinate system")
+
+
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda image: image[..., :1], "has 1 channel, and H&E has three"),
+        (lambda image: np.concatenate([image, image[..., :1]], axis=2), "has four channels .RGBA.: put it on white"),
+        (lambda image: image.astype(np.uint16) * 257, r"is 16-bit: convert it with \(image // 257\)"),
+        (lambda image: image / 255, r"is float64: convert it with \(image \* 255\)"),
+    ],
+)
+def test_images_that_are_not_8_bit_rgb(
+    make_sdata: Callable[..., Any], convert: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    sdata = make_sdata(("A",), image=lambda k: convert(picture(k)))
+    _fails(sdata, ValueError, f"No image for slide 'A'. 'A_image' {message}")
+
+
+def test_two_images_that_fit(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(("A",))
+    sdata.images["stain2"] = sdata.images["A_image"]
+    _fails(sdata, ValueError, "Several images fit slide 'A'.*'A_image', 'stain2'. Pass image_key")
+    _fails(sdata, KeyError, "no image 'he'. Available: 'A_image', 'stain2'", image_key="he")
+    spahgc.pp.image_embedding(sdata, mean, tile_px=32, image_key={"A": "stain2"})
+
+
+def test_spots_outside_the_image(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(("A",))
+    geometry = sdata.shapes["A"].geometry
+    sdata.shapes["A"].geometry = geometry.translate(100, 0)
+    _fails(sdata, ValueError, r"of 35 spots of slide 'A' lie outside its image 'A_image' \(300 x 240 pixels\).*swapped")
+    sdata.shapes["A"].geometry = geometry.translate(5000, 0)
+    _fails(sdata, ValueError, r"'A_image' \(300 x 240 pixels\) holds none of the spots.*x 5060 to 5243")
+
+
+def test_stretched_image(make_sdata: Callable[..., Any]) -> None:
+    from spatialdata.transformations import Scale
+
+    sdata = make_sdata(("A",), to_image=Scale([1.0, 1.3], ("x", "y")))
+    _fails(sdata, ValueError, "stretches x and y differently")
+
+
+def test_microns_per_pixel_unknown(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(mpp=None)
+    _fails(sdata, ValueError, "slide 'A' measures is not known.*Pass microns_per_pixel=<number>, or a dict")
+    _fails(sdata, ValueError, "slide 'B' measures is not known", microns_per_pixel={"A": 0.5})
+
+
+@pytest.mark.parametrize("value", [0, -0.5, np.nan, np.inf, 1000, 1e-4, "0.5", True])
+def test_microns_per_pixel_absurd(make_sdata: Callable[..., Any], value: Any) -> None:
+    _fails(make_sdata(), ValueError, "between 0.05 and 20 um per pixel", microns_per_pixel=value)
+    sdata = make_sdata(mpp=value)
+    _fails(sdata, ValueError, r"uns\['spatial'\]\['A'\]\['scalefactors'\].*between 0.05 and 20")
+
+
+def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Callable[..., Any]) -> None:
+    from spatialdata.transformations import Scale
+
+    sdata = make_sdata(("A",), to_image=Scale([50, 50], ("x", "y")))
+    _fails(sdata, ValueError, "would have 100 um per pixel.*Check microns_per_pixel and the transformations")
+
+
+def test_unknown_encoder(make_sdata: Callable[..., Any]) -> None:
+    _fails(make_sdata(), ValueError, "No encoder 'uni2'. Available: texture", encoder="uni2")
+    _fails(make_sdata(), TypeError, "not NoneType", encoder=None)
+
+
+def test_callable_without_a_usable_name(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(("A",))
+    _fails(sdata, ValueError, "key_added", encoder=lambda tiles: mean(tiles))
+    spahgc.pp.image_embedding(sdata, lambda tiles: mean(tiles), tile_px=32, key_added="image_mean")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "error", "message"),
+    [
+        (lambda tiles: mean(tiles)[:-1], ValueError, r"was given 20 tiles.*returned the shape \(19, 3\)"),
+        (lambda tiles: mean(tiles) * np.nan, ValueError, "20 of its rows hold NaN"),
+        (lambda tiles: [str(tile.mean()) for tile in tiles], TypeError, "returned list of <U"),
+        (lambda tiles: 1 / 0, ZeroDivisionError, "division"),
+    ],
+)
+def test_encoders_that_return_something_else(
+    make_sdata: Callable[..., Any], encoder: Any, error: type[Exception], message: str
+) -> None:
+    _fails(make_sdata(), error, message, encoder=encoder, key_added="image_mine", batch_size=20)
+
+
+def test_encoder_of_another_width_on_a_later_batch(make_sdata: Callable[..., Any]) -> None:
+    def moody(tiles: np.ndarray) -> np.ndarray:
+        return mean(tiles) if len(tiles) == 20 else mean(tiles)[:, :2]
+
+    _fails(make_sdata(), ValueError, "returned embeddings of width 2 after ones of width 3", moody, batch_size=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile_px": 0}, "tile_px is a whole number"),
+        ({"tile_px": 32.5}, "tile_px is a whole number"),
+        ({"tile_um": 0}, "tile_um is a side"),
+        ({"tile_um": np.nan}, "tile_um is a side"),
+        ({"fields_of_view": ()}, "fields_of_view is one or more"),
+        ({"fields_of_view": (1, -2)}, "fields_of_view is one or more"),
+        ({"batch_size": 0}, "batch_size is a whole number"),
+        ({"n_jobs": 0}, "n_jobs"),
+        ({"key_added": "a/b"}, "'a/b' is no good key"),
+        ({"encoder": "texture", "tile_px": 16}, "at least 32 pixels"),
+    ],
+)
+def test_bad_arguments(make_sdata: Callable[..., Any], arguments: dict[str, Any], message: str) -> None:
+    _fails(make_sdata(("A",)), ValueError, message, **arguments)

@@ -1,0 +1,167 @@
+"""The tile reader against slices and means of the whole image."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import dask.array as da
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from spahgc.pp._resample import axis_weights, extent, mirrored, resample
+from spahgc.pp._tiles import Blocks, Level, TileReader, reading_order
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (3, 200, 260), dtype=np.uint8)
+
+
+def _reader(array: object, centres: list[tuple[float, float]], pixels: int, mpp: float = 1.0) -> TileReader:
+    return TileReader([Level(array, np.eye(3), mpp)], np.array(centres, dtype=float), pixels)
+
+
+def _resized(line: NDArray[np.uint8], centre: float, width: float, pixels: int) -> NDArray[np.float64]:
+    """One axis by integration of the step function, on a fine grid."""
+    start, first, weights = axis_weights(centre, width, pixels)
+    reach = extent(first, weights)
+    patch = np.broadcast_to(line[start : start + reach], (3, 1, reach)).astype(np.uint8).copy()
+    one = np.zeros(1, np.int64), np.ones((1, 1), np.float32)
+    return resample(patch, *one, first, weights)[0, 0].astype(float)
+
+
+def test_a_tile_at_scale_one_is_a_slice(image: NDArray[np.uint8]) -> None:
+    """Pixel i covers [i, i + 1): a tile of 32 around 64 is pixels 48 to 79."""
+    tile, padded = _reader(image, [(64, 100)], 32).read(0, 32)
+    np.testing.assert_array_equal(tile, image[:, 84:116, 48:80])
+    assert not padded
+
+
+def test_area_averaging(image: NDArray[np.uint8]) -> None:
+    tile, _ = _reader(image, [(64, 100)], 16).read(0, 64)
+    expected = image[:, 68:132, 32:96].reshape(3, 16, 4, 16, 4).mean(axis=(2, 4))
+    assert np.abs(tile - expected).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(("centre", "width", "pixels"), [(100.3, 57.7, 20), (80.5, 33.1, 32), (60, 50, 7)])
+def test_area_averaging_of_parts_of_pixels(image: NDArray[np.uint8], centre: float, width: float, pixels: int) -> None:
+    line = image[0, 0]
+    edges = centre - width / 2 + width / pixels * np.arange(pixels + 1)
+    integral = np.interp(edges, np.arange(len(line) + 1), np.concatenate([[0], np.cumsum(line.astype(float))]))
+    expected = np.diff(integral) / (width / pixels)
+    assert np.abs(_resized(line, centre, width, pixels) - expected).max() <= 0.5 + 1e-3
+
+
+def test_enlarging_is_linear() -> None:
+    line = (np.arange(60) * 4).astype(np.uint8)
+    got = _resized(line, 30.2, 10, 40)
+    at = 30.2 - 5 + 0.25 * (np.arange(40) + 0.5)
+    assert np.abs(got - 4 * (at - 0.5)).max() <= 0.5 + 1e-3
+
+
+def test_a_flat_image_stays_flat() -> None:
+    for value in (0, 17, 255):
+        flat = np.full((3, 90, 90), value, np.uint8)
+        for width in (7.3, 31.9, 60.0):
+            tile, _ = _reader(flat, [(41.7, 44.1)], 24).read(0, width)
+            assert (tile == value).all()
+
+
+def test_mirrored() -> None:
+    assert mirrored(-3, 6, 4).tolist() == [2, 1, 0, 0, 1, 2, 3, 3, 2]
+    assert mirrored(-9, -6, 4).tolist() == [7 - 7, 0, 1]
+
+
+@pytest.mark.parametrize("centre", [(3, 5), (259, 199), (130, 2), (0, 199.9), (130, 100)])
+@pytest.mark.parametrize("chunks", [None, (3, 64, 64), (1, 50, 90)])
+def test_beyond_the_border_the_image_is_mirrored(
+    image: NDArray[np.uint8], centre: tuple[float, float], chunks: tuple[int, ...] | None
+) -> None:
+    """Also for a tile larger than the image, and whatever the blocks."""
+    array = image if chunks is None else da.from_array(image, chunks=chunks)
+    around = np.pad(image, ((0, 0), (300, 300), (300, 300)), mode="symmetric")
+    for width in (40, 480):
+        tile, padded = _reader(array, [centre], 40).read(0, width)
+        expected, _ = _reader(around, [(centre[0] + 300, centre[1] + 300)], 40).read(0, width)
+        np.testing.assert_array_equal(tile, expected)
+        assert padded == (centre != (130, 100) or width == 480)
+
+
+def test_a_tile_that_ends_at_the_border_is_not_padded(image: NDArray[np.uint8]) -> None:
+    for side in (32, 64):
+        assert not _reader(image, [(side / 2, side / 2)], 32).read(0, side)[1]
+        assert not _reader(image, [(260 - side / 2, 200 - side / 2)], 32).read(0, side)[1]
+        assert _reader(image, [(side / 2 - 0.01, side / 2)], 32).read(0, side)[1]
+
+
+def test_blocks_are_those_of_the_image(image: NDArray[np.uint8]) -> None:
+    blocks = Blocks(da.from_array(image, chunks=(3, (70, 70, 60), (100, 100, 60))))
+    for top, bottom, left, right in [(0, 200, 0, 260), (69, 71, 99, 101), (70, 140, 100, 200), (199, 200, 259, 260)]:
+        np.testing.assert_array_equal(
+            blocks.read(top, bottom, left, right), image[:, top:bottom, left:right], err_msg=f"{top} {left}"
+        )
+
+
+def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
+    """300 tiles of a lazy image of 36 blocks, from four threads, with room for 16 blocks."""
+    calls = []
+
+    def decode(block_info: dict) -> NDArray[np.uint8]:
+        calls.append(block_info[None]["chunk-location"])
+        return np.full((3, 64, 64), len(calls) % 250, np.uint8)
+
+    lazy = da.map_blocks(
+        decode, chunks=((3,), (64,) * 6, (64,) * 6), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
+    )
+    blocks = Blocks(lazy, cache_bytes=16 * 3 * 64 * 64)
+    centres = np.random.default_rng(0).uniform(0, 384, (300, 2))
+    order = reading_order(centres, side=64)
+
+    def read(spot: int) -> None:
+        x, y = centres[spot].astype(int)
+        blocks.read(max(y - 8, 0), min(y + 8, 384), max(x - 8, 0), min(x + 8, 384))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, order))
+    assert blocks.decoded == len(calls)
+    assert len(set(calls)) == 36
+    assert len(calls) <= 1.5 * 36
+    assert len(blocks._cache) <= 16
+
+
+def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
+    def decode(block_info: dict) -> NDArray[np.uint8]:
+        raise OSError("truncated")
+
+    lazy = da.map_blocks(decode, chunks=((3,), (64,), (64,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    blocks = Blocks(lazy)
+    for _ in range(2):
+        with pytest.raises(OSError, match="truncated"):
+            blocks.read(0, 5, 0, 5)
+
+
+def test_the_level_that_fits() -> None:
+    levels = [Level(None, np.eye(3), mpp) for mpp in (0.25, 0.5, 1.0, 2.0)]
+    reader = TileReader(levels, np.zeros((1, 2)), 112)
+    assert [reader.level_for(width) for width in (28, 56, 112, 224, 448, 896)] == [0, 0, 1, 2, 3, 3]
+
+
+def test_a_coarser_level_gives_almost_the_same_tile() -> None:
+    rng = np.random.default_rng(1)
+    smooth = np.repeat(np.repeat(rng.integers(60, 200, (3, 32, 32)), 16, axis=1), 16, axis=2).astype(np.uint8)
+    coarse = smooth.reshape(3, 256, 2, 256, 2).mean(axis=(2, 4)).round().astype(np.uint8)
+    centres = np.array([[250.0, 260.0]])
+    fine, half = Level(smooth, np.eye(3), 1.0), Level(coarse, np.diag([0.5, 0.5, 1]), 2.0)
+    one = TileReader([fine], centres, 64)
+    two = TileReader([fine, half], centres, 64)
+    assert two.level_for(300) == 1
+    assert np.abs(one.read(0, 300)[0].astype(int) - two.read(0, 300)[0]).max() <= 1
+
+
+def test_reading_order_stays_in_one_square_at_a_time() -> None:
+    centres = np.random.default_rng(2).uniform(0, 1000, (500, 2))
+    order = reading_order(centres, side=250)
+    assert sorted(order) == list(range(500))
+    squares = (centres[order] // 250).astype(int)
+    assert (np.diff(squares, axis=0) != 0).any(axis=1).sum() == 15
