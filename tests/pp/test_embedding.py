@@ -135,7 +135,7 @@ def test_a_turned_image(make_sdata: Callable[..., Any]) -> None:
     for sdata in (stands, lies):
         spahgc.pp.image_embedding(sdata, lambda tiles: tiles.mean(axis=(2, 3)), tile_px=16, key_added="mean")
     np.testing.assert_allclose(lies["table"].obsm["mean"], stands["table"].obsm["mean"], atol=0.2)
-    assert stands["table"].obsm["mean"].std(axis=0).min() > 5
+    assert stands["table"].obsm["mean"].std(axis=0).min() > 2
 
 
 def test_a_pyramid_changes_little(make_sdata: Callable[..., Any]) -> None:
