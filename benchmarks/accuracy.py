@@ -37,7 +37,7 @@ UNITS = ("log1p", "log10")
 PANEL = 300
 PROTOCOL = {
     "data": "HER2+ breast ST (Andersson et al. 2021), slides B4 C2 C3 C4 C5; patients B and C",
-    "split": "one slide held out, the other four are the reference; C2, C4: same patient as three of them; B4: new patient",
+    "split": "one slide held out, the other four are the reference; B4 is a new patient, C2 and C4 are not",
     "embedding": "texture, standardised per slide",
     "panel": f"{PANEL} genes with the best mean dispersion rank over the reference slides, in over 5 % of their spots",
     "score": "mean over genes of the Pearson correlation over the spots of the held-out slide",

@@ -2,15 +2,18 @@
 
 - ``api/generated/{subpackage}.md``: the names in the subpackage's ``__all__``, by kind.
 - ``tutorials/``: the notebooks of ``/tutorials``, as they were committed.
+- ``accuracy.md``: the committed results of ``benchmarks/accuracy.py``.
 
-Both folders are in .gitignore; a file is rewritten only if it changed, so that a second build stays fast.
+All of these are in .gitignore; a file is rewritten only if it changed, so that a second build stays fast.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +56,23 @@ def data_entry(full_name: str, value: Any) -> str:
     return f"{entry}\n    Holds {', '.join(f'``{key}``' for key in value)}.\n" if isinstance(value, dict) else entry
 
 
+def accuracy_page(repository: Path) -> str:
+    """What the accuracy benchmark found, from its committed JSON."""
+    sys.path.insert(0, str(repository / "benchmarks"))
+    from _tables import UNIT_NAMES, accuracy_table, protocol_table
+
+    content = json.loads((repository / "benchmarks" / "results" / "accuracy_quick.json").read_text())
+    lines = ["# How good is it", "", "Made from the committed output of `benchmarks/accuracy.py --quick`.", ""]
+    lines += [protocol_table(content), ""]
+    for unit, name in UNIT_NAMES.items():
+        lines += [f"## {name}", "", accuracy_table(content, unit), ""]
+    lines += [
+        "The depth oracle knows only how many molecules each spot gave: what it scores is no knowledge of any gene.",
+        "A ratio to ridge from one seed and three slides is an indication; intervals need more of both.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def write(path: Path, text: str) -> None:
     """Write a file, if that changes it."""
     if not path.is_file() or path.read_text() != text:
@@ -65,6 +85,8 @@ def make_pages(app: Sphinx, _config: Config) -> None:
     docs = Path(app.srcdir)
     for subpackage in SUBPACKAGES:
         write(docs / "api" / "generated" / f"{subpackage}.md", api_page(subpackage))
+
+    write(docs / "accuracy.md", accuracy_page(docs.parent))
 
     tutorials = docs / "tutorials"
     tutorials.mkdir(exist_ok=True)
