@@ -33,6 +33,10 @@ class GraphTensors(NamedTuple):
     base: Tensor | None
     """Prediction that the network adds to, (n, g), or `None`."""
 
+    def to(self, device: str | torch.device) -> GraphTensors:
+        """The same on a device; tensors that are there already are shared."""
+        return GraphTensors._make(None if tensor is None else tensor.to(device) for tensor in self)
+
 
 def build_graph(
     target_embedding: ArrayLike,

@@ -68,7 +68,11 @@ class SpaHGC(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, data: HeteroData | GraphTensors) -> Tensor:
-        """Prediction for the target spots, (n, g), float32, with ``data["target"].base`` added if there is one."""
+        """Prediction for the target spots, (n, g), float32, with ``data["target"].base`` added if there is one.
+
+        A `HeteroData` may lie on another device than the network; a graph that is read often is best given as
+        ``graph_tensors(data).to(device)``.
+        """
         graph = self._tensors(data)
         target, reference = self.encoder(graph)
         pooled = self.pooling(target, reference, graph.references)
@@ -96,7 +100,7 @@ class SpaHGC(nn.Module):
         return contrastive_loss(target_1, target_2), contrastive_loss(reference_1, reference_2)
 
     def _tensors(self, data: HeteroData | GraphTensors) -> GraphTensors:
-        graph = data if isinstance(data, GraphTensors) else graph_tensors(data)
+        graph = data if isinstance(data, GraphTensors) else graph_tensors(data).to(self.head.weight.device)
         found = (graph.target.shape[1], graph.reference.shape[1])
         if found != (self.n_features, self.n_features + self.n_genes):
             raise ValueError(

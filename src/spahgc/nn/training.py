@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,8 +83,7 @@ def train(
     weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     with _seeded(weights_and_dropout, device):
         model = SpaHGC(graphs[0][0]["target"].x.shape[1], n_genes, config, components=components).to(device)
-        # HeteroData.to changes the object it is called on: a shallow copy keeps the caller's on its device.
-        steps = [(graph_tensors(copy.copy(data).to(device)), y.to(device)) for data, y in graphs]
+        steps = [(graph_tensors(data).to(device), y.to(device)) for data, y in graphs]
         generators = torch.Generator(device).manual_seed(masks), torch.Generator().manual_seed(shuffle)
         return model, _loop(model, steps, slides, generators, validate, patience, progress)
 
