@@ -54,7 +54,8 @@ def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] 
 
 def spot_depth(counts: Any) -> NDArray[np.float64]:
     """Total counts of each spot over all genes, float64 (n_obs,)."""
-    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    # Summed in float64: a narrow type of the counts (float16, float32) would overflow or round.
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[np.intp]:

@@ -150,6 +150,7 @@ class Cohort:
         for slide in self.slides:
             digest.update(f"\0{slide.name}\0{slide.patient}".encode())
             for array in (slide.embedding, slide.coordinates, expression_of(slide)):
+                digest.update(f"\0{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 

@@ -88,6 +88,14 @@ def reference_cohort(
     embedding = check.embedding(adata, use_rep, what=what)
     coordinates = check.coordinates(adata, what=what)
     rows = slide_rows(adata, library_key)
+    for name, index in rows.items():
+        if len(index) < 2:
+            raise ValueError(f"Slide {name!r} of the reference has 1 spot; it takes at least two. Leave it out.")
+        if not check.measured(matrix[index]).any():
+            raise ValueError(
+                f"Slide {name!r} of the reference is all zero: no expression was measured. Leave it out of the "
+                f"reference; as a slide with H&E only it can be a target."
+            )
     columns = _panel_columns(adata, panel, [matrix[index] for index in rows.values()])
 
     slides = []
@@ -103,6 +111,13 @@ def reference_cohort(
     genes = tuple(adata.var_names[columns].astype(str))
     recipe = Recipe(genes, normalize_as, use_rep, embedding.shape[1], encoder_params(adata, use_rep))
     return Cohort(tuple(slides), genes), recipe
+
+
+def embedding_recipe(adata: AnnData, use_rep: str | None) -> Recipe:
+    """What a reference table asks of the embeddings of a target, without a panel."""
+    use_rep = check.representation(adata, use_rep, what="reference")
+    width = check.embedding(adata, use_rep, what="reference").shape[1]
+    return Recipe((), "none", use_rep, width, encoder_params(adata, use_rep))
 
 
 def target_slides(
@@ -135,8 +150,14 @@ def target_slides(
 
 def measured_expression(
     adata: AnnData, genes: Sequence[str], how: Normalize, *, layer: str | None
-) -> tuple[Any, NDArray[np.float64]]:
-    """Measured expression of some genes in the unit `how`, float32 (n_obs, n_genes), and the spots' depth."""
+) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_]]:
+    """Measured expression of some genes in the unit `how`, with the depth of the spots.
+
+    Returns
+    -------
+    Expression, float32 (n_obs, n_genes); depth, (n_obs,), NaN where the values are no counts, as `how` ``"none"``
+    allows; whether a spot has any expression, (n_obs,).
+    """
     from ._expression import spot_depth
 
     what = "target"
@@ -146,7 +167,8 @@ def measured_expression(
         else check.counts(adata, layer, what=what, normalize=how)
     )
     columns = adata.var_names.get_indexer(list(genes))
-    return normalize(matrix, how, genes=columns), spot_depth(matrix)
+    depth = spot_depth(matrix) if check.are_counts(matrix) else np.full(adata.n_obs, np.nan)
+    return normalize(matrix, how, genes=columns), depth, check.measured(matrix)
 
 
 def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
@@ -160,18 +182,18 @@ def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
     entry = adata.uns.get(use_rep)
     if not isinstance(entry, dict) or keys.PARAMS not in entry:
         return None
-    return {key: _plain(value) for key, value in entry[keys.PARAMS].items() if key not in _RUN_ONLY}
+    return {key: plain(value) for key, value in entry[keys.PARAMS].items() if key not in _RUN_ONLY}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Python types, as they were before a file turned lists into arrays."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any] | None, use_rep: str) -> None:
@@ -191,7 +213,13 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
     if isinstance(panel, int | np.integer):
         if panel < 1:
             raise ValueError(f"panel is at least 1 gene, not {panel}.")
+        if any(check.negative(matrix) for matrix in matrices):
+            raise ValueError(
+                "A number for panel takes genes by the dispersion of their counts, and the reference has negative "
+                "values. Name the genes: panel=[...]."
+            )
         ranked = rank_genes(matrices)
+        ranked = ranked[[check.is_storable(name) for name in adata.var_names[ranked]]]
         if len(ranked) == 0:
             raise ValueError(
                 "No gene of the reference varies on every slide and is found in more than 5 % of its spots."
@@ -201,4 +229,10 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
     if not wanted:
         raise ValueError("panel is an empty list; name at least one gene, or give a number of genes.")
     check.genes_in(wanted, adata.var_names, what="reference")
+    unusable = [name for name in wanted if not check.is_storable(name)]
+    if unusable:
+        raise ValueError(
+            f"Genes {check.listed(unusable)} of the panel have names that cannot be those of columns in a file (no "
+            f"'/', not empty, '.', '..' or '_index'). Rename them in reference.var_names."
+        )
     return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from . import _keys as keys
 from ._slides import Float32, Float64
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+_WITHOUT_EXPRESSION = {
+    "reference": "A reference needs measured expression; a slide with H&E only is a target.",
+    "target": "There is nothing to score the prediction against: a slide with H&E only has no scores.",
+}
 
 
 def listed(names: Iterable[Any], *, most: int = 10) -> str:
@@ -31,6 +38,8 @@ def check_table(adata: Any, *, what: str) -> AnnData:
         raise TypeError(f"{what} is an AnnData table, not {type(adata).__name__}.{hint}")
     if adata.n_obs == 0:
         raise ValueError(f"{what} has no spots (n_obs is 0).")
+    if adata.isbacked:
+        raise ValueError(f"{what} is backed by a file. Load it whole: adata = adata.to_memory().")
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if not index.is_unique:
             again = index[index.duplicated()].unique()
@@ -133,14 +142,10 @@ def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
         raise KeyError(f"{what}.layers has no {layer!r} (layer). Available: {listed(adata.layers)}; X is layer=None.")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None or adata.n_vars == 0:
-        raise ValueError(
-            f"{what} has no expression ({'X is None' if matrix is None else 'n_vars is 0'}). A reference needs "
-            f"measured expression; "
-            "a slide with H&E only is a target."
-        )
+        problem = "X is None" if matrix is None else "n_vars is 0"
+        raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION[what]}")
     matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
-    values = matrix.data if sp.issparse(matrix) else matrix
-    if not np.isfinite(values).all():
+    if not np.isfinite(_values(matrix)).all():
         raise ValueError(f"{_matrix_name(what, layer)} has NaN or infinite values.")
     return matrix
 
@@ -148,20 +153,44 @@ def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
 def counts(adata: AnnData, layer: str | None, *, what: str, normalize: str) -> Any:
     """Raw counts, ``X`` or a layer: whole numbers of at least 0, not all 0."""
     matrix = expression(adata, layer, what=what)
-    values = matrix.data if sp.issparse(matrix) else matrix
+    values = _values(matrix)
     name = _matrix_name(what, layer)
     advice = (
         f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: "
         f"{listed(adata.layers)}), "
         "or normalize='none' to take the values as they are"
     )
-    if (values < 0).any():
+    if negative(matrix):
         raise ValueError(f"{name} has negative values, so it does not hold counts. {advice}.")
     if (values != np.round(values)).any():
         raise ValueError(f"{name} has values that are not whole numbers, so it does not hold counts. {advice}.")
     if not values.any():
-        raise ValueError(f"{name} is all zero: no expression was measured. A slide with H&E only is a target.")
+        raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION[what]}")
     return matrix
+
+
+def are_counts(matrix: Any) -> bool:
+    """Whether a matrix (dense or CSR) holds whole numbers of at least 0 only."""
+    return not negative(matrix) and bool((_values(matrix) == np.round(_values(matrix))).all())
+
+
+def negative(matrix: Any) -> bool:
+    """Whether a matrix (dense or CSR) has values below 0."""
+    return bool((_values(matrix) < 0).any())
+
+
+def measured(matrix: Any) -> NDArray[np.bool_]:
+    """Rows of a matrix (dense or CSR) that are not all zero."""
+    return np.asarray((matrix != 0).sum(axis=1)).ravel() > 0
+
+
+def is_storable(gene: str) -> bool:
+    """Whether a gene's name can be that of a column in HDF5 and zarr files, where ``/`` parts groups."""
+    return "/" not in gene and gene not in ("", ".", "..", "_index")
+
+
+def _values(matrix: Any) -> Any:
+    return matrix.data if sp.issparse(matrix) else matrix
 
 
 def genes_in(wanted: Sequence[str], available: Any, *, what: str) -> None:

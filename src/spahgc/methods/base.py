@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,4 +92,11 @@ def get_method(name: str, **params: Any) -> Method:
     """Make the method that `name` names, with its parameters."""
     if name not in METHODS:
         raise ValueError(f"No method {name!r}. Available: {', '.join(sorted(METHODS))}.")
+    accepted = inspect.signature(METHODS[name]).parameters
+    unknown = [param for param in params if param not in accepted]
+    if unknown and not any(param.kind is param.VAR_KEYWORD for param in accepted.values()):
+        raise ValueError(
+            f"Method {name!r} has no parameter {', '.join(map(repr, unknown))}. Available: "
+            f"{', '.join(map(repr, accepted)) or 'none'}."
+        )
     return METHODS[name](**params)

@@ -94,10 +94,14 @@ def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: Arra
 
     Returns
     -------
-    float64 (n_vars,). NaN for a gene that is constant in either matrix, or that depth explains whole.
+    float64 (n_vars,). NaN for a gene that is constant in either matrix, or that depth explains whole; plain Pearson
+    where all spots have the same depth; all NaN where the depth of some spot is not known (NaN).
     """
     a, b = _pair(measured, predicted)
-    log_depth = _centred(_log_depth(depth, a.shape[0])[:, None])
+    values = _log_depth(depth, a.shape[0])
+    if np.isnan(values).any():
+        return np.full(a.shape[1], np.nan)
+    log_depth = _centred(values[:, None])
     if np.isnan(log_depth).any():
         return pearson(a, b)
     return _cosine(_without(_centred(a), log_depth), _without(_centred(b), log_depth))
@@ -127,6 +131,8 @@ def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
     values = np.asarray(depth, dtype=np.float64).ravel()
     if values.shape[0] != n_obs:
         raise ValueError(f"depth has {values.shape[0]} values for {n_obs} spots.")
+    if (values < 0).any():
+        raise ValueError("depth has negative values: it is the total count of each spot.")
     return np.log(values + 1.0)
 
 

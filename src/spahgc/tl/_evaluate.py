@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,11 +61,12 @@ def evaluate(
     KeyError
         If there is no such prediction.
     ValueError
-        If there is no measured expression, or none of the predicted genes was measured.
+        If there is no measured expression, none of the predicted genes was measured, or a slide has a single spot.
+        Slides without any measured expression are left out.
     """
     check.check_table(adata, what="target")
     table = prediction_table(adata, key)
-    params = adata.uns[key][keys.PARAMS]
+    params = _params(adata, key)
     library_key = check.library_column(adata, library_key or params.get("library_key"), what="target")
     genes = [str(gene) for gene in table.columns if gene in adata.var_names]
     if not genes and adata.n_vars:
@@ -72,13 +74,16 @@ def evaluate(
             f"None of the {table.shape[1]} predicted genes is among the target's {adata.n_vars} measured ones."
             f"{check.naming_hint(list(table.columns), adata.var_names)}"
         )
-    measured, depth = measured_expression(adata, genes, params["normalize"], layer=layer)
+    measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
     predicted = table[genes].to_numpy()
     columns: dict[str, list[Any]] = {name: [] for name in ("slide", "patient", "method", "gene", "metric", "value")}
     for slide, rows in slide_rows(adata, library_key).items():
+        if not has_expression[rows].any():
+            logger.warning("Slide %r has no measured expression, and no scores.", slide)
+            continue
         if len(rows) < 2:
             raise ValueError(f"Slide {slide!r} has {len(rows)} spot: a score over spots needs at least two.")
-        patients = adata.obs[patient_key].iloc[rows].astype(str).unique() if patient_key in adata.obs else []
+        patients = adata.obs[patient_key].iloc[rows].dropna().astype(str).unique() if patient_key in adata.obs else []
         patient = patients[0] if len(patients) == 1 else "unknown"
         for metric, values in score_slide(measured[rows], predicted[rows], depth[rows]).items():
             n = len(genes)
@@ -91,6 +96,8 @@ def evaluate(
                 "value": values.tolist(),
             }.items():
                 columns[name].extend(column)
+    if not columns["value"]:
+        raise ValueError("No slide of the target has measured expression: there is nothing to score against.")
     target = adata.copy() if copy else adata
     target.uns[keys.scores(key)] = {
         name: np.array(column, dtype=np.float64 if name == "value" else object) for name, column in columns.items()
@@ -99,12 +106,23 @@ def evaluate(
         target.var[keys.gene(key, metric)] = means.reindex(target.var_names).to_numpy()
     if params["normalize"] != "log1p":
         logger.warning(
-            "normalize=%r keeps sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f "
-            "here.",
+            "normalize=%r may keep sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f "
+            "here%s.",
             params["normalize"],
-            np.nanmean(target.var[keys.gene(key, "depth_only")]),
+            target.var[keys.gene(key, "depth_only")].mean(),
+            "" if np.isfinite(depth).all() else " (the values are no counts, so the depth is not known)",
         )
     return target if copy else None
+
+
+def _params(adata: AnnData, key: str) -> Mapping[str, Any]:
+    entry = adata.uns.get(key)
+    if not isinstance(entry, Mapping) or keys.PARAMS not in entry:
+        raise KeyError(
+            f"uns has no {key!r} with the parameters of the prediction, which say its unit and slides; anndata.concat "
+            f"drops it unless uns_merge is given. Run spahgc.tl.predict again, or copy uns[{key!r}] over."
+        )
+    return dict(entry[keys.PARAMS])
 
 
 def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:

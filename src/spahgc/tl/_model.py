@@ -39,7 +39,7 @@ class Model:
         Parameters of the training, for the record.
     """
 
-    def __init__(self, method: Method, reference: Cohort, recipe: Recipe, params: dict[str, Any]) -> None:
+    def __init__(self, method: Method, reference: Cohort, recipe: Recipe, *, params: dict[str, Any]) -> None:
         self.method, self.reference, self.recipe, self.params = method, reference, recipe, params
         self._support = Support.fit(reference)
         self._history = method.history()
@@ -69,7 +69,17 @@ class Model:
         return digest.hexdigest()
 
     def predict_slide(self, slide: Slide) -> tuple[Float32, Float32]:
-        """Expression (n_spots, n_genes) and support (n_spots,) of a slide in canonical order, from its H&E alone."""
+        """Predict a slide from its H&E alone.
+
+        Parameters
+        ----------
+        slide
+            The slide, spots in canonical order, embedding as the encoder gave it. Its expression is not looked at.
+
+        Returns
+        -------
+        Expression, float32 (n_spots, n_genes), and support, float32 (n_spots,).
+        """
         blind = slide.without_expression()
         return self.method.predict(standardize(blind)), self._support(blind.embedding)
 
@@ -108,8 +118,12 @@ class Model:
         from safetensors.numpy import save_file
 
         path = Path(path)
-        if path.exists() and not (overwrite and (path / CONFIG).is_file()):
-            advice = "Pass overwrite=True to replace it" if (path / CONFIG).is_file() else "It is not a model folder"
+        if path.exists() and not (overwrite and _is_model(path)):
+            advice = (
+                "Pass overwrite=True to replace it"
+                if _is_model(path)
+                else "It is not a model folder, or holds other files as well, and is never replaced. Remove it yourself"
+            )
             raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -127,9 +141,13 @@ class Model:
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             folder.chmod(0o755)
             if path.exists():
-                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-                path.rename(retired / "old")
-                folder.rename(path)
+                retired = folder.with_name(f"{folder.name}.old")
+                path.rename(retired)
+                try:
+                    folder.rename(path)
+                except BaseException:
+                    retired.rename(path)
+                    raise
                 shutil.rmtree(retired)
             else:
                 folder.rename(path)
@@ -175,9 +193,21 @@ class Model:
             recipe.genes,
         )
         method = get_method(config["method"], **config["method_params"]).restore(weights, reference.standardized())
-        model = cls(method, reference, recipe, config["params"])
+        model = cls(method, reference, recipe, params=config["params"])
         model._history = config["history"]
         return model
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a folder holds a model and nothing else, so that replacing it loses nothing else."""
+    return (path / CONFIG).is_file() and {entry.name for entry in path.iterdir()} <= {CONFIG, WEIGHTS, REFERENCE}
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """There is nothing at `path`, or a model that may be overwritten."""
+    if path.exists() and not (overwrite and (path / CONFIG).is_file()):
+        advice = "Pass overwrite=True to replace it" if (path / CONFIG).is_file() else "It is not a model folder"
+        raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
 
 
 def _bank(reference: Cohort) -> dict[str, np.ndarray]:

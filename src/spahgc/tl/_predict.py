@@ -14,7 +14,7 @@ from .. import _keys as keys
 from .. import _validate as check
 from .._expression import UNITS, Normalize
 from .._slides import SplitBy
-from .._tables import TargetSlide, target_slides
+from .._tables import TargetSlide, embedding_recipe, target_slides
 from ._model import Model
 from ._train import train
 
@@ -56,15 +56,19 @@ def predict(
     adata_target
         Table of the slides to predict: embeddings made like the reference's in ``obsm``, positions in
         ``obsm["spatial"]``.
-    panel, method, preset, method_params, normalize, use_rep, layer, rng
+    panel, method, preset, method_params, normalize, use_rep
         See :func:`train`; with a model they are settled and must not be given.
     library_key
         Column of ``obs`` that names the slide, in both tables; `None` takes each table's SpatialData region key.
     patient_key
         Column of ``obs`` that names the patient; the target may lack it.
+    layer
+        See :func:`train`; not with a model.
     split_by
         What is held out while tuning, see :func:`train`. `None`: slides, if every target slide is known to be of a
-        reference patient; else patients.
+        reference patient; else patients. Not with a model.
+    rng
+        See :func:`train`; not with a model.
     device, progress
         `None` takes :data:`spahgc.settings`.
     key_added
@@ -117,10 +121,11 @@ def predict(
             )
         model = reference
     else:
-        # Looked at before the training, so that a bad target does not cost one.
-        check.representation(adata_target, use_rep, what="target")
-        check.coordinates(adata_target, what="target")
         check.check_table(reference, what="reference")
+        # Looked at before the training, so that a bad target does not cost one.
+        target_slides(
+            adata_target, embedding_recipe(reference, use_rep), library_key=library_key, patient_key=patient_key
+        )
         given.setdefault("split_by", _split_by(reference, adata_target, patient_key))
         model = train(
             reference, library_key=library_key, patient_key=patient_key, device=device, progress=progress, **given
@@ -147,15 +152,10 @@ def _write(
 ) -> None:
     import pandas as pd
 
-    adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=list(model.genes))
+    # All is made before anything is written, so that a failure leaves the table as it was.
+    table = pd.DataFrame(values, index=adata.obs_names, columns=list(model.genes))
     columns = adata.var_names.get_indexer(list(model.genes))
-    adata.layers.pop(key, None)
-    if (columns >= 0).any():
-        layer = np.full(adata.shape, np.nan, dtype=np.float32)
-        layer[:, columns[columns >= 0]] = values[:, columns >= 0]
-        adata.layers[key] = layer
-    adata.obs[keys.support(key)] = support
-    adata.uns[key] = {
+    record = {
         keys.PARAMS: params,
         "genes": list(model.genes),
         "units": UNITS[model.recipe.normalize],
@@ -164,6 +164,14 @@ def _write(
         "training": {name: list(curve) for name, curve in model.history.items()},
         "versions": {package: version(package) for package in ("spahgc", "torch", "torch-geometric", "anndata")},
     }
+    adata.obsm[key] = table
+    adata.layers.pop(key, None)
+    if (columns >= 0).any():
+        layer = np.full(adata.shape, np.nan, dtype=np.float32)
+        layer[:, columns[columns >= 0]] = values[:, columns >= 0]
+        adata.layers[key] = layer
+    adata.obs[keys.support(key)] = support
+    adata.uns[key] = record
     # Scores belong to the prediction they were computed on.
     adata.uns.pop(keys.scores(key), None)
     adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
@@ -197,10 +205,23 @@ def _check_key(adata: AnnData, key: str) -> None:
     """The key is a plain name, and free or one of our own predictions."""
     if not key or not all(c.isalnum() or c in "_-." for c in key):
         raise ValueError(f"key_added is made of letters, digits, '_', '-' and '.', not {key!r}.")
-    ours = isinstance(adata.uns.get(key), dict) and "model" in adata.uns[key]
-    if not ours and (key in adata.layers or key in adata.obsm or key in adata.uns):
+    if key.startswith(keys.IMAGE_PREFIX):
+        raise ValueError(f"key_added={key!r} would pass for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another one.")
+    if isinstance(adata.uns.get(key), Mapping) and "model" in adata.uns[key]:
+        return
+    places: list[tuple[str, Any, str]] = [
+        ("obsm", adata.obsm, key),
+        ("layers", adata.layers, key),
+        ("uns", adata.uns, key),
+        ("uns", adata.uns, keys.scores(key)),
+        ("obs", adata.obs, keys.support(key)),
+        *(("var", adata.var, keys.gene(key, metric)) for metric in keys.METRICS),
+    ]
+    taken = [f"{place}[{name!r}]" for place, slots, name in places if name in slots]
+    if taken:
         raise ValueError(
-            f"The target holds something else under {key!r}, which is never overwritten. Choose another key_added."
+            f"The target holds something else in {', '.join(taken)}, where key_added={key!r} writes; it is never "
+            f"overwritten. Choose another key_added."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from .. import _validate as check
 from .._expression import Normalize
 from .._settings import settings
 from .._slides import SplitBy
-from .._tables import reference_cohort
+from .._tables import plain, reference_cohort
 from ..methods import METHODS, Run, get_method
 from ._model import Model
 
@@ -113,13 +114,22 @@ def train(
     run = Run(seed, device, settings.progress if progress is None else progress, split_by)
     fitted.fit(cohort.standardized(), run)
     record = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
-    return Model(fitted, cohort, recipe, record)
+    return Model(fitted, cohort, recipe, params=record)
 
 
 def _method_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
-    params = dict(method_params or {})
+    params = {name: plain(value) for name, value in (method_params or {}).items()}
+    try:
+        json.dumps(params)
+    except TypeError as error:
+        raise TypeError(
+            f"method_params takes numbers, strings, booleans, None, lists and dicts, so that the model can be saved: "
+            f"{error}."
+        ) from error
     if preset is not None:
         if method != "spahgc":
             raise ValueError(f"preset={preset!r} belongs to method='spahgc'; {method!r} has none.")
+        if params.get("preset", preset) != preset:
+            raise ValueError(f"preset={preset!r} and method_params['preset']={params['preset']!r} disagree.")
         params["preset"] = preset
     return params
