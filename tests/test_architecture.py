@@ -33,7 +33,9 @@ LAYERS = [
     {"datasets", "get", "pp"},
     {"tl"},
     {"pl"},
-    {"_demo", "_report", "cli"},
+    {"_report"},
+    {"_demo"},
+    {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
 
