@@ -48,6 +48,16 @@ def test_ranked_curve_is_the_mean_over_slides(scored: ad.AnnData) -> None:
     assert ax.get_ylabel() == "Pearson correlation"
 
 
+@pytest.mark.parametrize(("shared", "said"), [(["A"], " (1 same patient)"), (["A", "B"], " (same patient)"), ([], "")])
+def test_says_where_the_reference_has_the_same_patient(scored: ad.AnnData, shared: list[str], said: str) -> None:
+    scores = pd.DataFrame(scored.uns["spahgc_scores"])
+    first = scores["slide"].iloc[0]
+    scored.uns["spahgc_scores"] = scores.assign(patient=np.where(scores["slide"] == first, "A", "B")).to_dict("list")
+    scored.uns["spahgc"]["params"]["shared_patients"] = shared
+    title = spahgc.pl.gene_scores(scored).get_title(loc="left")
+    assert title.startswith(f"mean of 2 slides{said}: mean")
+
+
 def test_best_and_worst_genes_are_named_in_italics(scored: ad.AnnData) -> None:
     ax = spahgc.pl.gene_scores(scored, n_genes=2)
     assert named(ax) == [["best", "G0", "G1"], ["worst", "G7", "G8"]]

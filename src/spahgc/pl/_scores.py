@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,7 +44,8 @@ def gene_scores(
     """Draw how the genes of the panel score against measured expression.
 
     A gene's score is its mean over slides. The mean over genes is stated, and for correlations also the share of genes
-    above 0.3; a gene without a score (constant on every slide) is left out and counted.
+    above 0.3; a gene without a score (constant on every slide) is left out and counted. Where the reference had slides
+    of a scored patient, the title says so.
 
     Parameters
     ----------
@@ -82,7 +84,8 @@ def gene_scores(
         raise ValueError(f"kind is 'rank' or 'hist', not {kind!r}.")
     if n_genes < 0:
         raise ValueError(f"n_genes is at least 0, not {n_genes}.")
-    table = _selected(scores(table_of(data), key=key), metric=metric, slide=slide)
+    adata = table_of(data)
+    table = _selected(scores(adata, key=key), metric=metric, slide=slide)
     n_slides = table["slide"].nunique()
     falling = metric in _CORRELATIONS
     methods = _by_method(table, key)
@@ -91,6 +94,7 @@ def gene_scores(
     methods = _ordered({name: v for name, v in methods.items() if v.notna().any()}, key, falling)
     colours = palette(len(methods))
     title = f"mean of {n_slides} slides" if n_slides > 1 else str(table["slide"].iloc[0])
+    title += _same_patient(table, adata.uns.get(key, {}).get(keys.PARAMS, {}))
     several = len(methods) > 1
     with style():
         own = ax is None
@@ -133,6 +137,15 @@ def _selected(table: pd.DataFrame, *, metric: str, slide: str | None) -> pd.Data
             raise KeyError(f"The scores have no {column} {value!r}. Available: {listed(available)}.")
         table = table[table[column].astype(str) == value]
     return table
+
+
+def _same_patient(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
+    """What the title says of slides whose patient has slides in the reference as well."""
+    shared = set(map(str, params.get("shared_patients", ())))
+    if not shared or "patient" not in table:
+        return ""
+    same = table.groupby("slide")["patient"].first().astype(str).isin(shared)
+    return " (same patient)" if same.all() else f" ({same.sum()} same patient)" if same.any() else ""
 
 
 def _by_method(table: pd.DataFrame, key: str) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def training(
     model
         A trained model (its ``history``), a table after :func:`spahgc.tl.predict` with a model that was trained there
         (``uns[key]["training"]``), or the history itself: a dict from the name of a curve to its value per epoch.
-        The epochs whose weights were kept are in ``chosen_epoch``, counted from 1.
+        The numbers of epochs that were kept are in ``chosen_epoch``; beside it, ``validation`` starts with the score
+        before the first epoch.
     key
         Key of the prediction, where `model` is a table.
     ax
@@ -75,7 +76,8 @@ def training(
         if right:
             twin = ax.twinx()
             twin.spines["right"].set_visible(True)
-            lines += _curves(twin, right, _SCORES, (0, (3, 1)))
+            # Where the number of epochs was chosen, 0 is one of the choices.
+            lines += _curves(twin, right, _SCORES, (0, (3, 1)), from_zero=("validation",) if chosen else ())
             twin.set_ylabel("score (dashed)")
         for epoch in chosen:
             lines.append(ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":", zorder=0))
@@ -118,7 +120,14 @@ def _history(model: Any, key: str) -> dict[str, Any]:
     return dict(entry["training"])
 
 
-def _curves(ax: Axes, curves: dict[str, Any], labels: dict[str, tuple[str, int]], dashes: Any) -> list[Any]:
+def _curves(
+    ax: Axes,
+    curves: dict[str, Any],
+    labels: dict[str, tuple[str, int]],
+    dashes: Any,
+    *,
+    from_zero: tuple[str, ...] = (),
+) -> list[Any]:
     """One line a curve, in the order of `labels`; curves with other names after them, under their names."""
     lines = []
     colours = palette(10)
@@ -128,7 +137,7 @@ def _curves(ax: Axes, curves: dict[str, Any], labels: dict[str, tuple[str, int]]
     for name, (label, colour) in looks.items():
         values = np.ravel(np.asarray(curves[name], dtype=np.float64))
         (line,) = ax.plot(
-            np.arange(1, len(values) + 1),
+            np.arange(len(values)) + (name not in from_zero),
             values,
             color=colours[colour],
             linestyle=dashes,
