@@ -53,7 +53,7 @@ class Settings:
         Raises
         ------
         ValueError
-            If the device is asked for by name and is not there.
+            If there is no such device on this machine.
         """
         import torch
 
@@ -62,7 +62,10 @@ class Settings:
             if torch.cuda.is_available():
                 return torch.device("cuda")
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        found = torch.device(name)
+        try:
+            found = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"No device {name!r}: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'.") from error
         missing = (found.type == "cuda" and not torch.cuda.is_available()) or (
             found.type == "mps" and not torch.backends.mps.is_available()
         )

@@ -118,13 +118,7 @@ class Model:
         from safetensors.numpy import save_file
 
         path = Path(path)
-        if path.exists() and not (overwrite and _is_model(path)):
-            advice = (
-                "Pass overwrite=True to replace it"
-                if _is_model(path)
-                else "It is not a model folder, or holds other files as well, and is never replaced. Remove it yourself"
-            )
-            raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
+        check_free(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -205,8 +199,12 @@ def _is_model(path: Path) -> bool:
 
 def check_free(path: Path, *, overwrite: bool) -> None:
     """There is nothing at `path`, or a model that may be overwritten."""
-    if path.exists() and not (overwrite and (path / CONFIG).is_file()):
-        advice = "Pass overwrite=True to replace it" if (path / CONFIG).is_file() else "It is not a model folder"
+    if path.exists() and not (overwrite and _is_model(path)):
+        advice = (
+            "Pass overwrite=True to replace it"
+            if _is_model(path)
+            else "It is not a model folder, or holds other files as well, and is never replaced. Remove it yourself"
+        )
         raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
 
 

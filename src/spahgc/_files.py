@@ -1,0 +1,134 @@
+"""Tables from and to disk, for the command: what is written appears whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _keys as keys
+from ._validate import listed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` when the block ends, and goes away if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: some writers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_table(path: str | os.PathLike[str], *, table_key: str = keys.TABLE) -> AnnData:
+    """The table of an ``.h5ad`` file, of an AnnData zarr, or of a SpatialData zarr (its images are not read)."""
+    import anndata
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    if path.suffix == ".h5ad":
+        return anndata.read_h5ad(path)
+    kind = _zarr_kind(path)
+    if kind == "anndata":
+        return anndata.read_zarr(path)
+    if kind == "spatialdata":
+        import spatialdata
+
+        sdata = spatialdata.read_zarr(path, selection=("tables",))
+        if table_key not in sdata.tables:
+            raise KeyError(f"{path} has no table {table_key!r}. Available: {listed(sdata.tables)}.")
+        return sdata.tables[table_key]
+    raise ValueError(f"{path} is neither an .h5ad file nor a zarr folder of AnnData or SpatialData.")
+
+
+def read_slides(path: str | os.PathLike[str]) -> SpatialData:
+    """A SpatialData zarr; images are read when they are needed."""
+    import spatialdata
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    if not path.is_dir() or _zarr_kind(path) != "spatialdata":
+        raise ValueError(
+            f"{path} is not a SpatialData zarr, which holds the images that are embedded. Write one with "
+            "spahgc.io.read_st(...).write(path), or with spatialdata-io."
+        )
+    return spatialdata.read_zarr(path)
+
+
+def write_table(adata: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write an ``.h5ad`` file; an existing file is replaced only with `overwrite`."""
+    path = Path(path)
+    check_free(path, overwrite=overwrite)
+    with replacing(path) as temporary:
+        adata.write_h5ad(temporary)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """The name ends in ``.h5ad``, and is free or may be overwritten."""
+    if path.suffix != ".h5ad":
+        raise ValueError(f"{path}: the table is written as .h5ad; give it that suffix.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{path} exists already. Pass --overwrite to replace it, or choose another name.")
+
+
+def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table_key: str = keys.TABLE) -> None:
+    """Put ``obsm[key]`` and ``uns[key]`` of a table into the table of a SpatialData zarr; nothing else is touched.
+
+    Both are written into a folder beside the zarr first and then renamed into it: a run that fails or is stopped while
+    it writes leaves the zarr as it was. Slots of the same name are replaced.
+    """
+    import anndata
+    import zarr
+
+    path = Path(path)
+    table = path / "tables" / table_key
+    version = zarr.open_group(table, mode="r", use_consolidated=False).metadata.zarr_format
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        new = zarr.open_group(workshop / "new", mode="w", zarr_format=version)
+        slots: dict[str, dict[str, Any]] = {"obsm": {key: adata.obsm[key]}, "uns": {key: adata.uns[key]}}
+        for slot, content in slots.items():
+            anndata.io.write_elem(new, slot, content)
+        for slot in slots:
+            place, old = table / slot / key, workshop / f"old_{slot}"
+            if place.exists():
+                place.rename(old)
+            try:
+                (workshop / "new" / slot / key).rename(place)
+            except OSError:
+                if old.exists():
+                    old.rename(place)
+                raise
+        if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
+            with warnings.catch_warnings():
+                # The tables of shapes are parquet, which zarr does not know.
+                warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+                zarr.consolidate_metadata(path)
+    finally:
+        shutil.rmtree(workshop)
+
+
+def _zarr_kind(path: Path) -> str:
+    """``"anndata"``, ``"spatialdata"``, or ``""`` for what is neither."""
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return ""
+    import zarr
+
+    attributes = zarr.open_group(path, mode="r").attrs
+    if attributes.get("encoding-type") == "anndata":
+        return "anndata"
+    return "spatialdata" if keys.SPATIALDATA_ATTRS in attributes or (path / "tables").is_dir() else ""
