@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 # Before a test loads matplotlib, OpenMP or torch: no display, and no more threads than its share of the cores.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,3 +45,99 @@ def data_dir() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[..., AnnData]:
+    """Maker of tables in the layout of the readers, with embeddings and a planted link from them to half of the genes.
+
+    A slide is the same in every table it is part of: what is drawn depends on its name and the seed alone.
+    """
+    return _planted
+
+
+def _planted(slides: Mapping[str, str], *, n_side: int = 6, n_genes: int = 24, seed: int = 0) -> AnnData:
+    """Slides (name to patient) of ``n_side ** 2`` spots; the first half of the genes follows the embedding."""
+    import anndata as ad
+    import numpy as np
+    import scipy.sparse as sp
+
+    n_spots, n_latent, n_features = n_side**2, 3, 10
+    shared = np.random.default_rng(seed)
+    mixing = shared.normal(size=(n_latent, n_features))
+    # Genes come in pairs, one up and one down, so that normalising to the total carries no signal into the others.
+    pair, sign = np.arange(n_genes) // 2, np.where(np.arange(n_genes) % 2, -1, 1)
+    weights = (shared.normal(size=(n_latent, n_genes)) * (np.arange(n_genes) < n_genes // 2))[:, 2 * pair] * sign
+    level = shared.normal(0, 0.5, n_genes)[pair]
+    parts, images = [], {}
+    for name, patient in slides.items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        row, column = (grid.ravel() for grid in np.divmod(np.arange(n_spots), n_side))
+        latent = rng.normal(size=(n_spots, n_latent))
+        share = np.exp(level + 0.5 * latent @ weights + rng.normal(0, 0.1, n_genes))
+        depth = 40 * n_genes * np.exp(rng.normal(0, 0.3, n_spots))
+        counts = rng.poisson(share / share.sum(axis=1, keepdims=True) * depth[:, None])
+        part = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)))
+        part.var_names = [f"G{i:02d}" for i in range(n_genes)]
+        part.obs_names = [f"{name}_{x}x{y}" for x, y in zip(column, row, strict=True)]
+        part.obs["region"] = name
+        part.obs["spot_id"] = part.obs_names.to_numpy()
+        part.obs["patient"] = patient
+        part.obsm["spatial"] = np.column_stack([column, row]) * 100.0 + 50.0
+        noise = rng.normal(0, 0.2, (n_spots, n_features)) + rng.normal(0, 0.2, n_features)
+        part.obsm["image_toy"] = (latent @ mixing + noise).astype(np.float32)
+        parts.append(part)
+        images[name] = {
+            "images": {"hires": rng.integers(150, 255, (60, 60, 3), dtype=np.uint8)},
+            "scalefactors": {
+                "tissue_hires_scalef": 0.1,
+                "spot_diameter_fullres": 55.0,
+                "microns_per_pixel": 1.0,
+            },
+        }
+    table = ad.concat(parts)
+    for column in ("region", "patient"):
+        table.obs[column] = table.obs[column].astype("category")
+    table.uns["spatial"] = images
+    table.uns["spatialdata_attrs"] = {"region": list(slides), "region_key": "region", "instance_key": "spot_id"}
+    table.uns["image_toy"] = {"params": {"encoder": "toy", "tile_um": 100.0, "fields_of_view": [1.0, 2.0]}}
+    return table
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Any], Any]:
+    """Maker of a deep, comparable image of all that a table holds: values, dtypes, order, names."""
+    return _frozen
+
+
+def _frozen(value: Any) -> Any:
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse as sp
+
+    if isinstance(value, ad.AnnData):
+        slots = ("X", "obs", "var", "obsm", "varm", "layers", "obsp", "varp", "uns")
+        return {slot: _frozen(getattr(value, slot)) for slot in slots}
+    if isinstance(value, pd.DataFrame):
+        columns = [(str(name), str(value[name].dtype), tuple(map(repr, value[name]))) for name in value.columns]
+        return (tuple(value.index), columns)
+    if isinstance(value, Mapping):
+        return {str(key): _frozen(item) for key, item in value.items()}
+    if sp.issparse(value):
+        return (type(value).__name__, value.shape, *(_frozen(a) for a in (value.data, value.indices, value.indptr)))
+    if isinstance(value, np.ndarray):
+        content = tuple(map(repr, value.ravel())) if value.dtype == object else value.tobytes()
+        return (str(value.dtype), value.shape, content)
+    return (type(value).__name__, repr(value))
+
+
+@pytest.fixture(scope="session")
+def quick() -> Callable[[str], dict[str, Any]]:
+    """Maker of `method_params` with which a method is fitted within a second."""
+
+    def params(method: str) -> dict[str, Any]:
+        small = {"epochs": 2, "hidden": 16, "n_references": 5}
+        return {"network": small, "n_seeds": 1} if method == "spahgc" else {}
+
+    return params

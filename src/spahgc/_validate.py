@@ -145,6 +145,8 @@ def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
         problem = "X is None" if matrix is None else "n_vars is 0"
         raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION[what]}")
     matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    if matrix.dtype == np.float16:  # which SciPy's sparse matrices do not take
+        matrix = matrix.astype(np.float32)
     if not np.isfinite(_values(matrix)).all():
         raise ValueError(f"{_matrix_name(what, layer)} has NaN or infinite values.")
     return matrix

@@ -1,0 +1,268 @@
+"""Models on disk: what is saved comes back to the last bit; what is damaged is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import spahgc
+from spahgc.tl import Model, _model
+
+Models = Callable[[str], Model]
+FILES = {"config.json", "weights.safetensors", "reference.safetensors"}
+
+
+@pytest.fixture
+def folder(models: Models, tmp_path: Path) -> Path:
+    """A saved model."""
+    models("ridge").save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def predicted(model: Model, target: ad.AnnData) -> tuple[bytes, bytes]:
+    out = spahgc.tl.predict(model, target, copy=True)
+    return out.obsm["spahgc"].to_numpy().tobytes(), out.obs["spahgc_support"].to_numpy().tobytes()
+
+
+def edit(folder: Path, *, sign: bool = False, **changes: Any) -> None:
+    """Change values of config.json; with `sign` as spahgc itself would have written it."""
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    if sign:
+        content = {key: value for key, value in config.items() if key != "checksum"}
+        config["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+# There and back.
+
+
+def test_save_load_predict(models: Models, variant: str, target: ad.AnnData, tmp_path: Path) -> None:
+    model = models(variant)
+    assert model.save(tmp_path / "deep" / "model") is None
+    assert {path.name for path in (tmp_path / "deep" / "model").iterdir()} == FILES
+    loaded = Model.load(tmp_path / "deep" / "model")
+    assert loaded.fingerprint == model.fingerprint
+    assert predicted(loaded, target) == predicted(model, target)
+    assert (loaded.genes, loaded.history, loaded.params) == (model.genes, model.history, model.params)
+    assert repr(loaded) == repr(model)
+    # A second trip changes nothing either.
+    loaded.save(str(tmp_path / "again"))
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
+
+
+def test_a_model_trained_again_has_the_same_fingerprint(models: Models, reference: ad.AnnData) -> None:
+    model = models("ridge")
+    assert spahgc.tl.train(reference, method="ridge", panel=12).fingerprint == model.fingerprint
+    assert spahgc.tl.train(reference, method="ridge", panel=11).fingerprint != model.fingerprint
+    assert models("knn").fingerprint != model.fingerprint
+    changed = reference.copy()
+    changed.obsm["image_toy"][0, 0] += 1e-3
+    assert spahgc.tl.train(changed, method="ridge", panel=12).fingerprint != model.fingerprint
+
+
+def test_fingerprint_is_written_beside_the_prediction(folder: Path, target: ad.AnnData) -> None:
+    spahgc.tl.predict(Model.load(folder), target)
+    assert target.uns["spahgc"]["model"] == json.loads((folder / "config.json").read_text())["fingerprint"]
+
+
+def test_the_folder_holds_no_pickle(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        header = int.from_bytes(path.read_bytes()[:8], "little")
+        json.loads(path.read_bytes()[8 : 8 + header])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format"] == _model.FORMAT
+    assert config["versions"]["spahgc"] == spahgc.__version__
+
+
+# Damaged folders.
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere.*Model.save"):
+        Model.load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*file"):
+        Model.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    there = sorted(FILES - {name})[0]
+    with pytest.raises(FileNotFoundError, match=f"not a whole model: {name} missing.*there: .*{there}"):
+        Model.load(folder)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not a whole model.*there: nothing"):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_file(folder: Path, name: str, share: float) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=f"{name}.*truncated.*[Cc]opy .* again, or train again"):
+        Model.load(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "reference.safetensors"])
+@pytest.mark.parametrize("at", [0, 20, -1])
+def test_one_byte_changed(folder: Path, name: str, at: int) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[at] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not the file that was saved"):
+        Model.load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "knn"},
+        {"params": {}},
+        {"fingerprint": "0"},
+        {"sha256": {}},
+        {"checksum": "0"},
+        {"format": 0},
+        {"more": 1},
+    ],
+)
+def test_edited_config(folder: Path, changes: dict[str, Any]) -> None:
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match="config.json was edited after it was saved"):
+        Model.load(folder)
+
+
+def test_edited_gene_name(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"G0', '"H0', 1))
+    with pytest.raises(ValueError, match="config.json was edited"):
+        Model.load(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "\xff", '{"format": }'])
+def test_config_that_is_none(folder: Path, text: str) -> None:
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="config.json cannot be read.*truncated or was edited"):
+        Model.load(folder)
+
+
+def test_newer_format(folder: Path) -> None:
+    edit(folder, sign=True, format=_model.FORMAT + 1, versions={"spahgc": "9.1"})
+    with pytest.raises(ValueError, match=r"(?s)format 2; this spahgc reads up to 1.*spahgc\s+9.1: update spahgc"):
+        Model.load(folder)
+
+
+def test_method_that_is_not_registered_here(folder: Path) -> None:
+    edit(folder, sign=True, method="mine")
+    with pytest.raises(ValueError, match="No method 'mine'. Available: .*'?ridge"):
+        Model.load(folder)
+
+
+# Saving.
+
+
+def test_an_existing_model_stays(models: Models, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match="model exists already. Pass overwrite=True"):
+        models("knn").save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    models("knn").save(folder, overwrite=True)
+    assert Model.load(folder).fingerprint == models("knn").fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("content", [(), ("notes.txt",), ("config.json", "data.csv"), (*sorted(FILES), "notes.txt")])
+def test_a_folder_with_anything_else_is_never_replaced(
+    models: Models, tmp_path: Path, content: tuple[str, ...]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in content:
+        (other / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="It is not a model folder"):
+            models("knn").save(other, overwrite=overwrite)
+    assert {path.name: path.read_text() for path in other.iterdir()} == dict.fromkeys(content, "mine")
+
+
+def test_a_file_is_never_replaced(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="not a model folder"):
+        models("knn").save(tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("step", ["weights", "checksum", "rename"])
+def test_a_failed_save_leaves_nothing_behind(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool, step: str
+) -> None:
+    path = tmp_path / "model"
+    if existing:
+        models("ridge").save(path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left")
+
+    if step == "weights":
+        monkeypatch.setattr(models("knn").method, "state", fail)
+    elif step == "checksum":
+        monkeypatch.setattr(_model, "_checksum", fail)
+    else:
+        rename = Path.rename
+
+        def fail_into_place(self: Path, target: Path) -> Path:
+            if target == path and not self.name.endswith(".old"):
+                fail()
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", fail_into_place)
+    with pytest.raises(OSError, match="no space left"):
+        models("knn").save(path, overwrite=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == (["model"] if existing else [])
+
+
+# A model in hand.
+
+
+def test_options_are_settled(models: Models, target: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
+    before = snapshot(target)
+    for option in (
+        {"panel": 5},
+        {"method": "ridge"},
+        {"preset": "paper"},
+        {"method_params": {}},
+        {"normalize": "log1p"},
+        {"use_rep": "image_toy"},
+        {"layer": "counts"},
+        {"split_by": "slide"},
+        {"rng": 0},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} cannot be changed: the model is trained.*tl.train"):
+            spahgc.tl.predict(models("ridge"), target, **option)
+    with pytest.raises(ValueError, match="panel, rng cannot be changed"):
+        spahgc.tl.predict(models("ridge"), target, panel=3, rng=1)
+    assert snapshot(target) == before
+
+
+def test_history_and_repr(models: Models) -> None:
+    assert models("ridge").history == {}
+    history = models("spahgc-paper").history
+    assert len(history["loss"]) == 2
+    assert history["chosen_epoch"] == [2.0]
+    assert np.isfinite(history["loss"]).all()
+    assert repr(models("ridge")) == "Model(ridge, 12 genes, image_toy, reference: A1, A2, B1)"
