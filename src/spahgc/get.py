@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+_COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
+
 __all__ = ["predicted", "scores"]
 
 
@@ -86,7 +88,8 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
             f"a table with measured "
             f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
-    return pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
+    # In their order: a file gives the keys of a dict back in another one.
+    return pd.DataFrame({column: np.asarray(adata.uns[name][column]) for column in _COLUMNS})
 
 
 def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:

@@ -1,0 +1,452 @@
+"""Bad input: the message says what, where, what is available and what to run; nothing is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import spahgc
+
+Change = Callable[[ad.AnnData], Any]
+
+
+@dataclass
+class Case:
+    """What is done to a table, what is asked for, and what the error says."""
+
+    error: type[Exception]
+    words: str
+    change: Change = lambda table: None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def obsm(key: str, value: Any) -> Change:
+    """Set a slot of obsm, to a value or to what a function makes of the one that is there; `None` removes it."""
+
+    def change(table: ad.AnnData) -> None:
+        made = value(table.obsm[key]) if callable(value) else value
+        if made is None:
+            del table.obsm[key]
+        else:
+            table.obsm[key] = made
+
+    return change
+
+
+def put(rows: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.copy()
+        changed[rows] = value
+        return changed
+
+    return change
+
+
+def x(make: Callable[[np.ndarray], Any]) -> Change:
+    def change(table: ad.AnnData) -> None:
+        table.X = make(table.X.toarray())
+
+    return change
+
+
+def several_embeddings(table: ad.AnnData) -> None:
+    table.obsm["image_uni"] = np.ones((table.n_obs, 4))
+
+
+def names_twice(axis: str) -> Change:
+    def change(table: ad.AnnData) -> None:
+        names = getattr(table, f"{axis}_names").to_list()
+        setattr(table, f"{axis}_names", [names[1], *names[1:]])
+
+    return change
+
+
+def no_link(table: ad.AnnData) -> None:
+    del table.uns["spatialdata_attrs"]
+
+
+def missing_value(column: str) -> Change:
+    def change(table: ad.AnnData) -> None:
+        table.obs[column] = table.obs[column].astype(object)
+        table.obs.iloc[:3, table.obs.columns.get_loc(column)] = np.nan
+
+    return change
+
+
+def empty_slide_among_others(table: ad.AnnData) -> None:
+    table.X = sp.diags_array((table.obs["region"] != "A2").to_numpy().astype(np.float32)) @ table.X
+
+
+def two_patients(table: ad.AnnData) -> None:
+    table.obs["patient"] = ["A", "B"] * (table.n_obs // 2)
+
+
+def params(**changes: Any) -> Change:
+    def change(table: ad.AnnData) -> None:
+        table.uns["image_toy"]["params"].update(changes)
+
+    return change
+
+
+BOTH = {
+    "no embedding": Case(
+        KeyError,
+        r"{what}.obsm has no (embedding|'image_toy')(?=.*Available in obsm: 'spatial')(?=.*spahgc.pp.image_embedding)",
+        obsm("image_toy", None),
+    ),
+    "use_rep is not there": Case(
+        KeyError,
+        "reference.obsm has no 'image_uni' .use_rep.*'image_toy'.*image_embedding",
+        options={"use_rep": "image_uni"},
+    ),
+    "NaN embedding": Case(
+        ValueError,
+        r"{what}.obsm\['image_toy'\] has NaN or infinite values in 2 of \d+ spots, e.g. '\w\d_4x0'.*Embed them again",
+        obsm("image_toy", put(([4, 9], [1, 2]), np.nan)),
+    ),
+    "infinite embedding": Case(
+        ValueError, "has NaN or infinite values in 1 of", obsm("image_toy", put(([4], [1]), np.inf))
+    ),
+    "embedding that is no matrix": Case(
+        ValueError, r"{what}.obsm\['image_toy'\] is a numeric matrix", obsm("image_toy", lambda z: z[:, :0])
+    ),
+    "no coordinates": Case(
+        KeyError, "{what}.obsm has no 'spatial'.*Available in obsm: 'image_toy'.*read_st", obsm("spatial", None)
+    ),
+    "NaN coordinates": Case(
+        ValueError,
+        r"{what}.obsm\['spatial'\] has NaN or infinite values in 1 spots, e.g. '\w\d_2x0'",
+        obsm("spatial", put(([2], [1]), np.nan)),
+    ),
+    "coordinates of the wrong shape": Case(
+        ValueError,
+        r"{what}.obsm\['spatial'\] is \(n_obs, 2\).*not \(\d+, 3\)",
+        obsm("spatial", lambda s: s[:, [0, 1, 1]]),
+    ),
+    "duplicate spots": Case(
+        ValueError, r"{what}.obs_names has 1 duplicated names: '\w\d_1x0'.*obs_names_make_unique", names_twice("obs")
+    ),
+    "duplicate genes": Case(
+        ValueError, "{what}.var_names has 1 duplicated names: 'G01'.*var_names_make_unique", names_twice("var")
+    ),
+    "slides not named": Case(KeyError, "{what} does not say which slide.*library_key.*available: 'region'", no_link),
+    "slide missing for some spots": Case(
+        ValueError, r"{what}.obs\['region'\] \(library_key\) is missing for 3 spots", missing_value("region")
+    ),
+    "library_key is not there": Case(
+        KeyError,
+        "(target|reference).obs has no column 'slide' .library_key.*'region'",
+        options={"library_key": "slide"},
+    ),
+}
+REFERENCE = {
+    "several embeddings": Case(
+        KeyError, "reference.obsm has several embeddings: 'image_toy', 'image_uni'. Pass use_rep", several_embeddings
+    ),
+    "no X": Case(
+        ValueError,
+        "reference has no expression .X is None.*a slide with H&E only is a target",
+        lambda t: setattr(t, "X", None),
+    ),
+    "all zero": Case(ValueError, "reference.X is all zero", x(lambda v: v * 0)),
+    "a slide without counts": Case(
+        ValueError, "Slide 'A2' of the reference is all zero.*target", empty_slide_among_others
+    ),
+    "negative": Case(ValueError, "reference.X has negative values.*layer=.*normalize='none'", x(lambda v: v - 1)),
+    "no whole numbers": Case(ValueError, "reference.X has values that are not whole.*layer=", x(np.log1p)),
+    "NaN counts": Case(ValueError, "reference.X has NaN or infinite", x(lambda v: np.where(v > 9, np.nan, v))),
+    "layer is not there": Case(
+        KeyError, "reference.layers has no 'counts' .layer.*Available: none; X is", options={"layer": "counts"}
+    ),
+    "patient_key is not there": Case(
+        KeyError,
+        "reference.obs has no column 'donor' .patient_key.*'patient'.*patient_key='region'",
+        options={"patient_key": "donor"},
+    ),
+    "patient missing": Case(ValueError, "patient.*missing for 3 spots", missing_value("patient")),
+    "two patients on a slide": Case(
+        ValueError, r"Slide 'A1' of the reference has several patients in obs\['patient'\]: 'A', 'B'", two_patients
+    ),
+    "genes that are not there": Case(
+        KeyError,
+        "2 of 3 genes asked for are not in reference.var_names: 'ERBB2', 'ESR1'.*24 genes such as 'G00'",
+        options={"panel": ["G01", "ERBB2", "ESR1"]},
+    ),
+    "Ensembl ids asked for": Case(
+        KeyError,
+        "Ensembl ids, the other symbols",
+        options={"panel": ["ENSG00000141736", "ENSG00000091831"]},
+    ),
+    "genes in lower case": Case(KeyError, "upper and lower case only", options={"panel": ["g01", "g02"]}),
+    "one gene as a string": Case(TypeError, "not the single string 'G01'", options={"panel": "G01"}),
+    "no genes": Case(ValueError, "panel is an empty list", options={"panel": []}),
+    "zero genes": Case(ValueError, "panel is at least 1 gene, not 0", options={"panel": 0}),
+    "gene name with a slash": Case(
+        ValueError,
+        "Genes 'G/1' of the panel have names that cannot be.*columns in a file.*Rename",
+        lambda t: setattr(t, "var_names", ["G/1", *t.var_names[1:]]),
+        {"panel": ["G/1", "G02"]},
+    ),
+    "numbered panel of centred values": Case(
+        ValueError, "dispersion of their counts.*negative.*Name the genes", x(lambda v: v - 5.5), {"normalize": "none"}
+    ),
+    "unknown method": Case(
+        ValueError, "No method 'rigde'. Available: .*'gene_mean'.*'ridge', 'spahgc'", options={"method": "rigde"}
+    ),
+    "unknown preset": Case(
+        ValueError, "No preset 'papr'. Available: paper, default", options={"method": "spahgc", "preset": "papr"}
+    ),
+    "preset of another method": Case(
+        ValueError, "preset='paper' belongs to method='spahgc'; 'ridge' has none", options={"preset": "paper"}
+    ),
+    "two presets": Case(
+        ValueError,
+        "preset='paper' and method_params.'preset'.='default' disagree",
+        options={"method": "spahgc", "preset": "paper", "method_params": {"preset": "default"}},
+    ),
+    "unknown method parameter": Case(
+        ValueError,
+        "'knn' has no parameter 'k'. Available: 'n_neighbors'",
+        options={"method": "knn", "method_params": {"k": 3}},
+    ),
+    "parameter of a method without any": Case(
+        ValueError,
+        "'gene_mean' has no parameter 'k'. Available: none",
+        options={"method": "gene_mean", "method_params": {"k": 3}},
+    ),
+    "parameter that cannot be saved": Case(
+        TypeError,
+        "method_params takes numbers.*so that the model can be saved",
+        options={"method": "knn", "method_params": {"n_neighbors": object()}},
+    ),
+    "fewer spots than neighbours": Case(
+        ValueError,
+        "knn needs 500 reference spots .n_neighbors.; the reference has 108",
+        options={"method": "knn", "method_params": {"n_neighbors": 500}},
+    ),
+    "fewer spots of other slides than K": Case(
+        ValueError,
+        "K = 80 spots of other slides.*only 72.*'n_references': 72",
+        options={"method": "spahgc", "method_params": {"network": {"n_references": 80}}},
+    ),
+    "unknown unit": Case(
+        ValueError, "normalize is one of 'log1p', 'log10', 'none', not 'cpm'", options={"normalize": "cpm"}
+    ),
+    "unknown split": Case(ValueError, "split_by is 'patient' or 'slide', not 'spot'", options={"split_by": "spot"}),
+    "rng": Case(TypeError, "rng is an int of at least 0 or a numpy Generator, not -1", options={"rng": -1}),
+    "device": Case(
+        ValueError,
+        "Device 'mps' is not available.*settings.device = 'auto' or 'cpu'",
+        options={"method": "spahgc", "device": "mps"},
+    ),
+}
+TARGET = {
+    "another width": Case(
+        ValueError,
+        r"reference has embeddings of width 10 in obsm\['image_toy'\], the target of width 7.*same encoder",
+        obsm("image_toy", lambda z: z[:, :7]),
+    ),
+    "another tile size": Case(
+        ValueError,
+        r"'image_toy'.*made differently.*tile_um: reference 100.0, target 55.0.*image_embedding",
+        params(tile_um=55.0),
+    ),
+    "other fields of view": Case(
+        ValueError, r"fields_of_view: reference \[1.0, 2.0\], target \[1.0\]", params(fields_of_view=[1.0])
+    ),
+    "a parameter more": Case(ValueError, "stain: reference None, target 'macenko'", params(stain="macenko")),
+    "key_added with a slash": Case(ValueError, "key_added is made of letters.*not 'a/b'", options={"key_added": "a/b"}),
+    "no key_added": Case(ValueError, "key_added is made of letters", options={"key_added": ""}),
+    "key_added like an embedding": Case(
+        ValueError, "'image_pred' would pass for an embedding", options={"key_added": "image_pred"}
+    ),
+    "key_added of coordinates": Case(
+        ValueError, r"something else in obsm\['spatial'\].*Choose another key_added", options={"key_added": "spatial"}
+    ),
+    "key_added of a layer": Case(ValueError, r"layers\['spahgc'\]", lambda t: t.layers.update(spahgc=t.X.copy())),
+    "key_added of something in uns": Case(ValueError, r"uns\['spahgc'\]", lambda t: t.uns.update(spahgc={"mine": 1})),
+    "a column where support goes": Case(
+        ValueError, r"obs\['mine_support'\]", lambda t: t.obs.insert(0, "mine_support", 1.0), {"key_added": "mine"}
+    ),
+    "a column where scores go": Case(
+        ValueError, r"var\['mine_pearson'\]", lambda t: t.var.insert(0, "mine_pearson", 1.0), {"key_added": "mine"}
+    ),
+}
+
+
+def check(
+    case: Case,
+    what: str,
+    reference: ad.AnnData,
+    target: ad.AnnData,
+    snapshot: Callable[[Any], Any],
+) -> None:
+    """The call fails with the words, and leaves both tables as they were."""
+    before = snapshot(reference), snapshot(target)
+    options = {"method": "ridge", "panel": 6, **case.options}
+    with pytest.raises(case.error, match="(?s)" + case.words.replace("{what}", what)) as caught:
+        spahgc.tl.predict(reference, target, **options)
+    assert (snapshot(reference), snapshot(target)) == before
+    # One line a person can read: no repr of arrays, no double blanks.
+    assert "\n" not in str(caught.value)
+    assert "  " not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*BOTH, *REFERENCE])
+def test_reference(name: str, reference: ad.AnnData, target: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
+    case = {**BOTH, **REFERENCE}[name]
+    case.change(reference)
+    check(case, "reference", reference, target, snapshot)
+
+
+@pytest.mark.parametrize("name", [*(name for name in BOTH if not BOTH[name].options), *TARGET])
+def test_target(
+    name: str,
+    reference: ad.AnnData,
+    target: ad.AnnData,
+    snapshot: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = {**BOTH, **TARGET}[name]
+    case.change(target)
+    # A bad target does not cost a training.
+    monkeypatch.setattr("spahgc.tl._predict.train", lambda *args, **kwargs: pytest.fail("trained before it looked"))
+    check(case, "target", reference, target, snapshot)
+
+
+@pytest.mark.parametrize("name", [*(name for name in BOTH if not BOTH[name].options), *TARGET])
+def test_target_of_a_model(
+    name: str,
+    models: Callable[[str], spahgc.tl.Model],
+    target: ad.AnnData,
+    snapshot: Callable[[Any], Any],
+) -> None:
+    case = {**BOTH, **TARGET}[name]
+    case.change(target)
+    before = snapshot(target)
+    with pytest.raises(case.error, match="(?s)" + case.words.replace("{what}", "target")):
+        spahgc.tl.predict(models("ridge"), target, **case.options)
+    assert snapshot(target) == before
+
+
+# Things that are no tables, or empty ones.
+
+
+def test_spatialdata_instead_of_its_table(reference: ad.AnnData, target: ad.AnnData) -> None:
+    from spatialdata import SpatialData
+
+    sdata = SpatialData()
+    with pytest.raises(
+        TypeError, match=r"reference is an AnnData table, not SpatialData. Pass the table: sdata\['table'\]"
+    ):
+        spahgc.tl.predict(sdata, target)
+    with pytest.raises(
+        TypeError, match=r"target is an AnnData table, not SpatialData. Pass the table: sdata\['table'\]"
+    ):
+        spahgc.tl.predict(reference, sdata)
+    with pytest.raises(TypeError, match=r"reference is .*sdata\['table'\]"):
+        spahgc.tl.train(sdata)
+    with pytest.raises(TypeError, match=r"target is .*sdata\['table'\]"):
+        spahgc.tl.evaluate(sdata)
+
+
+def test_no_table_at_all(target: ad.AnnData) -> None:
+    for other in ("model/", pd.DataFrame(), None, SimpleNamespace()):
+        with pytest.raises(TypeError, match=f"reference is an AnnData table, not {type(other).__name__}"):
+            spahgc.tl.predict(other, target)
+
+
+def test_empty_tables(reference: ad.AnnData, target: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="reference has no spots"):
+        spahgc.tl.predict(reference[:0].copy(), target)
+    with pytest.raises(ValueError, match="target has no spots"):
+        spahgc.tl.predict(reference, target[:0].copy())
+    with pytest.raises(ValueError, match="reference has no expression .n_vars is 0"):
+        spahgc.tl.predict(reference[:, :0].copy(), target)
+
+
+def test_backed_table(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) -> None:
+    reference.write_h5ad(tmp_path / "reference.h5ad")
+    backed = ad.read_h5ad(tmp_path / "reference.h5ad", backed="r")
+    with pytest.raises(ValueError, match=re.escape("reference is backed by a file. Load it whole")):
+        spahgc.tl.predict(backed, target)
+
+
+# Too few slides.
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData, preset: Any) -> None:
+    one = reference[reference.obs["region"] == "A1"].copy()
+    with pytest.raises(ValueError, match="at least two reference slides.*only 'A1'.*method='ridge'.*possible"):
+        spahgc.tl.predict(one, target, panel=5, preset=preset)
+    assert "spahgc" not in target.obsm
+    for method in ("ridge", "context_ridge", "knn", "gene_mean"):
+        spahgc.tl.predict(one, target, panel=5, method=method)
+        assert target.obs["spahgc_support"].between(0, 1).all()
+        assert np.isfinite(target.obsm["spahgc"].to_numpy()).all()
+
+
+def test_a_reference_slide_of_one_spot(reference: ad.AnnData, target: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="Slide 'A2' of the reference has 1 spot; it takes at least two"):
+        spahgc.tl.predict(reference[:37].copy(), target, panel=5, method="ridge")
+
+
+def test_no_gene_is_left_for_the_panel(reference: ad.AnnData, target: ad.AnnData) -> None:
+    counts = np.zeros(reference.shape, dtype=np.float32)
+    counts[[0, 36, 72], [0, 0, 0]] = 5  # on every slide, but in 3 % of the spots
+    reference.X = counts
+    with pytest.raises(ValueError, match="No gene of the reference varies on every slide.*more than 5 %"):
+        spahgc.tl.predict(reference, target, method="ridge")
+
+
+def test_parameters_of_numpy_types_are_taken(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) -> None:
+    model = spahgc.tl.train(reference, panel=4, method="knn", method_params={"n_neighbors": np.int64(3)})
+    model.save(tmp_path / "model")
+    spahgc.tl.predict(spahgc.tl.Model.load(tmp_path / "model"), target)
+    assert target.uns["spahgc"]["params"]["method_params"] == {"n_neighbors": 3}
+
+
+def test_names_that_cannot_be_stored_are_left_out_of_a_numbered_panel(reference: ad.AnnData) -> None:
+    names = spahgc.tl.train(reference, panel=24, method="gene_mean").genes
+    reference.var_names = [f"{name}/x" if name in names[:2] else name for name in reference.var_names]
+    assert spahgc.tl.train(reference, panel=24, method="gene_mean").genes == names[2:]
+
+
+def test_a_prediction_that_is_not_finite_is_not_written(
+    models: Callable[[str], spahgc.tl.Model],
+    target: ad.AnnData,
+    snapshot: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, before = models("gene_mean"), snapshot(target)
+    monkeypatch.setattr(model.method, "_mean", np.full(12, np.nan))
+    with pytest.raises(FloatingPointError, match="NaN or infinite values in 72 spots; nothing was written"):
+        spahgc.tl.predict(model, target)
+    assert snapshot(target) == before
+
+
+def test_a_failure_while_the_record_is_made_writes_nothing(
+    models: Callable[[str], spahgc.tl.Model],
+    target: ad.AnnData,
+    snapshot: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = snapshot(target)
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no fingerprint")
+
+    monkeypatch.setattr(spahgc.tl.Model, "fingerprint", property(fail))
+    with pytest.raises(RuntimeError, match="no fingerprint"):
+        spahgc.tl.predict(models("ridge"), target)
+    assert snapshot(target) == before
