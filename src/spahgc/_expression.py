@@ -54,16 +54,16 @@ def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] 
 
 def spot_depth(counts: Any) -> NDArray[np.float64]:
     """Total counts of each spot over all genes, float64 (n_obs,)."""
-    # Summed in float64: a narrow type of the counts (float16, float32) would overflow or round.
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    # In float64 throughout, which a sum of a sparse matrix is not: a narrow type of the counts would overflow or round.
+    return np.asarray(counts @ np.ones(counts.shape[1]))
 
 
 def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[np.intp]:
     """Genes by how variable they are on the reference slides, best first.
 
     Per slide a gene's dispersion is the variance of its counts around what the depth of each spot leads to expect,
-    over its mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks. Genes
-    found in at most `min_fraction` of all spots, or not at all on some slide, are left out.
+    over its mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks, equal
+    means by column. Genes found in at most `min_fraction` of all spots, or not at all on some slide, are left out.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[
     for matrix in counts:
         slide_counts = sp.csr_array(matrix)
         present = np.asarray((slide_counts > 0).sum(axis=0)).ravel()
-        # Ties share their mean rank, so the order of the genes decides nothing.
+        # Ties share their mean rank, so that no slide prefers one of two equal genes for its place in the table.
         ranks += _ranks(-dispersion(slide_counts))
         found += present
         absent |= present == 0

@@ -1,0 +1,190 @@
+"""Slides and cohorts: canonical order, splits, fingerprints, standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import StandardScaler
+
+from spahgc._slides import Cohort, Slide, expression_of, standardize
+
+
+def slide(name: str, patient: str | None = "P", *, n: int = 20, seed: int = 0) -> Slide:
+    rng = np.random.default_rng([seed, *name.encode()])
+    return Slide(
+        name,
+        patient,
+        rng.normal(2, 3, size=(n, 5)).astype(np.float32),
+        rng.permutation(np.column_stack(np.divmod(np.arange(n), 4))).astype(np.float64),
+        rng.normal(size=(n, 3)).astype(np.float32),
+    )
+
+
+@pytest.fixture
+def cohort() -> Cohort:
+    return Cohort((slide("b", "Q"), slide("a", "P"), slide("c", "Q", n=12)), ("g0", "g1", "g2"))
+
+
+# Order.
+
+
+def test_canonical_order() -> None:
+    one = slide("a")
+    order = one.order
+    np.testing.assert_array_equal(
+        one.coordinates[order], np.array(sorted(map(tuple, one.coordinates), key=lambda p: p[::-1]))
+    )
+
+
+def test_spots_at_one_place_go_by_their_embedding() -> None:
+    one = replace(slide("a"), coordinates=np.zeros((20, 2)))
+    shuffled = one.take(np.random.default_rng(0).permutation(20))
+    np.testing.assert_array_equal(shuffled.take(shuffled.order).embedding, one.take(one.order).embedding)
+
+
+def test_a_cohort_has_one_order(cohort: Cohort) -> None:
+    rng = np.random.default_rng(0)
+    shuffled = Cohort(
+        tuple(s.take(rng.permutation(len(s))) for s in rng.permutation(np.array(cohort.slides, dtype=object))),
+        cohort.genes,
+    )
+    assert [s.name for s in shuffled] == ["a", "b", "c"]
+    for mine, theirs in zip(shuffled, cohort, strict=True):
+        np.testing.assert_array_equal(mine.embedding, theirs.embedding)
+        np.testing.assert_array_equal(mine.coordinates, theirs.coordinates)
+        np.testing.assert_array_equal(expression_of(mine), expression_of(theirs))
+    assert shuffled.fingerprint() == cohort.fingerprint()
+    assert all((np.diff(s.order) == 1).all() for s in shuffled)
+
+
+def test_take_keeps_rows_together() -> None:
+    one = slide("a")
+    part = one.take(np.array([5, 2]))
+    np.testing.assert_array_equal(part.embedding, one.embedding[[5, 2]])
+    np.testing.assert_array_equal(part.coordinates, one.coordinates[[5, 2]])
+    np.testing.assert_array_equal(expression_of(part), expression_of(one)[[5, 2]])
+    assert len(one.take(one.coordinates[:, 0] > 2)) == part.n_spots * 4  # a mask
+    assert one.without_expression().take(np.array([0])).expression is None
+
+
+def test_arrays_of_a_cohort(cohort: Cohort) -> None:
+    assert (len(cohort), cohort.n_spots, cohort.patients) == (3, 52, ("P", "Q", "Q"))
+    index = cohort.slide_index()
+    assert np.bincount(index).tolist() == [20, 20, 12]
+    for i, one in enumerate(cohort):
+        np.testing.assert_array_equal(cohort.embedding()[index == i], one.embedding)
+        np.testing.assert_array_equal(cohort.expression()[index == i], one.expression)
+    part = cohort.subset(["c", "a"])
+    assert [s.name for s in part] == ["a", "c"]
+    assert part.genes == cohort.genes
+
+
+def test_a_slide_without_expression_is_no_reference() -> None:
+    with pytest.raises(ValueError, match="Slide 'a' has no expression and cannot be a reference"):
+        Cohort((slide("a").without_expression(),), ("g0", "g1", "g2")).expression()
+
+
+# Splits.
+
+
+def test_splits(cohort: Cohort) -> None:
+    assert cohort.splits() == (("a",), ("b", "c"))
+    assert cohort.splits("slide") == (("a",), ("b",), ("c",))
+    # With one patient nothing but slides can be held out.
+    assert cohort.subset(["b", "c"]).splits() == (("b",), ("c",))
+    assert cohort.subset(["b"]).splits() == (("b",),)
+
+
+@pytest.mark.parametrize("by", ["patient", "slide"])
+def test_splits_hold_out_every_slide_once(cohort: Cohort, by: str) -> None:
+    held_out = [name for group in cohort.splits(by) for name in group]
+    assert sorted(held_out) == ["a", "b", "c"]
+
+
+def test_no_patient_is_on_both_sides(cohort: Cohort) -> None:
+    for group in cohort.splits():
+        inside = {s.patient for s in cohort if s.name in group}
+        assert inside.isdisjoint({s.patient for s in cohort if s.name not in group})
+
+
+# Fingerprint.
+
+
+CHANGES: dict[str, Callable[[Cohort], Cohort]] = {
+    "gene": lambda c: replace(c, genes=("g0", "g1", "x")),
+    "order of genes": lambda c: replace(c, genes=("g1", "g0", "g2")),
+    "fewer slides": lambda c: c.subset(["a", "b"]),
+    "name": lambda c: replace(c, slides=(replace(c.slides[0], name="0"), *c.slides[1:])),
+    "patient": lambda c: replace(c, slides=(replace(c.slides[0], patient="R"), *c.slides[1:])),
+    "embedding": lambda c: bump(c, "embedding"),
+    "coordinates": lambda c: bump(c, "coordinates"),
+    "expression": lambda c: bump(c, "expression"),
+    "shape": lambda c: replace(
+        c,
+        slides=(
+            replace(
+                c.slides[0],
+                embedding=c.slides[0].embedding.reshape(10, 10),
+                coordinates=c.slides[0].coordinates.reshape(10, 4),
+            ),
+            *c.slides[1:],
+        ),
+    ),
+}
+
+
+def bump(cohort: Cohort, name: str) -> Cohort:
+    array = getattr(cohort.slides[0], name).copy()
+    array[1, 1] = np.nextafter(array[1, 1], np.inf, dtype=array.dtype)
+    return replace(cohort, slides=(replace(cohort.slides[0], **{name: array}), *cohort.slides[1:]))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fingerprint_changes_with_anything(cohort: Cohort, change: str) -> None:
+    assert CHANGES[change](cohort).fingerprint() != cohort.fingerprint()
+    assert replace(cohort).fingerprint() == cohort.fingerprint()
+
+
+# Standardisation.
+
+
+def test_standardize_against_sklearn() -> None:
+    one = slide("a")
+    found = standardize(one)
+    np.testing.assert_allclose(found.embedding, StandardScaler().fit_transform(one.embedding), atol=1e-5)
+    assert found.embedding.dtype == np.float32
+    np.testing.assert_array_equal(found.coordinates, one.coordinates)
+    np.testing.assert_array_equal(expression_of(found), expression_of(one))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -3e-9])
+def test_constant_features_become_zero(value: float) -> None:
+    one = slide("a")
+    embedding = one.embedding.copy()
+    embedding[:, 2] = value
+    found = standardize(replace(one, embedding=embedding)).embedding
+    assert (found[:, 2] == 0).all()
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, [0, 1, 3, 4]].std(axis=0), 1, rtol=1e-5)
+
+
+def test_rounding_noise_is_not_blown_up() -> None:
+    one = slide("a")
+    embedding = one.embedding.copy()
+    embedding[:, 2] = np.float32(1000) + np.where(np.arange(20) % 2, np.spacing(np.float32(1000)), 0)
+    assert (standardize(replace(one, embedding=embedding)).embedding[:, 2] == 0).all()
+
+
+def test_standardizing_forgets_scale_and_offset(cohort: Cohort) -> None:
+    changed = replace(cohort, slides=tuple(replace(s, embedding=s.embedding * 7 - 3) for s in cohort))
+    np.testing.assert_allclose(changed.standardized().embedding(), cohort.standardized().embedding(), atol=1e-4)
+    # Each slide on its own: another slide has no say.
+    alone = cohort.subset(["a"]).standardized()
+    np.testing.assert_array_equal(alone.slides[0].embedding, cohort.standardized().slides[0].embedding)
+
+
+def test_one_spot() -> None:
+    assert (standardize(slide("a", n=1)).embedding == 0).all()
