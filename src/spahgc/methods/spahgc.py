@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -12,7 +11,7 @@ import numpy as np
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Slide, expression_of
 from ..metrics import pearson
-from ._linear import relative_expression
+from ._linear import pooled_expression, relative_expression
 from .base import Method, Run, State, register
 from .context_ridge import ContextRidge
 
@@ -35,8 +34,8 @@ class Preset:
     ----------
     network
         Fields of :class:`spahgc.nn.Config` that differ from the paper's.
-    residual
-        Train the network on what context ridge leaves over, on expression relative to each slide, and add the two.
+    blend
+        Train on expression relative to each slide, and average the networks' prediction with that of context ridge.
     n_components
         Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
     n_seeds
@@ -46,7 +45,7 @@ class Preset:
     """
 
     network: Mapping[str, Any] = field(default_factory=dict)
-    residual: bool = False
+    blend: bool = False
     n_components: int | None = None
     n_seeds: int = 1
     choose_epochs: bool = False
@@ -61,17 +60,16 @@ PRESETS: dict[str, Preset] = {
             "n_references": 15,
             "learning_rate": 1e-3,
             "epochs": 60,
-            "zero_init_head": True,
             "weight_target": 0.0,
             "weight_reference": 0.0,
         },
-        residual=True,
+        blend=True,
         n_components=32,
         n_seeds=3,
         choose_epochs=True,
     ),
 }
-UNTUNED_EPOCHS = 20
+UNTUNED_EPOCHS = 40
 """Epochs of a preset that chooses them, where too few slides are there to hold one out."""
 
 
@@ -79,10 +77,10 @@ UNTUNED_EPOCHS = 20
 class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
-    ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used.
-    ``preset="default"`` starts from context ridge (out of fold while training) and adds a small network on the same
-    graph, zero at first; the number of epochs is chosen on held-out reference slides, where 0 stands for context
-    ridge alone, and three networks are averaged.
+    ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
+    is three small networks on the same graph, trained on expression relative to each slide and averaged with context
+    ridge, each side counting half. The number of epochs is chosen on held-out reference slides; 0 stands for context
+    ridge alone.
 
     Parameters
     ----------
@@ -127,7 +125,7 @@ class SpaHGC(Method):
         seeds = [int(s) for s in np.random.SeedSequence(run.seed).generate_state(self._preset.n_seeds + 1)]
         part = _Part.prepare(cohort, self._preset, config, run)
         epochs, validation = (
-            _choose_epochs(cohort, self._preset, config, run, part.hyperparameters, seeds[0], device)
+            _choose_epochs(part, self._preset, run, seeds[0], device)
             if self._preset.choose_epochs
             else (config.epochs, [])
         )
@@ -156,14 +154,15 @@ class SpaHGC(Method):
     def predict(self, slide: Slide) -> Float32:
         import torch
 
-        data, part = self._part.graph(slide), self._part
-        values = [] if part.base is None or self._networks else [part.base_values(slide)]
+        part = self._part
+        data = part.graph(slide).to(str(self._device))
+        outputs = []
         for network in self._networks:
             network.to(self._device)
             with torch.no_grad():
-                values.append(network(copy.copy(data).to(self._device)).double().cpu().numpy())
+                outputs.append(network(data).double().cpu().numpy())
             network.cpu()
-        return (np.mean(values, axis=0) * part.spread + part.level).astype(np.float32)
+        return part.unscaled(_blend(outputs, part.ridge(slide)))
 
     def state(self) -> State:
         arrays = {
@@ -199,62 +198,51 @@ class SpaHGC(Method):
 
 @dataclass(eq=False)
 class _Part:
-    """Reference slides made ready for the network: scaled expression, base predictions, graphs."""
+    """Reference slides made ready for the network: scaled expression, context ridge to blend with, graphs."""
 
     cohort: Cohort
+    config: Config
     values: dict[str, Float64]
     """Expression that the network is trained on, by slide."""
     level: Float64
     spread: Float64
     """Prediction = output * spread + level."""
     base: ContextRidge | None
-    config: Config
+    """What the networks are averaged with."""
     graphs: list[tuple[HeteroData, torch.Tensor]] = field(default_factory=list)
     components: torch.Tensor | None = None
-    hyperparameters: tuple[float, int] | None = None
 
     @classmethod
     def prepare(
-        cls, cohort: Cohort, preset: Preset, config: Config, run: Run, hyperparameters: tuple[float, int] | None = None
+        cls, cohort: Cohort, preset: Preset, config: Config, run: Run, tuned: tuple[float, int] | None = None
     ) -> Self:
-        """Fit the base and build the graph of each slide as the target, with references from the other slides only."""
+        """Fit context ridge and build the graph of each slide as the target, with references from the other slides."""
         import torch
 
-        base = None
-        if preset.residual:
-            base = ContextRidge(relative=True).fit(cohort, run, hyperparameters=hyperparameters)
-            hyperparameters = base.hyperparameters
-        part = cls._scaled(cohort, preset, base, config)
-        part.hyperparameters = hyperparameters
+        base = ContextRidge(relative=True).fit(cohort, run, hyperparameters=tuned) if preset.blend else None
+        part = cls._scaled(cohort, config, base)
         if preset.n_components is not None:
             stacked = np.concatenate([part.values[slide.name] for slide in cohort])
             part.components = torch.from_numpy(_leading_axes(stacked, preset.n_components))
         for slide in cohort:
             others = cohort.subset([other.name for other in cohort if other.name != slide.name])
-            out_of_fold = None
-            if preset.residual:
-                out_of_fold = ContextRidge(relative=True).fit(others, run, hyperparameters=hyperparameters)
-            data = part.graph(slide, others=others, base=out_of_fold)
-            part.graphs.append((data, torch.from_numpy(part.values[slide.name].astype(np.float32))))
+            expression = torch.from_numpy(part.values[slide.name].astype(np.float32))
+            part.graphs.append((part.graph(slide, others=others), expression))
         return part
 
     @classmethod
-    def _scaled(cls, cohort: Cohort, preset: Preset, base: ContextRidge | None, config: Config) -> Self:
-        if preset.residual:
-            values, level, spread = relative_expression(cohort)
-        else:
-            values = {slide.name: expression_of(slide).astype(np.float64) for slide in cohort}
-            level, spread = np.zeros(len(cohort.genes)), np.ones(len(cohort.genes))
-        return cls(cohort, values, level, spread, base, config)
+    def _scaled(cls, cohort: Cohort, config: Config, base: ContextRidge | None) -> Self:
+        if base is not None:
+            return cls(cohort, config, *relative_expression(cohort), base)
+        n_genes = len(cohort.genes)
+        return cls(cohort, config, pooled_expression(cohort), np.zeros(n_genes), np.ones(n_genes), None)
 
-    def graph(self, slide: Slide, *, others: Cohort | None = None, base: ContextRidge | None = None) -> HeteroData:
+    def graph(self, slide: Slide, *, others: Cohort | None = None) -> HeteroData:
         """Graph of a slide with references from `others` (all reference slides, if not given)."""
-        import torch
-
         from ..nn import build_graph
 
         references = self.cohort if others is None else others
-        data = build_graph(
+        return build_graph(
             slide.embedding,
             slide.coordinates,
             references.embedding(),
@@ -263,16 +251,14 @@ class _Part:
             n_near=self.config.n_near,
             n_close=self.config.n_close,
         )
-        if self.base is not None:
-            data["target"].base = torch.from_numpy(self.base_values(slide, base).astype(np.float32))
-        return data
 
-    def base_values(self, slide: Slide, base: ContextRidge | None = None) -> Float64:
-        """Base prediction of a slide, in the scale that the network is trained on."""
-        fitted = base or self.base
-        if fitted is None:
-            raise ValueError("This preset has no base prediction.")
-        return fitted.relative_values(slide)
+    def ridge(self, slide: Slide) -> Float64 | None:
+        """Prediction of context ridge in the scale that the network is trained on, where the preset blends it in."""
+        return None if self.base is None else self.base.relative_values(slide)
+
+    def unscaled(self, values: np.ndarray) -> Float32:
+        """From the scale that the network is trained on to the unit of the expression."""
+        return (values * self.spread + self.level).astype(np.float32)
 
     def arrays(self) -> State:
         """What :meth:`restore` needs beside the cohort."""
@@ -282,41 +268,35 @@ class _Part:
     def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:
         """Inverse of :meth:`arrays`, without the graphs of the reference slides."""
         base = None
-        if preset.residual:
+        if preset.blend:
             parts = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
             base = ContextRidge(relative=True).restore(parts, cohort)
-        return cls._scaled(cohort, preset, base, config)
+        return cls._scaled(cohort, config, base)
 
 
-def _choose_epochs(
-    cohort: Cohort,
-    preset: Preset,
-    config: Config,
-    run: Run,
-    hyperparameters: tuple[float, int] | None,
-    seed: int,
-    device: torch.device,
-) -> tuple[int, list[float]]:
+def _choose_epochs(whole: _Part, preset: Preset, run: Run, seed: int, device: torch.device) -> tuple[int, list[float]]:
     """Number of epochs with the best mean per-gene Pearson on held-out groups of reference slides, and that curve.
 
-    The curve starts with the base alone (0 epochs) and is smoothed over five epochs.
+    The curve starts with context ridge alone (0 epochs) and is smoothed over five epochs.
     """
     from ..nn import train
 
+    cohort, config = whole.cohort, whole.config
+    tuned = None if whole.base is None else whole.base.hyperparameters
     curves = []
     for held_out in _folds(cohort.splits(run.split_by)):
         rest = cohort.subset([slide.name for slide in cohort if slide.name not in held_out])
         if len(rest) < SpaHGC.min_slides or _fewest_references(rest) < config.n_references:
             continue
-        part = _Part.prepare(rest, preset, config, run, hyperparameters)
-        held = [(slide, part.graph(slide).to(str(device))) for slide in cohort if slide.name in held_out]
+        part = _Part.prepare(rest, preset, config, run, tuned)
+        held = [(s, part.graph(s).to(str(device)), part.ridge(s)) for s in cohort if s.name in held_out]
 
-        def score(network: Network, held: list[tuple[Slide, HeteroData]] = held) -> float:
-            return float(np.mean([_mean_pearson(slide, network(data).cpu().numpy()) for slide, data in held]))
+        def score(network: Network, held: list[tuple[Slide, HeteroData, Float64 | None]] = held) -> float:
+            return float(np.mean([_mean_pearson(s, _blend([network(d).cpu().numpy()], r)) for s, d, r in held]))
 
-        start = float(np.mean([_mean_pearson(slide, part.base_values(slide)) for slide, _ in held]))
         _, history = train(part.graphs, config, seed=seed, device=device, components=part.components, validate=score)
-        curves.append([start, *history["validation"]])
+        start = np.mean([_mean_pearson(s, _blend([], r)) for s, _, r in held]) if preset.blend else 0.0
+        curves.append([float(start), *history["validation"]])
     if not curves:
         return UNTUNED_EPOCHS, []
     curve = np.mean(curves, axis=0)
@@ -330,6 +310,15 @@ def _folds(groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
     return [
         tuple(name for group in groups[i::_MAX_FOLDS] for name in group) for i in range(min(_MAX_FOLDS, len(groups)))
     ]
+
+
+def _blend(outputs: list[np.ndarray], ridge: Float64 | None) -> np.ndarray:
+    """Mean of the networks' outputs, averaged with context ridge where there is one; that alone without networks."""
+    if not outputs and ridge is None:
+        raise ValueError("There is neither a network nor context ridge to predict with.")
+    return np.mean(
+        [part for part in (np.mean(outputs, axis=0) if outputs else None, ridge) if part is not None], axis=0
+    )
 
 
 def _mean_pearson(slide: Slide, predicted: np.ndarray) -> float:
