@@ -34,6 +34,7 @@ LAYERS = [
     {"tl"},
     {"pl"},
     {"_report"},
+    {"_demo_slides"},
     {"_demo_report"},
     {"_demo"},
     {"cli"},

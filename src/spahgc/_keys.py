@@ -31,6 +31,9 @@ IMAGE_PREFIX = "image_"
 PREDICTION = "spahgc"
 """Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry."""
 
+MEASURED = "measured"
+"""``layers``: measured expression beside a prediction, in the prediction's unit."""
+
 PARAMS = "params"
 """``uns[key]["params"]``: parameters of the step that wrote ``key``."""
 

@@ -96,6 +96,11 @@ def reference_cohort(
                 f"Slide {name!r} of the reference is all zero: no expression was measured. Leave it out of the "
                 f"reference; as a slide with H&E only it can be a target."
             )
+        if (embedding[index] == embedding[index[0]]).all():
+            raise ValueError(
+                f"Slide {name!r} of the reference has one and the same embedding in obsm[{use_rep!r}] for all its "
+                f"{len(index)} spots: nothing can be learnt from it. Embed it again, or leave it out."
+            )
     columns = _panel_columns(adata, panel, [matrix[index] for index in rows.values()])
 
     slides = []

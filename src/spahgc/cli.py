@@ -64,7 +64,7 @@ def _message(error: BaseException) -> str:
     """What went wrong, on one line."""
     # The text of a KeyError is its message in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(text.replace("overwrite=True", "--overwrite").split()) or type(error).__name__
 
 
 def _show_warning(
@@ -84,9 +84,13 @@ def _show_warning(
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from . import _demo
+    import matplotlib
 
-    _demo.run(
+    from ._demo import run
+
+    # Figures go to files; no window is opened, and no screen is needed.
+    matplotlib.use("Agg")
+    run(
         arguments.out,
         data=arguments.data,
         synthetic=arguments.synthetic,

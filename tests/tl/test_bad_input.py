@@ -152,6 +152,11 @@ REFERENCE = {
     "several embeddings": Case(
         KeyError, "reference.obsm has several embeddings: 'image_toy', 'image_uni'. Pass use_rep", several_embeddings
     ),
+    "embedding that does not vary": Case(
+        ValueError,
+        r"Slide 'A1' of the reference has one and the same embedding in obsm\['image_toy'\] for all its 36 spots",
+        obsm("image_toy", put(slice(0, 36), 0.5)),
+    ),
     "no X": Case(
         ValueError,
         "reference has no expression .X is None.*a slide with H&E only is a target",

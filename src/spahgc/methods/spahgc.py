@@ -14,6 +14,7 @@ from ..metrics import pearson
 from ._linear import pooled_expression, relative_expression
 from .base import Method, Run, State, register
 from .context_ridge import ContextRidge
+from .ridge import Ridge
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..nn import Config
     from ..nn import SpaHGC as Network
 
+_LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 _MAX_FOLDS = 5
 _SMOOTHING = 5
 
@@ -35,7 +37,8 @@ class Preset:
     network
         Fields of :class:`spahgc.nn.Config` that differ from the paper's.
     blend
-        Train on expression relative to each slide, and average the networks' prediction with that of context ridge.
+        Train on expression relative to each slide, and average the networks' prediction with that of ridge and context
+        ridge.
     n_components
         Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
     n_seeds
@@ -78,9 +81,9 @@ class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
     ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
-    is three small networks on the same graph, trained on expression relative to each slide and averaged with context
-    ridge, each side counting half. The number of epochs is chosen on held-out reference slides; 0 stands for context
-    ridge alone.
+    is three small networks on the same graph, trained on expression relative to each slide, averaged with ridge and
+    context ridge: the networks count half, the two linear methods a quarter each. The number of epochs is chosen on
+    held-out reference slides; 0 stands for the linear methods alone.
 
     Parameters
     ----------
@@ -162,7 +165,7 @@ class SpaHGC(Method):
             with torch.no_grad():
                 outputs.append(network(data).double().cpu().numpy())
             network.cpu()
-        return part.unscaled(_blend(outputs, part.ridge(slide)))
+        return part.unscaled(_blend(outputs, part.linear_values(slide)))
 
     def state(self) -> State:
         arrays = {
@@ -198,7 +201,7 @@ class SpaHGC(Method):
 
 @dataclass(eq=False)
 class _Part:
-    """Reference slides made ready for the network: scaled expression, context ridge to blend with, graphs."""
+    """Reference slides made ready for the network: scaled expression, linear methods to blend with, graphs."""
 
     cohort: Cohort
     config: Config
@@ -207,20 +210,25 @@ class _Part:
     level: Float64
     spread: Float64
     """Prediction = output * spread + level."""
-    base: ContextRidge | None
-    """What the networks are averaged with."""
+    linear: tuple[Ridge, ...]
+    """What the networks are averaged with; empty for the networks alone."""
     graphs: list[tuple[HeteroData, torch.Tensor]] = field(default_factory=list)
     components: torch.Tensor | None = None
 
     @classmethod
-    def prepare(
-        cls, cohort: Cohort, preset: Preset, config: Config, run: Run, tuned: tuple[float, int] | None = None
-    ) -> Self:
-        """Fit context ridge and build the graph of each slide as the target, with references from the other slides."""
+    def prepare(cls, cohort: Cohort, preset: Preset, config: Config, run: Run, tuned: tuple[Ridge, ...] = ()) -> Self:
+        """Fit the linear methods and build the graph of each slide as the target, with references from the others.
+
+        Hyperparameters are taken from `tuned`, the linear methods of a larger cohort, if given.
+        """
         import torch
 
-        base = ContextRidge(relative=True).fit(cohort, run, hyperparameters=tuned) if preset.blend else None
-        part = cls._scaled(cohort, config, base)
+        settled: list[tuple[float, int] | None] = [method.hyperparameters for method in tuned] or [None] * len(_LINEAR)
+        linear = tuple(
+            kind(relative=True).fit(cohort, run, hyperparameters=given)
+            for kind, given in zip(_LINEAR if preset.blend else (), settled if preset.blend else (), strict=True)
+        )
+        part = cls._scaled(cohort, config, linear)
         if preset.n_components is not None:
             stacked = np.concatenate([part.values[slide.name] for slide in cohort])
             part.components = torch.from_numpy(_leading_axes(stacked, preset.n_components))
@@ -231,11 +239,11 @@ class _Part:
         return part
 
     @classmethod
-    def _scaled(cls, cohort: Cohort, config: Config, base: ContextRidge | None) -> Self:
-        if base is not None:
-            return cls(cohort, config, *relative_expression(cohort), base)
+    def _scaled(cls, cohort: Cohort, config: Config, linear: tuple[Ridge, ...]) -> Self:
+        if linear:
+            return cls(cohort, config, *relative_expression(cohort), linear)
         n_genes = len(cohort.genes)
-        return cls(cohort, config, pooled_expression(cohort), np.zeros(n_genes), np.ones(n_genes), None)
+        return cls(cohort, config, pooled_expression(cohort), np.zeros(n_genes), np.ones(n_genes), ())
 
     def graph(self, slide: Slide, *, others: Cohort | None = None) -> HeteroData:
         """Graph of a slide with references from `others` (all reference slides, if not given)."""
@@ -252,9 +260,9 @@ class _Part:
             n_close=self.config.n_close,
         )
 
-    def ridge(self, slide: Slide) -> Float64 | None:
-        """Prediction of context ridge in the scale that the network is trained on, where the preset blends it in."""
-        return None if self.base is None else self.base.relative_values(slide)
+    def linear_values(self, slide: Slide) -> Float64 | None:
+        """Mean prediction of the linear methods in the scale that the network is trained on; `None` without them."""
+        return np.mean([method.relative_values(slide) for method in self.linear], axis=0) if self.linear else None
 
     def unscaled(self, values: np.ndarray) -> Float32:
         """From the scale that the network is trained on to the unit of the expression."""
@@ -262,34 +270,34 @@ class _Part:
 
     def arrays(self) -> State:
         """What :meth:`restore` needs beside the cohort."""
-        return {} if self.base is None else {f"base.{key}": value for key, value in self.base.state().items()}
+        return {f"{m.name}.{key}": value for m in self.linear for key, value in m.state().items()}
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:
         """Inverse of :meth:`arrays`, without the graphs of the reference slides."""
-        base = None
-        if preset.blend:
-            parts = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
-            base = ContextRidge(relative=True).restore(parts, cohort)
-        return cls._scaled(cohort, config, base)
+        linear = []
+        for kind in _LINEAR if preset.blend else ():
+            prefix = f"{kind.name}."
+            parts = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            linear.append(kind(relative=True).restore(parts, cohort))
+        return cls._scaled(cohort, config, tuple(linear))
 
 
 def _choose_epochs(whole: _Part, preset: Preset, run: Run, seed: int, device: torch.device) -> tuple[int, list[float]]:
     """Number of epochs with the best mean per-gene Pearson on held-out groups of reference slides, and that curve.
 
-    The curve starts with context ridge alone (0 epochs) and is smoothed over five epochs.
+    The curve starts with the linear methods alone (0 epochs) and is smoothed over five epochs.
     """
     from ..nn import train
 
     cohort, config = whole.cohort, whole.config
-    tuned = None if whole.base is None else whole.base.hyperparameters
     curves = []
     for held_out in _folds(cohort.splits(run.split_by)):
         rest = cohort.subset([slide.name for slide in cohort if slide.name not in held_out])
         if len(rest) < SpaHGC.min_slides or _fewest_references(rest) < config.n_references:
             continue
-        part = _Part.prepare(rest, preset, config, run, tuned)
-        held = [(s, part.graph(s).to(str(device)), part.ridge(s)) for s in cohort if s.name in held_out]
+        part = _Part.prepare(rest, preset, config, run, whole.linear)
+        held = [(s, part.graph(s).to(str(device)), part.linear_values(s)) for s in cohort if s.name in held_out]
 
         def score(network: Network, held: list[tuple[Slide, HeteroData, Float64 | None]] = held) -> float:
             return float(np.mean([_mean_pearson(s, _blend([network(d).cpu().numpy()], r)) for s, d, r in held]))
@@ -312,13 +320,12 @@ def _folds(groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
     ]
 
 
-def _blend(outputs: list[np.ndarray], ridge: Float64 | None) -> np.ndarray:
-    """Mean of the networks' outputs, averaged with context ridge where there is one; that alone without networks."""
-    if not outputs and ridge is None:
-        raise ValueError("There is neither a network nor context ridge to predict with.")
-    return np.mean(
-        [part for part in (np.mean(outputs, axis=0) if outputs else None, ridge) if part is not None], axis=0
-    )
+def _blend(outputs: list[np.ndarray], linear: Float64 | None) -> np.ndarray:
+    """Mean of the networks' outputs, averaged with the linear methods where there are any; either alone if need be."""
+    if not outputs and linear is None:
+        raise ValueError("There is neither a network nor a linear method to predict with.")
+    sides = [np.mean(outputs, axis=0)] if outputs else []
+    return np.mean(sides if linear is None else [*sides, linear], axis=0)
 
 
 def _mean_pearson(slide: Slide, predicted: np.ndarray) -> float:

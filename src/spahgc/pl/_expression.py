@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import matplotlib.pyplot as plt
@@ -52,7 +53,8 @@ def expression(
     Spots are circles of their true size on the H&E thumbnail, y pointing down as in the image. Measured expression is
     put into the unit of the prediction (``uns[key]["params"]["normalize"]``). A prediction varies less than a
     measurement, because it holds no sampling noise: on the shared scale it looks flatter, and that is how it is. Where
-    a slide has H&E only, the predicted panel alone is drawn, and its title says so.
+    a slide has H&E only, the predicted panel alone is drawn, and its title says so. Where the slide's patient is one of
+    the reference's, it says "same patient" below the correlation.
 
     Parameters
     ----------
@@ -121,14 +123,19 @@ def expression(
     plan = [(row, gene, panel) for row, gene in enumerate(genes) for panel in wanted]
     n_cols = len(wanted) if len(wanted) > 1 else min(len(genes), _MOST_COLUMNS)
     units = str(ledger.get("units", "expression"))
+    same_patient = _same_patient(rows, ledger.get(keys.PARAMS, {}))
     with style():
         own = axes is None
         why = f"{len(genes)} genes x {', '.join(wanted)}"
         flat = _grid(tissue, len(plan), n_cols, wanted, scale, size) if own else given_axes(axes, len(plan), why=why)
         for i, (ax, (row, gene, panel)) in enumerate(zip(flat, plan, strict=True)):
             draw_tissue(ax, tissue, img=img, size=size)
+            note = "same patient" if same_patient and panel == "predicted" and gene in measured else ""
             if i % n_cols == 0:
-                draw_scale_bar(ax, tissue, size=size)
+                name = ", ".join(part for part in (tissue.name, note) if part)
+                draw_scale_bar(ax, replace(tissue, name=name), size=size)
+            elif note:
+                draw_scale_bar(ax, replace(tissue, name=note, microns_per_pixel=None), size=size)
             if panel == wanted[0]:
                 ax.set_ylabel(gene, style="italic", fontsize=10)
             ax.set_title(_title(panel, measured.get(gene), values[:, row]))
@@ -193,6 +200,13 @@ def _values(panel: str, measured: Float64 | None, predicted: Float64) -> Float64
     if measured is None:
         return None
     return measured if panel == "measured" else predicted - measured
+
+
+def _same_patient(rows: AnnData, params: Mapping[str, Any]) -> bool:
+    """Whether the slide is of a patient that the prediction was trained on."""
+    shared = set(map(str, params.get("shared_patients", ())))
+    patient_key = params.get("patient_key")
+    return bool(shared) and patient_key in rows.obs and set(rows.obs[patient_key].astype(str)) <= shared
 
 
 def _title(panel: str, measured: Float64 | None, predicted: Float64) -> str:

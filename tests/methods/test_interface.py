@@ -1,0 +1,190 @@
+"""What every method keeps to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spahgc._slides import Cohort, Slide
+from spahgc.methods import METHODS, Method, Ridge, Run, get_method, register
+
+SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in METHODS},
+    "spahgc": {"network": SMALL, "n_seeds": 2},
+    "spahgc paper": {"preset": "paper", "network": SMALL},
+    "context_ridge relative": {"relative": True},
+    "knn 3": {"n_neighbors": 3},
+}
+
+
+def new(variant: str) -> Method:
+    return get_method(variant.split()[0], **VARIANTS[variant])
+
+
+@pytest.fixture(scope="module")
+def fitted(cohort: Cohort) -> dict[str, Method]:
+    return {variant: new(variant).fit(cohort, Run(seed=1)) for variant in VARIANTS}
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_prediction(fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide) -> None:
+    method = fitted[variant]
+    assert isinstance(method, Method)
+    found = method.predict(target)
+    assert found.shape == (len(target), len(cohort.genes))
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(method.predict(target), found)
+
+
+def test_blind_to_the_expression_of_the_slide(fitted: dict[str, Method], variant: str, target: Slide) -> None:
+    found = fitted[variant].predict(target.without_expression())
+    np.testing.assert_array_equal(fitted[variant].predict(target), found)
+    noise = np.random.default_rng(0).normal(size=(len(target), 6)).astype(np.float32)
+    np.testing.assert_array_equal(fitted[variant].predict(replace(target, expression=noise)), found)
+    np.testing.assert_array_equal(fitted[variant].predict(replace(target, name="a", patient="P")), found)
+
+
+def test_fit_returns_itself_and_changes_no_slide(variant: str, cohort: Cohort, target: Slide) -> None:
+    before = cohort.fingerprint()
+    method = new(variant)
+    assert method.fit(cohort, Run(seed=1)) is method
+    assert cohort.fingerprint() == before
+    embedding = target.embedding.copy()
+    method.predict(target)
+    np.testing.assert_array_equal(target.embedding, embedding)
+
+
+def test_one_seed_gives_one_fit(fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide) -> None:
+    again = new(variant).fit(cohort, Run(seed=1))
+    np.testing.assert_array_equal(again.predict(target), fitted[variant].predict(target))
+    other = new(variant).fit(cohort, Run(seed=2))
+    for name, array in again.state().items():
+        np.testing.assert_array_equal(array, fitted[variant].state()[name])
+    if variant.startswith("spahgc"):
+        assert not np.array_equal(other.predict(target), again.predict(target))
+    else:
+        np.testing.assert_array_equal(other.predict(target), again.predict(target))
+
+
+def test_params_make_it_again(variant: str, cohort: Cohort, target: Slide, fitted: dict[str, Method]) -> None:
+    method = fitted[variant]
+    params = json.loads(json.dumps(method.params()))
+    assert params == method.params()
+    again = get_method(method.name, **params)
+    assert again.params() == params
+    np.testing.assert_array_equal(again.fit(cohort, Run(seed=1)).predict(target), method.predict(target))
+
+
+def test_state_restores_it(variant: str, cohort: Cohort, target: Slide, fitted: dict[str, Method]) -> None:
+    method = fitted[variant]
+    state = method.state()
+    assert all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state.items())
+    assert not any(array.dtype == object for array in state.values())
+    copied = {name: array.copy() for name, array in state.items()}
+    again = new(variant)
+    assert again.restore(copied, cohort) is again
+    np.testing.assert_array_equal(again.predict(target), method.predict(target))
+    assert again.state().keys() == state.keys()
+    for name, array in again.state().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_history_is_curves_of_numbers(fitted: dict[str, Method], variant: str) -> None:
+    history = fitted[variant].history()
+    assert json.loads(json.dumps(history)) == history
+    assert all(isinstance(curve, list) and all(isinstance(v, float) for v in curve) for curve in history.values())
+
+
+def test_spots_one_by_one(fitted: dict[str, Method], cohort: Cohort, target: Slide) -> None:
+    """Methods that look at a spot alone give it the same prediction without the others."""
+    for variant in ("gene_mean", "knn", "ridge"):
+        part = fitted[variant].predict(target.take(np.array([7, 3])))
+        np.testing.assert_allclose(part, fitted[variant].predict(target)[[7, 3]], atol=1e-6)
+
+
+def test_single_spot(fitted: dict[str, Method], variant: str, target: Slide) -> None:
+    assert np.isfinite(fitted[variant].predict(target.take(np.array([0])))).all()
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if METHODS[name.split()[0]].min_slides == 1])
+def test_one_slide_is_enough_where_it_says_so(variant: str, cohort: Cohort, target: Slide) -> None:
+    method = new(variant).fit(cohort.subset(["a"]), Run())
+    assert np.isfinite(method.predict(target)).all()
+
+
+def test_a_slide_that_shows_nothing(fitted: dict[str, Method], variant: str, target: Slide) -> None:
+    """Standardised, a constant embedding is zero: it is predicted, with numbers."""
+    assert np.isfinite(fitted[variant].predict(replace(target, embedding=target.embedding * 0))).all()
+
+
+def test_constant_genes(variant: str, cohort: Cohort, target: Slide) -> None:
+    def flat(slide: Slide) -> Slide:
+        expression = np.array(slide.expression)
+        expression[:, 2] = 1.5
+        return replace(slide, expression=expression)
+
+    method = new(variant).fit(replace(cohort, slides=tuple(flat(s) for s in cohort)), Run())
+    found = method.predict(target)
+    assert np.isfinite(found).all()
+    if variant != "spahgc paper":  # which learns every level
+        np.testing.assert_allclose(found[:, 2], 1.5, atol=0.02)
+
+
+# The registry.
+
+
+def test_registry() -> None:
+    assert {"gene_mean", "knn", "ridge", "context_ridge", "spahgc"} <= set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.__doc__
+        assert isinstance(get_method(name), method)
+        assert json.dumps(get_method(name).params())
+    with pytest.raises(ValueError, match="No method 'lasso'. Available: .*ridge"):
+        get_method("lasso")
+    with pytest.raises(ValueError, match="'ridge' has no parameter 'alpha'. Available: "):
+        get_method("ridge", alpha=1)
+    with pytest.raises(ValueError, match="'knn' has no parameter 'k'. Available: 'n_neighbors'"):
+        get_method("knn", k=1)
+
+
+def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spahgc.methods.base.METHODS", dict(METHODS))
+
+    class Other(Ridge):
+        name = "ridge"
+
+    with pytest.raises(ValueError, match="A method named 'ridge' is registered already"):
+        register(Other)
+    Other.name = "mine"
+    assert register(Other) is Other
+    assert register(Other) is Other  # a module that is run again
+    assert isinstance(get_method("mine"), Other)
+
+
+def test_a_registered_method_is_one_like_any(planted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    import spahgc
+
+    class Halved(Ridge):
+        name = "halved"
+
+        def predict(self, slide: Slide) -> Any:
+            return super().predict(slide) / 2
+
+    monkeypatch.setitem(METHODS, "halved", Halved)
+    reference, target = planted({"A1": "A", "A2": "B"}), planted({"T1": "C"})
+    model = spahgc.tl.train(reference, panel=4, method="halved")
+    model.save(tmp_path / "model")
+    ours = spahgc.tl.predict(spahgc.tl.Model.load(tmp_path / "model"), target, copy=True)
+    ridge = spahgc.tl.predict(reference, target, panel=4, method="ridge", copy=True)
+    np.testing.assert_allclose(ours.obsm["spahgc"], ridge.obsm["spahgc"] / 2, rtol=1e-6)
