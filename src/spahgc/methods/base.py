@@ -72,6 +72,10 @@ class Method(ABC):
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on."""
 
+    def to(self, device: str | None) -> Self:
+        """Predict on a torch device (`None` takes :data:`spahgc.settings`), where a method uses one."""
+        return self
+
     def history(self) -> dict[str, list[float]]:
         """Curves of the training, by name; empty where there is none."""
         return {}

@@ -154,6 +154,10 @@ class SpaHGC(Method):
         self._history["chosen_epoch"] = [float(epochs)]
         return self
 
+    def to(self, device: str | None) -> Self:
+        self._device = settings.torch_device(device)
+        return self
+
     def predict(self, slide: Slide) -> Float32:
         import torch
 
@@ -306,7 +310,7 @@ def _choose_epochs(whole: _Part, preset: Preset, run: Run, seed: int, device: to
         start = np.mean([_mean_pearson(s, _blend([], r)) for s, _, r in held]) if preset.blend else 0.0
         curves.append([float(start), *history["validation"]])
     if not curves:
-        return UNTUNED_EPOCHS, []
+        return min(UNTUNED_EPOCHS, config.epochs), []
     curve = np.mean(curves, axis=0)
     padded = np.pad(curve, _SMOOTHING // 2, mode="edge")
     smooth = np.convolve(padded, np.full(_SMOOTHING, 1 / _SMOOTHING), mode="valid")

@@ -120,6 +120,7 @@ def predict(
                 f"{', '.join(given)} cannot be changed: the model is trained. Train another one with spahgc.tl.train."
             )
         model = reference
+        model.method.to(device)
     else:
         check.check_table(reference, what="reference")
         # Looked at before the training, so that a bad target does not cost one.

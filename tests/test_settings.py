@@ -1,0 +1,120 @@
+"""The settings object."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from anndata import AnnData
+
+import spahgc
+from spahgc._settings import Settings
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings()
+
+
+def test_defaults(settings: Settings) -> None:
+    assert (settings.device, settings.batch_size, settings.progress, settings.n_jobs) == ("auto", 256, True, -1)
+    assert isinstance(spahgc.settings, Settings)
+
+
+def test_unknown_setting(settings: Settings) -> None:
+    with pytest.raises(AttributeError, match="no setting 'devise'. Available: device, batch_size, progress"):
+        settings.devise = "cpu"
+
+
+def test_verbosity(settings: Settings) -> None:
+    logger = logging.getLogger("spahgc")
+    before = logger.level
+    try:
+        settings.verbosity = "debug"
+        assert logger.level == logging.DEBUG
+        with pytest.raises(ValueError, match="verbosity is one of error, warning, info, debug, not 'loud'"):
+            settings.verbosity = "loud"
+        assert settings.verbosity == "debug"
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(before)
+
+
+def test_data_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings.data_dir = "somewhere"
+    assert settings.data_dir == Path("somewhere")
+    monkeypatch.setenv("SPAHGC_DATA_DIR", str(tmp_path))
+    assert Settings().data_dir == tmp_path
+    monkeypatch.delenv("SPAHGC_DATA_DIR")
+    assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
+
+
+def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert settings.torch_device() == torch.device("cpu")
+    for name in ("cuda", "cuda:1", "mps"):
+        with pytest.raises(ValueError, match=f"Device '{name}' is not available.*'auto' or 'cpu'"):
+            settings.torch_device(name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert settings.torch_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert settings.torch_device() == torch.device("cuda")
+    assert settings.torch_device("cpu") == torch.device("cpu")
+    settings.device = "cpu"
+    assert settings.torch_device() == torch.device("cpu")
+    assert settings.torch_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_device_that_is_no_device(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="No device 'gpu': 'auto', 'cpu', 'cuda'"):
+        settings.torch_device("gpu")
+
+
+def test_workers(settings: Settings) -> None:
+    cores = settings.workers(-1)
+    assert cores >= 1
+    assert settings.workers() == cores
+    assert settings.workers(3) == 3
+    assert settings.workers(-cores) == 1
+    assert settings.workers(-cores - 5) == 1
+    with pytest.raises(ValueError, match="n_jobs is a positive number of workers, or -1"):
+        settings.workers(0)
+
+
+def test_a_setting_is_what_none_means(monkeypatch: pytest.MonkeyPatch, planted: Callable[..., AnnData]) -> None:
+    import torch
+
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(spahgc.settings, "device", "cuda")
+    reference, target = planted({"A1": "A", "B1": "B"}), planted({"T1": "C"})
+    options = {"panel": 3, "preset": "paper", "method_params": {"network": {"epochs": 1, "hidden": 8}}}
+    with pytest.raises(ValueError, match="Device 'cuda' is not available"):
+        spahgc.tl.train(reference, **options)
+    model = spahgc.tl.train(reference, device="cpu", **options)
+    with pytest.raises(ValueError, match="Device 'cuda' is not available"):
+        spahgc.tl.predict(model, target)
+    assert "spahgc" not in target.obsm
+    spahgc.tl.predict(model, target, device="cpu")
+    assert "spahgc" in target.obsm
+
+
+def test_importing_says_nothing_and_sets_no_handler() -> None:
+    code = "import logging, spahgc; print(logging.getLogger('spahgc').handlers, logging.getLogger().handlers)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.stdout.strip() == "[] []"
+    assert done.stderr == ""

@@ -1,0 +1,116 @@
+"""Checks of what a user passes in, on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from spahgc import _validate as check
+
+
+@pytest.fixture
+def table(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return planted({"A1": "A"})
+
+
+def test_listed() -> None:
+    assert check.listed([]) == "none"
+    assert check.listed(["a", 1]) == "'a', '1'"
+    assert check.listed(range(12), most=3) == "'0', '1', '2', ... (12 in all)"
+
+
+def test_rng_seed() -> None:
+    assert check.rng_seed(7) == 7
+    assert check.rng_seed(np.int32(7)) == 7
+    a, b = np.random.default_rng(0), np.random.default_rng(0)
+    assert check.rng_seed(a) == check.rng_seed(b)
+    assert check.rng_seed(a) != check.rng_seed(np.random.default_rng(0))  # it moves on
+    for bad in (-1, 1.5, "0", True, None):
+        with pytest.raises(TypeError, match="rng is an int of at least 0 or a numpy Generator"):
+            check.rng_seed(bad)
+
+
+def test_library_column(table: ad.AnnData) -> None:
+    assert check.library_column(table, None, what="target") == "region"
+    assert check.library_column(table, "patient", what="target") == "patient"
+    table.uns["spatialdata_attrs"]["region_key"] = "gone"
+    with pytest.raises(KeyError, match="target.obs has no column 'gone'"):
+        check.library_column(table, None, what="target")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda z: z.astype(np.float64),
+        lambda z: pd.DataFrame(z, index=[f"A1_{i % 6}x{i // 6}" for i in range(36)]),
+        sp.csr_matrix,
+    ],
+)
+def test_embedding_of_any_kind(table: ad.AnnData, make: Callable[..., object]) -> None:
+    expected = table.obsm["image_toy"].copy()
+    table.obsm["image_toy"] = make(expected)
+    found = check.embedding(table, "image_toy", what="target")
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_embedding_is_a_copy(table: ad.AnnData) -> None:
+    check.embedding(table, "image_toy", what="target")[:] = 0
+    assert table.obsm["image_toy"].any()
+
+
+def test_embedding_of_words(table: ad.AnnData) -> None:
+    table.obsm["image_toy"] = np.full((36, 2), "a")
+    with pytest.raises(ValueError, match="is a numeric matrix"):
+        check.embedding(table, "image_toy", what="target")
+
+
+def test_kinds_of_values() -> None:
+    counts = np.array([[0, 2], [0, 0]])
+    for make in (np.asarray, sp.csr_array):
+        assert check.are_counts(make(counts))
+        assert not check.are_counts(make(counts / 3))
+        assert not check.are_counts(make(-counts))
+        assert check.negative(make(-counts))
+        assert not check.negative(make(counts))
+        assert check.measured(make(counts)).tolist() == [True, False]
+        assert check.measured(make(-counts)).tolist() == [True, False]
+    stored_zero = sp.csr_array((np.zeros(1), ([0], [0])), shape=(2, 2))
+    assert check.measured(stored_zero).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "storable"),
+    [
+        ("ERBB2", True),
+        ("HLA-DRA", True),
+        ("a.b", True),
+        ("a b", True),
+        ("a/b", False),
+        ("", False),
+        (".", False),
+        ("..", False),
+        ("_index", False),
+    ],
+)
+def test_names_that_can_be_stored(name: str, storable: bool, table: ad.AnnData, tmp_path: object) -> None:
+    assert check.is_storable(name) == storable
+    if storable:
+        table.obsm["spahgc"] = pd.DataFrame({name: np.zeros(36)}, index=table.obs_names)
+        table.write_zarr(tmp_path / "table.zarr")
+        assert list(ad.read_zarr(tmp_path / "table.zarr").obsm["spahgc"].columns) == [name]
+
+
+def test_naming_hint() -> None:
+    symbols, ensembl = ["ERBB2", "ESR1", "ENSA"], ["ENSG00000141736.3", "ENSMUSG00000000001", "ENSG00000091831"]
+    assert "The one side uses Ensembl ids, the other symbols" in check.naming_hint(ensembl, symbols)
+    assert "The one side uses symbols, the other Ensembl ids" in check.naming_hint(symbols, ensembl)
+    assert "upper and lower case" in check.naming_hint(["Erbb2", "Esr1"], symbols)
+    assert check.naming_hint(["BRCA1", "BRCA2"], symbols) == ""
+    assert check.naming_hint([], []) == ""
