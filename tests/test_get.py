@@ -73,6 +73,16 @@ def test_predicted_without_scores_or_slots(done: ad.AnnData) -> None:
     assert not table.obsm
 
 
+def test_predicted_of_one_slide_lists_no_other(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
+    part = done[done.obs["region"] == "T2"].copy()
+    before = snapshot(part)
+    table = spahgc.get.predicted(part)
+    assert list(table.uns["spatial"]) == ["T2"]
+    assert table.uns["spatialdata_attrs"]["region"] == ["T2"]
+    assert snapshot(part) == before
+    assert list(spahgc.get.predicted(done).uns["spatial"]) == ["T1", "T2"]
+
+
 def test_predicted_of_a_view(done: ad.AnnData) -> None:
     view = done[done.obs["region"] == "T2"]
     table = spahgc.get.predicted(view)

@@ -92,7 +92,6 @@ def test_workers(settings: Settings) -> None:
 def test_a_setting_is_what_none_means(monkeypatch: pytest.MonkeyPatch, planted: Callable[..., AnnData]) -> None:
     import torch
 
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(spahgc.settings, "device", "cuda")
     reference, target = planted({"A1": "A", "B1": "B"}), planted({"T1": "C"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,9 +31,9 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     Returns
     -------
     AnnData with ``X`` the predicted expression (float32, n_obs x panel), ``obs``, ``obsm["spatial"]``,
-    ``uns["spatial"]`` and the SpatialData region link of `adata`, ``var`` with what is known of each gene (such as
-    its scores, after :func:`spahgc.tl.evaluate`), and
-    ``uns[key]`` with how it was made. A copy; nothing is shared.
+    ``uns["spatial"]`` and the SpatialData region link of `adata` (for the slides it has spots of), ``var`` with what is
+    known of each gene (such as its scores, after :func:`spahgc.tl.evaluate`), and ``uns[key]`` with how it was made. A
+    copy; nothing is shared.
 
     Raises
     ------
@@ -50,13 +50,30 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     if keys.scores(key) in adata.uns:
         for metric, values in mean_scores(adata, key).items():
             var[keys.gene(key, metric)] = values.reindex(var.index).to_numpy()
-    kept = {
-        name: deepcopy(adata.uns[name]) for name in (key, keys.SPATIAL, keys.SPATIALDATA_ATTRS) if name in adata.uns
-    }
+    kept = {name: deepcopy(part) for name, part in {key: adata.uns.get(key), **_slide_slots(adata)}.items() if part}
     obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
     return anndata.AnnData(
         X=table.to_numpy(dtype=np.float32, copy=True), obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm
     )
+
+
+def _slide_slots(adata: AnnData) -> dict[str, Any]:
+    """``uns["spatial"]`` and the SpatialData link, restricted to slides that have spots in the table.
+
+    A table cut from a larger one still lists the others, and squidpy and SpatialData take that for a fault.
+    """
+    images, link = adata.uns.get(keys.SPATIAL, {}), adata.uns.get(keys.SPATIALDATA_ATTRS, {})
+    column = link.get("region_key")
+    if column not in adata.obs:
+        return {keys.SPATIAL: images, keys.SPATIALDATA_ATTRS: link}
+    slides = set(adata.obs[column].dropna().astype(str))
+    regions = link.get("region")
+    if not isinstance(regions, str) and regions is not None:
+        link = {**link, "region": [region for region in regions if str(region) in slides]}
+    return {
+        keys.SPATIAL: {name: part for name, part in images.items() if name in slides},
+        keys.SPATIALDATA_ATTRS: link,
+    }
 
 
 def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
