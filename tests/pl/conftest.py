@@ -104,8 +104,9 @@ def two_slides() -> ad.AnnData:
 def scores() -> pd.DataFrame:
     """Ten genes on two slides; G0 is the best, G8 the worst, G9 has no score."""
     rows = []
-    for slide, shift in (("S1", 0.0), ("S2", 0.1)):
+    for slide, patient, shift in (("S1", "A", 0.0), ("S2", "B", 0.1)):
         for i in range(10):
             value = np.nan if i == 9 else (-0.4 if i == 8 else 0.8 - 0.1 * i) + shift
-            rows += [(slide, f"G{i}", "pearson", value), (slide, f"G{i}", "rmse", 0.3 + 0.1 * i)]
-    return pd.DataFrame(rows, columns=["slide", "gene", "metric", "value"])
+            of = (slide, patient, "spahgc", f"G{i}")
+            rows += [(*of, "pearson", value), (*of, "rmse", 0.3 + 0.1 * i)]
+    return pd.DataFrame(rows, columns=["slide", "patient", "method", "gene", "metric", "value"])

@@ -50,9 +50,6 @@ def test_ranked_curve_is_the_mean_over_slides(scored: ad.AnnData) -> None:
 
 @pytest.mark.parametrize(("shared", "said"), [(["A"], " (1 same patient)"), (["A", "B"], " (same patient)"), ([], "")])
 def test_says_where_the_reference_has_the_same_patient(scored: ad.AnnData, shared: list[str], said: str) -> None:
-    scores = pd.DataFrame(scored.uns["spahgc_scores"])
-    first = scores["slide"].iloc[0]
-    scored.uns["spahgc_scores"] = scores.assign(patient=np.where(scores["slide"] == first, "A", "B")).to_dict("list")
     scored.uns["spahgc"]["params"]["shared_patients"] = shared
     title = spahgc.pl.gene_scores(scored).get_title(loc="left")
     assert title.startswith(f"mean of 2 slides{said}: mean")
@@ -99,7 +96,7 @@ def test_histogram_counts_every_gene(scored: ad.AnnData, compared: ad.AnnData, m
     data = compared if methods == 3 else scored
     if methods == 1:
         table = pd.DataFrame(data.uns["spahgc_scores"])
-        data.uns["spahgc_scores"] = table[table["method"] == "spahgc"].drop(columns="method").to_dict("list")
+        data.uns["spahgc_scores"] = table[table["method"] == "spahgc"].to_dict("list")
     ax = spahgc.pl.gene_scores(data, kind="hist")
     assert ax.get_ylabel() == "number of genes"
     assert ax.get_ylim()[1] >= 1
