@@ -105,8 +105,9 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
             f"a table with measured "
             f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
-    # In their order: a file gives the keys of a dict back in another one.
-    return pd.DataFrame({column: np.asarray(adata.uns[name][column]) for column in _COLUMNS})
+    table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
+    # A file gives the keys of a dict back in another order.
+    return table[sorted(table.columns, key=lambda column: _COLUMNS.index(column) if column in _COLUMNS else 99)]
 
 
 def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:
