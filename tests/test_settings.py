@@ -50,6 +50,8 @@ def test_data_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert settings.data_dir == Path("somewhere")
     monkeypatch.setenv("SPAHGC_DATA_DIR", str(tmp_path))
     assert Settings().data_dir == tmp_path
+    monkeypatch.setenv("SPAHGC_DATA_DIR", "")
+    assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
     monkeypatch.delenv("SPAHGC_DATA_DIR")
     assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
 

@@ -12,7 +12,8 @@ _VERBOSITY = {"error": logging.ERROR, "warning": logging.WARNING, "info": loggin
 
 
 def _default_data_dir() -> Path:
-    return Path(os.environ.get("SPAHGC_DATA_DIR", Path.home() / ".cache" / "spahgc"))
+    # An empty variable is one that is not set, and not the current folder.
+    return Path(os.environ.get("SPAHGC_DATA_DIR") or Path.home() / ".cache" / "spahgc")
 
 
 @dataclass
