@@ -1,91 +1,212 @@
-"""The command: one line for a user's error, the library's numbers, and the demonstration end to end."""
+"""The command: its help, one line for a user's error, and the library's numbers."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
+import spatialdata
+from spatialdata import SpatialData
+from spatialdata._io.format import SpatialDataContainerFormats
 
 import spahgc
-from spahgc import _demo, _demo_slides
 from spahgc.cli import main
 
-SMALL = {"network": {"epochs": 2}, "n_seeds": 1}
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
 
 
-def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "embed", "train", "predict"))
-
-
-def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(tmp_path / "none.h5ad"), str(tmp_path / "model")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("spahgc: error: ")
-    assert "none.h5ad" in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "model").exists()
+def digests(folder: Path) -> dict[str, str]:
+    """Checksum of every file in a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
-def table() -> anndata.AnnData:
-    sdata = spahgc.datasets.synthetic_cohort(n_slides=3, n_patients=3, n_spots=40, n_genes=40, rng=1)
-    spahgc.pp.image_embedding(sdata)
-    return sdata["table"]
+def slides() -> SpatialData:
+    """Three slides of three patients, not embedded."""
+    return spahgc.datasets.synthetic_cohort(n_slides=3, n_patients=3, n_spots=25, n_genes=40, rng=1)
 
 
-def test_train_and_predict_give_the_numbers_of_the_library(table: anndata.AnnData, tmp_path: Path) -> None:
-    names = sorted(table.obs["region"].unique())
-    reference = table[table.obs["region"] != names[-1]].copy()
-    target = table[table.obs["region"] == names[-1]].copy()
-    reference.write_h5ad(tmp_path / "ref.h5ad")
-    target.write_h5ad(tmp_path / "target.h5ad")
-    train = ["train", str(tmp_path / "ref.h5ad"), str(tmp_path / "model"), "--method", "ridge", "--panel", "20"]
-    assert main(train) == 0
-    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "target.h5ad"), str(tmp_path / "out.h5ad")]) == 0
-    spahgc.tl.predict(spahgc.tl.train(reference, method="ridge", panel=20), target)
-    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+@pytest.fixture(scope="module")
+def table(slides: SpatialData) -> anndata.AnnData:
+    return spahgc.pp.image_embedding(slides, copy=True, progress=False)
+
+
+@pytest.fixture
+def files(table: anndata.AnnData, tmp_path: Path) -> Path:
+    """A folder with ref.h5ad (S1, S2) and target.h5ad (S3, without genes)."""
+    table[table.obs["region"] != "S3"].copy().write_h5ad(tmp_path / "ref.h5ad")
+    table[table.obs["region"] == "S3", :0].copy().write_h5ad(tmp_path / "target.h5ad")
+    return tmp_path
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--help"], ["demo", "embed", "train", "predict"]),
+        (["--version"], [f"spahgc {spahgc.__version__}"]),
+        (["train", "--help"], ["--panel", "--patient-key", "--preset"]),
+        (["predict", "--help"], ["OUT.h5ad"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["cook"], ["train", "only-one"], ["demo", "--data", "x", "--synthetic"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: spahgc" in capsys.readouterr().err
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, spahgc.cli\n"
+        "try: spahgc.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'anndata', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert last_line(done.stdout) == "[]"
+
+
+def test_train_and_predict_give_the_numbers_of_the_library(
+    table: anndata.AnnData, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--method", "ridge", "--panel", "20", "--seed", "3", "--normalize", "log10"]
+    assert main(["train", str(files / "ref.h5ad"), str(files / "model"), *options]) == 0
+    assert main(["predict", str(files / "model"), str(files / "target.h5ad"), str(files / "out.h5ad")]) == 0
+    assert "20 genes of 25 spots in obsm['spahgc']" in last_line(capsys.readouterr().out)
+    reference = table[table.obs["region"] != "S3"].copy()
+    target = table[table.obs["region"] == "S3", :0].copy()
+    spahgc.tl.predict(spahgc.tl.train(reference, method="ridge", panel=20, rng=3, normalize="log10"), target)
+    written = anndata.read_h5ad(files / "out.h5ad")
     assert list(written.obsm["spahgc"].columns) == list(target.obsm["spahgc"].columns)
     np.testing.assert_array_equal(written.obsm["spahgc"].to_numpy(), target.obsm["spahgc"].to_numpy())
     np.testing.assert_array_equal(written.obs["spahgc_support"], target.obs["spahgc_support"])
+    assert written.uns["spahgc"]["params"]["seed"] == 3
+    out = str(files / "x.h5ad")
+    assert main(["predict", str(files / "model"), str(files / "target.h5ad"), out, "--as-x"]) == 0
+    np.testing.assert_array_equal(anndata.read_h5ad(out).X, target.obsm["spahgc"].to_numpy())
+    assert not [path for path in files.iterdir() if path.name.startswith(".")]
 
 
-def test_demo_writes_everything_and_reads_no_target_expression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"n_slides": 3, "n_patients": 3, "n_spots": 40, "n_genes": 40}
-    lines: list[str] = []
-    first, second = tmp_path / "first", tmp_path / "second"
-    _demo.run(first, synthetic=True, say=lines.append, cohort=small, method_params=SMALL)
-    assert any("DRAWN" in line for line in lines)
-    for name in ("predictions.h5ad", "scores.csv", "report.html", "model/config.json"):
-        assert (first / name).is_file()
-    assert len(list((first / "figures").glob("*.png"))) >= 3
-    report = (first / "report.html").read_text()
-    assert all(word in report for word in ("context_ridge", "gene_mean", "n/a"))
-    assert json.loads((first / "demo.json").read_text())["drawn"]
-
-    drawn = _demo_slides.drawn_slides
-
-    def noisy(seed: int, **parameters: object) -> _demo_slides.Example:
-        example = drawn(seed, **parameters)
-        counts = example.target["table"].X
-        example.target["table"].X = np.random.default_rng(0).poisson(3.0, counts.shape).astype(np.float32)
-        return example
-
-    monkeypatch.setattr(_demo, "drawn_slides", noisy)
-    _demo.run(second, synthetic=True, say=lines.append, cohort=small, method_params=SMALL)
-    one, two = (anndata.read_h5ad(folder / "predictions.h5ad") for folder in (first, second))
-    np.testing.assert_array_equal(one.X, two.X)
-    assert not np.array_equal(one.layers["measured"], two.layers["measured"])
+def test_genes_from_a_file(files: Path) -> None:
+    (files / "genes.txt").write_text("density-00\n\ncolour-01\n")
+    arguments = ["train", str(files / "ref.h5ad"), str(files / "model"), "--method", "knn"]
+    assert main([*arguments, "--genes", str(files / "genes.txt")]) == 0
+    assert spahgc.tl.Model.load(files / "model").genes == ("density-00", "colour-01")
 
 
-def test_demo_leaves_the_files_of_others_alone(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"report\.html.*nothing was touched"):
-        _demo.run(tmp_path, synthetic=True, say=print)
-    assert (tmp_path / "report.html").read_text() == "mine"
+@pytest.mark.parametrize("container", list(SpatialDataContainerFormats))
+def test_embed_adds_to_the_zarr_and_touches_nothing_else(
+    slides: SpatialData, table: anndata.AnnData, tmp_path: Path, container: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "slides.zarr"
+    slides.write(path, sdata_formats=SpatialDataContainerFormats[container], update_sdata_path=False)
+    before = digests(path)
+    assert main(["embed", str(path)]) == 0
+    assert "obsm['image_texture'] (75 spots x 378)" in capsys.readouterr().out
+    after = digests(path)
+    consolidated = {".zmetadata", "zarr.json"}
+    assert {name for name in before if after.get(name) != before[name]} <= consolidated
+    places = ("tables/table/obsm/image_texture/", "tables/table/uns/image_texture/")
+    assert [name for name in after.keys() - before.keys() if not name.startswith(places)] == []
+    read = spatialdata.read_zarr(path)
+    np.testing.assert_array_equal(read["table"].obsm["image_texture"], table.obsm["image_texture"])
+    assert read["table"].uns["image_texture"]["params"]["encoder"] == "texture"
+    # Again, with other tiles: what was there is replaced.
+    assert main(["embed", str(path), "--tile-um", "60"]) == 0
+    again = spatialdata.read_zarr(path)["table"]
+    assert again.uns["image_texture"]["params"]["tile_um"] == 60
+    assert not np.array_equal(again.obsm["image_texture"], table.obsm["image_texture"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["slides.zarr"]
+    # And train takes the zarr as it is.
+    assert main(["train", str(path), str(tmp_path / "model"), "--method", "knn", "--panel", "5"]) == 0
+
+
+def test_failed_embed_leaves_the_zarr_as_it_was(
+    slides: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "slides.zarr"
+    slides.write(path, update_sdata_path=False)
+    before = digests(path)
+    assert main(["embed", str(path), "--encoder", "unheard"]) == 2
+    assert "No encoder 'unheard'" in capsys.readouterr().err
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("anndata.io.write_elem", full)
+    assert main(["embed", str(path)]) == 2
+    assert last_line(capsys.readouterr().err) == "spahgc: error: No space left on device"
+    assert digests(path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["slides.zarr"]
+
+
+def test_errors_are_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref, model = str(files / "ref.h5ad"), str(files / "model")
+    (files / "note.txt").write_text("no table")
+    (files / "taken").mkdir()
+    for arguments, message in (
+        (["train", str(files / "none.h5ad"), model], "There is no "),
+        (["train", str(files / "note.txt"), model], "neither an .h5ad file nor a zarr folder"),
+        # The text of a KeyError, without the quotes that str puts around it.
+        (["train", ref, model, "--patient-key", "donor"], "reference.obs has no column 'donor'"),
+        (["train", ref, model, "--method", "magic"], "No method 'magic'"),
+        (["train", ref, model, "--panel", "0"], "panel is at least 1 gene"),
+        (["train", ref, model, "--device", "toaster"], "toaster"),
+        (["train", ref, str(files / "taken")], "It is not a model folder"),
+        (["predict", model, ref, str(files / "out.h5ad")], "There is no model folder"),
+        (["predict", model, ref, str(files / "out.csv")], "written as .h5ad"),
+        (["predict", model, ref, ref], "--overwrite"),
+        (["embed", ref], "not a SpatialData zarr"),
+        (["demo", "--data", str(files)], "no folder her2st"),
+    ):
+        assert main([*arguments, *(["--out", str(files / "demo")] if arguments[0] == "demo" else [])]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("spahgc: error: "), captured.err
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+    assert not (files / "model").exists()
+    assert spahgc.settings.device == "cpu"
+
+
+def test_debug_shows_the_traceback(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", str(files / "none.h5ad"), str(files / "model")]
+    for with_debug in (["--debug", *arguments], [*arguments, "--debug"]):
+        assert main(with_debug) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" in error
+        assert last_line(error).startswith("spahgc: error: There is no")
+
+
+def test_overwrite(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", str(files / "ref.h5ad"), str(files / "model"), "--method", "knn", "--panel"]
+    predict = ["predict", str(files / "model"), str(files / "target.h5ad"), str(files / "out.h5ad")]
+    assert main([*train, "5"]) == 0
+    assert main([*train, "6"]) == 2
+    assert "Pass --overwrite to replace it" in capsys.readouterr().err
+    assert main([*train, "7", "--overwrite"]) == 0
+    assert main(predict) == 0
+    assert main(predict) == 2
+    assert main([*predict, "--overwrite"]) == 0
+    assert anndata.read_h5ad(files / "out.h5ad").obsm["spahgc"].shape == (25, 7)
+
+
+def test_warnings_for_the_user_are_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(files / "ref.h5ad"), str(files / "model"), "--method", "knn", "--panel", "5"]) == 0
+    assert main(["predict", str(files / "model"), str(files / "ref.h5ad"), str(files / "out.h5ad")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("spahgc: warning: Slide 'S1' is one of the reference slides")]
+    assert not any("UserWarning" in line for line in lines)

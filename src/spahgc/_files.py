@@ -47,7 +47,10 @@ def read_table(path: str | os.PathLike[str], *, table_key: str = keys.TABLE) -> 
     if kind == "spatialdata":
         import spatialdata
 
-        sdata = spatialdata.read_zarr(path, selection=("tables",))
+        with warnings.catch_warnings():
+            # Of shapes that a table annotates and that were left out.
+            warnings.filterwarnings("ignore", "The table is annotating", UserWarning)
+            sdata = spatialdata.read_zarr(path, selection=("tables",))
         if table_key not in sdata.tables:
             raise KeyError(f"{path} has no table {table_key!r}. Available: {listed(sdata.tables)}.")
         return sdata.tables[table_key]
