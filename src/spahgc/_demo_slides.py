@@ -133,7 +133,7 @@ def drawn_slides(seed: int, **parameters: Any) -> Example:
         )
 
     return Example(
-        name="drawn slides",
+        name="Synthetic cohort",
         origin="spahgc.datasets.synthetic_cohort",
         reference=part(slides[:-1]),
         target=part(slides[-1:]),
