@@ -28,6 +28,9 @@ PATIENT = "patient"
 IMAGE_PREFIX = "image_"
 """``obsm``: embeddings are ``image_{encoder}``."""
 
+CELLULARITY = "cellularity"
+"""``obs``: stain density of each spot's tile, mean haematoxylin optical density."""
+
 PREDICTION = "spahgc"
 """Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry."""
 

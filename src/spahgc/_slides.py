@@ -39,6 +39,8 @@ class Slide:
         Spot positions (x, y), float64 (n_spots, 2); the unit is free, only neighbour ranks and ratios are used.
     expression
         Expression in the unit that is predicted, float32 (n_spots, n_genes); `None` for H&E only.
+    cellularity
+        Stain density of each tile (mean haematoxylin optical density), float32 (n_spots,); `None` if it is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Slide:
     embedding: Float32
     coordinates: Float64
     expression: Float32 | None = None
+    cellularity: Float32 | None = None
 
     @property
     def n_spots(self) -> int:
@@ -63,10 +66,11 @@ class Slide:
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
         """The slide restricted to some spots, in the given order."""
-        expression = None if self.expression is None else self.expression[index]
-        return replace(
-            self, embedding=self.embedding[index], coordinates=self.coordinates[index], expression=expression
-        )
+        optional = {
+            name: None if values is None else values[index]
+            for name, values in (("expression", self.expression), ("cellularity", self.cellularity))
+        }
+        return replace(self, embedding=self.embedding[index], coordinates=self.coordinates[index], **optional)
 
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""

@@ -51,6 +51,9 @@ class Method(ABC):
     """Paper the method is from."""
     min_slides: ClassVar[int] = 1
     """Fewest reference slides it can be fitted on."""
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    """Arrays of a slide that it reads beside the reference's expression: ``"embedding"``, ``"coordinates"``,
+    ``"cellularity"``."""
 
     @abstractmethod
     def fit(self, cohort: Cohort, run: Run) -> Self:
