@@ -30,12 +30,17 @@ class Run:
     split_by
         What is held out while tuning: ``"patient"`` for targets of new patients, ``"slide"`` for other slides of the
         reference's own patients.
+    peek
+        The scored slide **with its expression** (standardised embedding). A leak, to reproduce what was published:
+        only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC looks at it, to
+        choose its checkpoint.
     """
 
     seed: int = 0
     device: str | None = None
     progress: bool = False
     split_by: SplitBy = "patient"
+    peek: Slide | None = None
 
 
 class Method(ABC):
@@ -51,6 +56,8 @@ class Method(ABC):
     """Paper the method is from."""
     min_slides: ClassVar[int] = 1
     """Fewest reference slides it can be fitted on."""
+    stochastic: ClassVar[bool] = False
+    """Whether the seed changes what is fitted; where it does not, one seed stands for all."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     """Arrays of a slide that it reads beside the reference's expression: ``"embedding"``, ``"coordinates"``,
     ``"cellularity"``."""

@@ -21,7 +21,7 @@ class ContextRidge(Ridge):
 
     Parameters
     ----------
-    relative
+    relative, l2, size
         As for :class:`~spahgc.methods.ridge.Ridge`.
     """
 

@@ -24,12 +24,19 @@ class Ridge(Method):
     relative
         Fit expression scaled to mean 0 and variance 1 per gene and slide, and scale the prediction back to the mean
         level and spread of the reference slides.
+    l2
+        Penalty on the squared coefficients, as scikit-learn's ``Ridge`` counts it, for the features' principal
+        components. With it nothing is tuned; `None` tunes.
+    size
+        Number of principal components that goes with `l2`.
     """
 
     name = "ridge"
 
-    def __init__(self, relative: bool = False) -> None:
-        self.relative = relative
+    def __init__(self, relative: bool = False, l2: float | None = None, size: int = 256) -> None:
+        if l2 is not None and l2 < 0:
+            raise ValueError(f"l2 is at least 0, not {l2}.")
+        self.relative, self.l2, self.size = relative, l2, size
 
     def fit(self, cohort: Cohort, run: Run, *, hyperparameters: tuple[float, int] | None = None) -> Self:
         """Fit on reference slides; with `hyperparameters` (penalty, size) nothing is tuned."""
@@ -40,6 +47,9 @@ class Ridge(Method):
             self._level, self._spread = np.zeros(len(cohort.genes)), np.ones(len(cohort.genes))
         self._fit_features(cohort)
         features = {slide.name: self._features(slide) for slide in cohort}
+        if hyperparameters is None and self.l2 is not None:
+            variance = np.concatenate(list(features.values())).astype(np.float64).var(axis=0).sum()
+            hyperparameters = self.l2 / (cohort.n_spots * max(float(variance), 1e-300)), self.size
         if hyperparameters is None:
             hyperparameters = tune(cohort, features, values, split_by=run.split_by)
         self.hyperparameters = hyperparameters
@@ -57,7 +67,7 @@ class Ridge(Method):
         return self._fit(self._features(slide))
 
     def params(self) -> dict[str, Any]:
-        return {"relative": self.relative}
+        return {"relative": self.relative, "l2": self.l2, "size": self.size}
 
     def state(self) -> State:
         return {**self._fit.arrays(), "level": self._level, "spread": self._spread}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -98,6 +98,7 @@ class SpaHGC(Method):
     name: ClassVar[str] = "spahgc"
     source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     min_slides: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
 
     def __init__(
         self, preset: str = "default", network: Mapping[str, Any] | None = None, n_seeds: int | None = None
@@ -143,6 +144,7 @@ class SpaHGC(Method):
                 components=part.components,
                 names=[slide.name for slide in cohort],
                 progress=run.progress,
+                validate=None if self._preset.choose_epochs else _peek(part, run.peek, device),
             )
             self._networks.append(network.cpu())
             curves.append(history)
@@ -315,6 +317,14 @@ def _choose_epochs(whole: _Part, preset: Preset, run: Run, seed: int, device: to
     padded = np.pad(curve, _SMOOTHING // 2, mode="edge")
     smooth = np.convolve(padded, np.full(_SMOOTHING, 1 / _SMOOTHING), mode="valid")
     return int(smooth.argmax()), curve.tolist()
+
+
+def _peek(part: _Part, slide: Slide | None, device: torch.device) -> Callable[[Network], float] | None:
+    """Score of a network on the very slide that is scored: how the published checkpoint was chosen (:class:`Run`)."""
+    if slide is None:
+        return None
+    graph = part.graph(slide.without_expression()).to(str(device))
+    return lambda network: _mean_pearson(slide, network(graph).cpu().numpy())
 
 
 def _folds(groups: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
