@@ -188,3 +188,20 @@ def test_standardizing_forgets_scale_and_offset(cohort: Cohort) -> None:
 
 def test_one_spot() -> None:
     assert (standardize(slide("a", n=1)).embedding == 0).all()
+
+
+# Patients.
+
+
+def test_no_patient_on_both_sides(cohort: Cohort) -> None:
+    from spahgc._slides import check_no_shared_patients
+
+    new, same, unknown = slide("t", "R"), slide("t2", "Q"), slide("t3", None)
+    check_no_shared_patients(cohort, [new, unknown])
+    with pytest.raises(
+        ValueError, match=r"patient 'Q': held out 't2', reference 'b', 'c'\).*allow_shared_patients=True"
+    ):
+        check_no_shared_patients(cohort, [new, same])
+    check_no_shared_patients(cohort, [new, same], allow_shared_patients=True)
+    with pytest.raises(ValueError, match="Held-out slides 'b' are in the reference as well.*Take them out"):
+        check_no_shared_patients(cohort, [cohort.slides[1]], allow_shared_patients=True)

@@ -8,7 +8,7 @@ changes no result.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -164,6 +164,48 @@ def expression_of(slide: Slide) -> Float32:
     if slide.expression is None:
         raise ValueError(f"Slide {slide.name!r} has no expression and cannot be a reference.")
     return slide.expression
+
+
+def check_no_shared_patients(
+    reference: Cohort, held_out: Sequence[Slide], *, allow_shared_patients: bool = False
+) -> None:
+    """No patient of a held-out slide has a slide in the reference; an error where one has.
+
+    A held-out slide that is itself in the reference is an error in any case: its expression would have been seen.
+
+    Parameters
+    ----------
+    reference
+        The slides that are fitted on.
+    held_out
+        The slides that are predicted and scored.
+    allow_shared_patients
+        Let other slides of the same patients be in the reference.
+    """
+    known = {slide.name for slide in reference}
+    inside = sorted(slide.name for slide in held_out if slide.name in known)
+    if inside:
+        raise ValueError(
+            f"Held-out slides {', '.join(map(repr, inside))} are in the reference as well, so their expression would "
+            f"be seen. Take them out of the reference."
+        )
+    if allow_shared_patients:
+        return
+    owners = {slide.patient for slide in reference if slide.patient is not None}
+    shared = sorted({slide.patient for slide in held_out if slide.patient is not None} & owners)
+    if shared:
+        said = "; ".join(
+            f"patient {patient!r}: held out {_names_of(held_out, patient)}, reference {_names_of(reference, patient)}"
+            for patient in shared
+        )
+        raise ValueError(
+            f"Held-out and reference slides share patients ({said}), which makes scores look better than they are for "
+            f"a new patient. Split by patient, or pass allow_shared_patients=True; results then say 'same patient'."
+        )
+
+
+def _names_of(slides: Iterable[Slide], patient: str) -> str:
+    return ", ".join(sorted(repr(slide.name) for slide in slides if slide.patient == patient))
 
 
 def standardize(slide: Slide) -> Slide:
