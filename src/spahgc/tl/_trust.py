@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._slides import Float64, SplitBy
 from .._validate import listed
+from ._shifts import Shifts, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +35,11 @@ def gene_trust(
 
     Scores are averaged over seeds. Fisher's z of the Pearson correlation of gene g on held-out slide s is modelled as
 
-    .. math:: z_{gs} = m_g + b_s + e_{gs}
+    .. math:: z_{gs} = m_g + b_s + c_s (m_g - \bar m) + e_{gs}
 
     with gene means :math:`m_g` drawn around a common mean and shrunk towards it (empirical Bayes), a shift
-    :math:`b_s` of all genes of a slide, and a residual whose variance is pooled over genes. The interval is one of
+    :math:`b_s + c_s (m_g - \bar m)` of a slide, on which all genes do better or worse and good genes more so than
+    others, and a residual whose variance is pooled over genes. The interval is one of
     **prediction**: it covers the correlation that the gene will have on one more slide with probability `level`. Its
     variance is that of the shrunken mean, of the next slide's residual, and of the shift. There are few slides, so
     the variance of the shift is hardly known: the quantile is that of the sum of a t with as many degrees of freedom
@@ -148,7 +150,7 @@ class Scores:
     """A long table of scores as matrices (n_slides, n_genes)."""
 
     table: pd.DataFrame
-    """Mean over seeds, by method, metric, slide and gene."""
+    """Mean over seeds, a row per method, metric, slide and gene."""
     slides: list[str]
     genes: list[str]
     units: NDArray[np.intp]
@@ -169,15 +171,14 @@ class Scores:
             patients = patients[mates] if mates.any() else patients
             of_unit = np.arange(len(patients))
         means = table.assign(slide=table["slide"].astype(str), gene=table["gene"].astype(str))
-        means = means.groupby(["method", "metric", "slide", "gene"], observed=True)["value"].mean()
+        means = means.groupby(["method", "metric", "slide", "gene"], observed=True)["value"].mean().reset_index()
         return cls(means, list(patients.index), own["gene"].astype(str).unique().tolist(), of_unit)
 
     def matrix(self, method: str, metric: str) -> Float64:
         """Scores (n_slides, n_genes); NaN where there is none."""
-        if (method, metric) not in self.table.index.droplevel(["slide", "gene"]):
-            return np.full((len(self.slides), len(self.genes)), np.nan)
-        wide = self.table.loc[method, metric].unstack("gene")
-        return np.asarray(wide.reindex(index=self.slides, columns=self.genes), dtype=np.float64)
+        values = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
+        wide = values.pivot(index="slide", columns="gene", values="value")
+        return wide.reindex(index=self.slides, columns=self.genes).to_numpy(dtype=np.float64)
 
     def z(self, method: str, metric: str) -> Float64:
         """Fisher's z of a correlation."""
@@ -185,122 +186,5 @@ class Scores:
 
     def ceiling(self) -> Float64:
         """Mean noise ceiling of each gene; NaN where it is not known, or not above 0."""
-        values = _mean(self.matrix(CEILING_METHOD, CEILING_METRIC))
+        values = mean_over(self.matrix(CEILING_METHOD, CEILING_METRIC))
         return np.where(values > 0, values, np.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class Shifts:
-    """The fitted model ``z = gene mean + shift of the slide + residual``, see :func:`gene_trust`."""
-
-    means: Float64
-    """Shrunken mean of each gene, (n_genes,); NaN where it has no score."""
-    error: Float64
-    """Variance of the shrunken means."""
-    residual: tuple[float, float]
-    """Variance of a new slide's residual, and its degrees of freedom."""
-    shift: tuple[float, float]
-    """Variance of a new slide's shift around the mean of the known ones, and its degrees of freedom; NaN and 0 with a
-    single unit."""
-
-    @classmethod
-    def fit(cls, z: Float64, units: NDArray[np.intp]) -> Shifts:
-        """From z (n_slides, n_genes) with NaN where there is no score, and the unit of each slide."""
-        here = np.isfinite(z).any(axis=1)
-        z, units = z[here], np.unique(units[here], return_inverse=True)[1]
-        by_unit = np.stack([_mean(z[units == unit]) for unit in range(units.max() + 1)]) if len(z) else z
-        n_units, n = len(by_unit), np.isfinite(by_unit).sum(axis=0)
-        if n_units < 2:
-            means = by_unit[0] if n_units else np.full(z.shape[1], np.nan)
-            return cls(means, np.zeros(z.shape[1]), (np.nan, 0.0), (np.nan, 0.0))
-        means, shifts, left = _additive(by_unit)
-        free = n.sum() - (n > 0).sum() - n_units + 1
-        variance = float(np.nansum(left**2) / free) if free > 0 else 0.0
-        between = float((shifts**2).sum() / (n_units - 1))
-        shift = [((1 + 1 / n_units) * between, n_units - 1.0)]
-        residual = [(variance, float(max(free, 1)))]
-        _add_within(z, units, shift, residual)
-        n = np.where(n > 0, n, np.nan)
-        # A gene that was seen on few slides is drawn more towards the mean of all.
-        spread = max(float(np.nanvar(means, ddof=1) - np.nanmean(variance / n)), 0.0) if (n > 0).sum() > 1 else np.inf
-        kept = np.ones_like(n) if variance == 0 or np.isinf(spread) else spread / (spread + variance / n)
-        centre = float(np.nanmean(means))
-        return cls(centre + kept * (means - centre), kept * variance / n, _total(residual), _total(shift))
-
-    def interval(self, level: float) -> tuple[Float64, Float64]:
-        """Limits of the next slide's z, gene by gene."""
-        half = np.full(len(self.means), np.nan)
-        if self.shift[1] > 0:
-            of_gene = self.error + self.residual[0]
-            for value in np.unique(of_gene[np.isfinite(of_gene)]):
-                half[of_gene == value] = _quantile(level, (float(value), self.residual[1]), self.shift)
-        return self.means - half, self.means + half
-
-
-def _additive(z: Float64) -> tuple[Float64, Float64, Float64]:
-    """Least-squares ``z = mean of the column + shift of the row``, shifts around 0, with residuals."""
-    seen = np.isfinite(z)
-    values, n_rows, n_columns = np.where(seen, z, 0.0), seen.sum(axis=0), seen.sum(axis=1)
-    shifts = np.zeros(len(z))
-    for _ in range(1000):
-        means = ((values - shifts[:, None]) * seen).sum(axis=0) / np.maximum(n_rows, 1)
-        new = ((values - means) * seen).sum(axis=1) / n_columns
-        new -= new.mean()
-        done = np.abs(new - shifts).max() < 1e-10
-        shifts = new
-        if done:
-            break
-    means = np.where(n_rows > 0, means, np.nan)
-    return means, shifts, np.where(seen, z - means - shifts[:, None], np.nan)
-
-
-def _add_within(z: Float64, units: NDArray[np.intp], shift: list[Any], residual: list[Any]) -> None:
-    """What a single slide of a patient varies beyond the mean of the patient's slides."""
-    n_slides = np.bincount(units)
-    free, several = len(z) - len(n_slides), np.flatnonzero(n_slides > 1)
-    if free == 0:
-        return
-    shifts = np.zeros(len(z))
-    left, n_left = 0.0, 0
-    for unit in several:
-        rows = np.flatnonzero(units == unit)
-        _, shifts[rows], rest = _additive(z[rows])
-        left += float(np.nansum(rest**2))
-        n = np.isfinite(rest).sum(axis=0)
-        n_left += int(n.sum() - (n > 0).sum() - len(rows) + 1)
-    share = float(np.mean(1 - 1 / n_slides))
-    shift.append((share * float((shifts**2).sum()) / free, float(free)))
-    if n_left > 0:
-        residual.append((share * left / n_left, float(n_left)))
-
-
-def _total(parts: list[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of variances, and its degrees of freedom after Satterthwaite."""
-    total = sum(variance for variance, _ in parts)
-    spread = sum(variance**2 / free for variance, free in parts)
-    return total, total**2 / spread if spread > 0 else min(free for _, free in parts)
-
-
-def _quantile(level: float, one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Half-width that holds `level` of the sum of two independent t, each given by variance and degrees of freedom."""
-    from scipy.optimize import brentq
-    from scipy.stats import t
-
-    scales = np.sqrt([one[0], other[0]])
-    tail = (1 + level) / 2
-    if scales.min() == 0:
-        return float(scales[0] * t.ppf(tail, one[1]) + scales[1] * t.ppf(tail, other[1]))
-    draws = scales[1] * t.ppf((np.arange(4000) + 0.5) / 4000, other[1])
-
-    def excess(half: float) -> float:
-        return float(t.cdf((half - draws) / scales[0], one[1]).mean() - tail)
-
-    most = scales[0] * t.ppf(1 - (1 - tail) / 2, one[1]) + scales[1] * t.ppf(1 - (1 - tail) / 2, other[1])
-    return float(brentq(excess, 0.0, 2 * most + 1e-9))
-
-
-def _mean(values: Float64) -> Float64:
-    """Mean over rows of what is not NaN."""
-    seen = np.isfinite(values)
-    n = seen.sum(axis=0)
-    return np.where(n > 0, np.where(seen, values, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan)
