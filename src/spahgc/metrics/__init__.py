@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from ._agreement import depth_only, mae, pearson, pearson_depth_removed, rmse, spearman
+from ._agreement import depth_only, mae, pearson, pearson_depth_removed, rmse, share_above, spearman
+from ._comparison import paired_difference, summarize
+from ._intervals import Interval, bootstrap
 
-__all__ = ["depth_only", "mae", "pearson", "pearson_depth_removed", "rmse", "spearman"]
+__all__ = [
+    "Interval",
+    "bootstrap",
+    "depth_only",
+    "mae",
+    "paired_difference",
+    "pearson",
+    "pearson_depth_removed",
+    "rmse",
+    "share_above",
+    "spearman",
+    "summarize",
+]

@@ -127,6 +127,28 @@ def depth_only(measured: ArrayLike, depth: ArrayLike) -> Scores:
     return pearson(a, np.broadcast_to(_log_depth(depth, a.shape[0])[:, None], a.shape))
 
 
+def share_above(scores: ArrayLike, threshold: float = 0.3) -> float:
+    """Share of the genes that have a score which is above a threshold.
+
+    A gene without a score (NaN) is left out, since whether a constant gene is above cannot be said. Where methods are
+    compared, leave out the same genes for all.
+
+    Parameters
+    ----------
+    scores
+        A score per gene, (n_vars,).
+    threshold
+        Scores equal to it are not above it.
+
+    Returns
+    -------
+    0 to 1; NaN if no gene has a score.
+    """
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    values = values[~np.isnan(values)]
+    return float((values > threshold).mean()) if len(values) else float("nan")
+
+
 def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
     values = np.asarray(depth, dtype=np.float64).ravel()
     if values.shape[0] != n_obs:
