@@ -13,6 +13,8 @@ import numpy as np
 from .._slides import Cohort, Float32, Slide, SplitBy
 
 State = dict[str, np.ndarray]
+ARRAYS = ("embedding", "coordinates", "cellularity")
+"""What a method can need of a slide."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Method(ABC):
     stochastic: ClassVar[bool] = False
     """Whether the seed changes what is fitted; where it does not, one seed stands for all."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
-    """Arrays of a slide that it reads beside the reference's expression: ``"embedding"``, ``"coordinates"``,
-    ``"cellularity"``."""
+    """Arrays of a slide that it reads beside the reference's expression, of :data:`ARRAYS`."""
 
     @abstractmethod
     def fit(self, cohort: Cohort, run: Run) -> Self:
@@ -96,6 +97,12 @@ METHODS: dict[str, type[Method]] = {}
 
 def register(method: type[Method]) -> type[Method]:
     """Class decorator: make a method available by its name."""
+    unknown = sorted(method.needs - set(ARRAYS))
+    if unknown:
+        raise ValueError(
+            f"Method {method.name!r} needs {', '.join(map(repr, unknown))}, which no slide has. Available: "
+            f"{', '.join(map(repr, ARRAYS))}."
+        )
     if method.name in METHODS and METHODS[method.name].__qualname__ != method.__qualname__:
         raise ValueError(f"A method named {method.name!r} is registered already ({METHODS[method.name].__qualname__}).")
     METHODS[method.name] = method
@@ -114,3 +121,14 @@ def get_method(name: str, **params: Any) -> Method:
             f"{', '.join(map(repr, accepted)) or 'none'}."
         )
     return METHODS[name](**params)
+
+
+def check_needs(method: Method | type[Method], slide: Slide) -> None:
+    """A slide has what a method needs; an error that names the slide and what it lacks where it does not."""
+    missing = [name for name in ARRAYS if name in method.needs and getattr(slide, name) is None]
+    if missing:
+        has = [name for name in ARRAYS if getattr(slide, name) is not None]
+        raise ValueError(
+            f"Method {method.name!r} needs {', '.join(missing)} of every slide, and slide {slide.name!r} has none "
+            f"(it has {', '.join(has)}). Run spahgc.pp.image_embedding(sdata), which writes it."
+        )

@@ -26,6 +26,7 @@ class ContextRidge(Ridge):
     """
 
     name = "context_ridge"
+    needs = frozenset({"embedding", "coordinates"})
 
     def state(self) -> State:
         return {**super().state(), **self._context.arrays()}

@@ -19,6 +19,7 @@ class GeneMean(Method):
     """
 
     name = "gene_mean"
+    needs = frozenset()
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         self._mean = np.mean([expression_of(slide).mean(axis=0, dtype=np.float64) for slide in cohort], axis=0)

@@ -99,6 +99,7 @@ class SpaHGC(Method):
     source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     min_slides: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def __init__(
         self, preset: str = "default", network: Mapping[str, Any] | None = None, n_seeds: int | None = None
