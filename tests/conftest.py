@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -85,6 +86,7 @@ def _planted(slides: Mapping[str, str], *, n_side: int = 6, n_genes: int = 24, s
         part.obs["patient"] = patient
         part.obsm["spatial"] = np.column_stack([column, row]) * 100.0 + 50.0
         noise = rng.normal(0, 0.2, (n_spots, n_features)) + rng.normal(0, 0.2, n_features)
+        part.obs["cellularity"] = (0.1 + 0.01 * latent[:, 0]).astype(np.float32)
         part.obsm["image_toy"] = (latent @ mixing + noise).astype(np.float32)
         parts.append(part)
         images[name] = {
@@ -136,8 +138,12 @@ def _frozen(value: Any) -> Any:
 def quick() -> Callable[[str], dict[str, Any]]:
     """Maker of `method_params` with which a method is fitted within a second."""
 
+    from spahgc.methods import METHODS
+
     def params(method: str) -> dict[str, Any]:
         small = {"epochs": 2, "hidden": 16, "n_references": 5}
-        return {"network": small, "n_seeds": 1} if method == "spahgc" else {}
+        if method == "spahgc":
+            return {"network": small, "n_seeds": 1}
+        return {"epochs": 2} if "epochs" in inspect.signature(METHODS[method]).parameters else {}
 
     return params

@@ -32,7 +32,10 @@ def _make(
         embedding = rng.normal(size=(n, d))
         expression = embedding @ weights + noise * rng.normal(size=(n, g)) + 3
         positions = np.column_stack(np.divmod(np.arange(n), 6)).astype(np.float64)
-        made.append(Slide(name, patient, embedding.astype(np.float32), positions, expression.astype(np.float32)))
+        density = (0.1 + 0.02 * embedding[:, 0]).astype(np.float32)
+        made.append(
+            Slide(name, patient, embedding.astype(np.float32), positions, expression.astype(np.float32), density)
+        )
     return Cohort(tuple(made), tuple(f"g{i}" for i in range(g)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,21 @@ from spahgc.methods import METHODS, Method, Ridge, Run, get_method, register
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in METHODS},
+    # Methods that are trained for epochs take their number, and two are enough here.
+    **{
+        name: {"epochs": 2} if "epochs" in inspect.signature(method).parameters else {}
+        for name, method in METHODS.items()
+    },
     "spahgc": {"network": SMALL, "n_seeds": 2},
     "spahgc paper": {"preset": "paper", "network": SMALL},
     "context_ridge relative": {"relative": True},
+    "smoothed_ridge 18": {"n_neighbors": 18},
     "knn 3": {"n_neighbors": 3},
 }
+
+
+def method_of(variant: str) -> type[Method]:
+    return METHODS[variant.split()[0]]
 
 
 def new(variant: str) -> Method:
@@ -70,7 +80,7 @@ def test_one_seed_gives_one_fit(fitted: dict[str, Method], variant: str, cohort:
     other = new(variant).fit(cohort, Run(seed=2))
     for name, array in again.state().items():
         np.testing.assert_array_equal(array, fitted[variant].state()[name])
-    if variant.startswith("spahgc"):
+    if method_of(variant).stochastic:
         assert not np.array_equal(other.predict(target), again.predict(target))
     else:
         np.testing.assert_array_equal(other.predict(target), again.predict(target))
@@ -107,7 +117,7 @@ def test_history_is_curves_of_numbers(fitted: dict[str, Method], variant: str) -
 
 def test_spots_one_by_one(fitted: dict[str, Method], cohort: Cohort, target: Slide) -> None:
     """Methods that look at a spot alone give it the same prediction without the others."""
-    for variant in ("gene_mean", "knn", "ridge"):
+    for variant in ("gene_mean", "knn", "knn 3", "ridge"):
         part = fitted[variant].predict(target.take(np.array([7, 3])))
         np.testing.assert_allclose(part, fitted[variant].predict(target)[[7, 3]], atol=1e-6)
 
@@ -144,7 +154,8 @@ def test_constant_genes(variant: str, cohort: Cohort, target: Slide) -> None:
 
 
 def test_registry() -> None:
-    assert {"gene_mean", "knn", "ridge", "context_ridge", "spahgc"} <= set(METHODS)
+    controls = {"gene_mean", "cellularity", "coordinates", "knn", "ridge", "smoothed_ridge", "context_ridge"}
+    assert controls | {"spahgc"} <= set(METHODS)
     for name, method in METHODS.items():
         assert method.name == name
         assert method.__doc__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -15,7 +16,11 @@ from spahgc.methods import METHODS
 SLIDES = {"A1": "A", "A2": "A", "B1": "B"}
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"method": name} for name in METHODS},
+    # Methods that are trained for epochs take their number, and two are enough here.
+    **{
+        name: {"method": name, "method_params": {"epochs": 2} if "epochs" in signature(method).parameters else {}}
+        for name, method in METHODS.items()
+    },
     "spahgc": {"method": "spahgc", "method_params": {"network": SMALL, "n_seeds": 1}},
     "spahgc-paper": {"method": "spahgc", "preset": "paper", "method_params": {"network": SMALL}},
 }

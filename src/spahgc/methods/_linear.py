@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -121,25 +121,62 @@ def tune(
     split_by
         What is held out.
     """
+    scores = tuning_scores(cohort, features, values, split_by=split_by, penalties=penalties, sizes=sizes)
+    if scores is None:
+        return UNTUNED
+    _, i, j = best(scores)
+    return penalties[i], sizes[j]
+
+
+def tuning_scores(
+    cohort: Cohort,
+    features: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
+    *,
+    variants: Sequence[Callable[[Float64, Slide], Float64]] = (lambda scores, _: scores,),
+    split_by: SplitBy = "patient",
+    penalties: Sequence[float] = PENALTIES,
+    sizes: Sequence[int] = SIZES,
+) -> Float64 | None:
+    """Mean per-gene Pearson on held-out groups of reference slides, summed over the groups; `None` with one group.
+
+    Parameters
+    ----------
+    cohort, features, values, split_by, penalties, sizes
+        As for :func:`tune`.
+    variants
+        What is done to the components (n_spots, r) of a held-out slide before it is predicted; each is scored.
+
+    Returns
+    -------
+    (n_variants, n_penalties, n_sizes)
+    """
     groups = cohort.splits(split_by)
     if len(groups) < 2:
-        return UNTUNED
-    totals = np.zeros((len(penalties), len(sizes)), dtype=np.float64)
+        return None
+    totals = np.zeros((len(variants), len(penalties), len(sizes)), dtype=np.float64)
     for held_out in groups:
         train = [slide.name for slide in cohort if slide.name not in held_out]
         stacked, fitted = np.concatenate([features[n] for n in train]), np.concatenate([values[n] for n in train])
         pca, fitted = PCA.fit(stacked, max(sizes)), fitted - fitted.mean(axis=0, dtype=np.float64)
         scores = pca(stacked)
-        for i, penalty in enumerate(penalties):
-            coefficients = _coefficients(pca, scores, fitted, penalty)
-            for slide in (slide for slide in cohort if slide.name in held_out):
-                held = pca(features[slide.name])
-                for j, size in enumerate(sizes):
-                    predicted = held[:, :size] @ coefficients[:size]
-                    totals[i, j] += _mean_pearson(expression_of(slide), predicted) / len(held_out)
-    # The stronger penalty and the smaller size where several are equally good.
-    i, j = max(np.ndindex(totals.shape), key=lambda at: (round(float(totals[at]), 6), at[0], -at[1]))
-    return penalties[i], sizes[j]
+        coefficients = [_coefficients(pca, scores, fitted, penalty) for penalty in penalties]
+        for slide in (slide for slide in cohort if slide.name in held_out):
+            measured, components = expression_of(slide), pca(features[slide.name])
+            for k, variant in enumerate(variants):
+                given = variant(components, slide)
+                for i, j in np.ndindex(len(penalties), len(sizes)):
+                    predicted = given[:, : sizes[j]] @ coefficients[i][: sizes[j]]
+                    totals[k, i, j] += _mean_pearson(measured, predicted) / len(held_out)
+    return totals
+
+
+def best(scores: Float64) -> tuple[int, int, int]:
+    """Variant, penalty and size with the best score, as indices.
+
+    The first variant, the stronger penalty and the smaller size where several are equally good.
+    """
+    return max(np.ndindex(*scores.shape), key=lambda at: (round(float(scores[at]), 6), -at[0], at[1], -at[2]))
 
 
 def _mean_pearson(measured: Float32, predicted: Float64) -> float:

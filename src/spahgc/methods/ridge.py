@@ -50,12 +50,12 @@ class Ridge(Method):
         if hyperparameters is None and self.l2 is not None:
             variance = np.concatenate(list(features.values())).astype(np.float64).var(axis=0).sum()
             hyperparameters = self.l2 / (cohort.n_spots * max(float(variance), 1e-300)), self.size
-        if hyperparameters is None:
-            hyperparameters = tune(cohort, features, values, split_by=run.split_by)
-        self.hyperparameters = hyperparameters
+        self.hyperparameters = self._tuned(cohort, features, values, run, hyperparameters)
         names = [slide.name for slide in cohort]
         self._fit = LinearFit.fit(
-            np.concatenate([features[n] for n in names]), np.concatenate([values[n] for n in names]), *hyperparameters
+            np.concatenate([features[n] for n in names]),
+            np.concatenate([values[n] for n in names]),
+            *self.hyperparameters,
         )
         return self
 
@@ -76,6 +76,17 @@ class Ridge(Method):
         self._fit = LinearFit.from_arrays(state)
         self._level, self._spread = state["level"], state["spread"]
         return self
+
+    def _tuned(
+        self,
+        cohort: Cohort,
+        features: Mapping[str, np.ndarray],
+        values: Mapping[str, np.ndarray],
+        run: Run,
+        fixed: tuple[float, int] | None,
+    ) -> tuple[float, int]:
+        """Penalty and number of components: `fixed`, or tuned."""
+        return tune(cohort, features, values, split_by=run.split_by) if fixed is None else fixed
 
     def _fit_features(self, cohort: Cohort) -> None:
         """Prepare what :meth:`_features` needs."""
