@@ -69,6 +69,11 @@ def scores(key: str = PREDICTION) -> str:
     return f"{key}_scores"
 
 
+def cross_validation(key: str = PREDICTION) -> str:
+    """``uns`` key of the scores of a cross-validation on the reference slides."""
+    return f"{key}_cv"
+
+
 def gene(key: str, what: str) -> str:
     """``var`` key of a per-gene quantity of a prediction, e.g. ``spahgc_pearson``."""
     return f"{key}_{what}"

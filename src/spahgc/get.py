@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+_CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
 _COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
-__all__ = ["predicted", "scores"]
+__all__ = ["cross_validation", "predicted", "scores"]
 
 
 def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
@@ -108,6 +110,46 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
     table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
     # A file gives the keys of a dict back in another order.
     return table[sorted(table.columns, key=lambda column: _COLUMNS.index(column) if column in _COLUMNS else 99)]
+
+
+def cross_validation(adata_ref: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
+    """Scores of a cross-validation as a long table.
+
+    Parameters
+    ----------
+    adata_ref
+        Table that :func:`spahgc.tl.cross_validate` wrote to.
+    key
+        Its ``key_added``.
+
+    Returns
+    -------
+    DataFrame with the columns ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value``, ``seed``, ``fold``
+    and ``shared_patient``, as :func:`spahgc.tl.cross_validate` returned it; ``attrs`` holds ``protocol`` and ``label``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such cross-validation.
+    """
+    import pandas as pd
+
+    name = keys.cross_validation(key)
+    if name not in adata_ref.uns:
+        raise KeyError(
+            f"uns has no {name!r}. Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first. "
+            f"Cross-validations here: {listed(k.removesuffix('_cv') for k in adata_ref.uns if k.endswith('_cv'))}."
+        )
+    entry = adata_ref.uns[name]
+    columns = {}
+    for column in _CV_COLUMNS:
+        values = entry["scores"][column]
+        # Names are kept once each, beside the rows' numbers of names.
+        coded = isinstance(values, Mapping)
+        columns[column] = np.asarray(values["names"], dtype=object)[np.asarray(values["codes"])] if coded else values
+    table = pd.DataFrame(columns)
+    table.attrs = {name: str(entry[keys.PARAMS][name]) for name in ("protocol", "label")}
+    return table
 
 
 def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:

@@ -14,7 +14,7 @@ from .._expression import Normalize
 from .._settings import settings
 from .._slides import SplitBy
 from .._tables import plain, reference_cohort
-from ..methods import METHODS, Run, get_method
+from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS))}.")
-    params = _method_params(method, preset, method_params)
+    params = checked_params(method, preset, method_params)
     if split_by not in ("patient", "slide"):
         raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")
     cohort, recipe = reference_cohort(
@@ -111,13 +111,16 @@ def train(
     logger.info(
         "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)
     )
+    for slide in cohort:
+        check_needs(fitted, slide)
     run = Run(seed, device, settings.progress if progress is None else progress, split_by)
     fitted.fit(cohort.standardized(), run)
     record = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
     return Model(fitted, cohort, recipe, params=record)
 
 
-def _method_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
+def checked_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters of a method, JSON types, with its preset among them."""
     params = {name: plain(value) for name, value in (method_params or {}).items()}
     try:
         json.dumps(params)
