@@ -1,0 +1,25 @@
+"""Networks of the published baselines in compact form, on embeddings, and the loop that fits them.
+
+Written from the papers; the methods that use them name them and say what they leave out.
+"""
+
+from __future__ import annotations
+
+from .contrast import BLEEP, MclSTExp
+from .network import Inputs, Network, Step, Training, few_threads, fit_network, ready
+from .plain import STNet
+from .positions import grid_positions
+
+__all__ = [
+    "BLEEP",
+    "Inputs",
+    "MclSTExp",
+    "Network",
+    "STNet",
+    "Step",
+    "Training",
+    "few_threads",
+    "fit_network",
+    "grid_positions",
+    "ready",
+]
