@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 Scores = NDArray[np.float64]
 
 # Below this share of a column's magnitude, its spread is rounding error and the column counts as constant.
-_CONSTANT = 1e-7
+CONSTANT = 1e-7
 
 
 def pearson(measured: ArrayLike, predicted: ArrayLike) -> Scores:
@@ -24,8 +24,8 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     -------
     float64 (n_vars,). NaN for a gene that is constant in either matrix or holds a NaN.
     """
-    a, b = _pair(measured, predicted)
-    return _cosine(_centred(a), _centred(b))
+    a, b = pair(measured, predicted)
+    return _cosine(centred(a), centred(b))
 
 
 def spearman(measured: ArrayLike, predicted: ArrayLike) -> Scores:
@@ -40,11 +40,11 @@ def spearman(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     -------
     float64 (n_vars,). NaN for a gene that is constant in either matrix or holds a NaN.
     """
-    a, b = _pair(measured, predicted)
+    a, b = pair(measured, predicted)
     missing = np.isnan(a).any(axis=0) | np.isnan(b).any(axis=0)
     scores = pearson(rankdata(a, axis=0), rankdata(b, axis=0))
     # Ranks of rounding noise would look like a signal, so constant genes are found on the values.
-    constant = np.isnan(_centred(a)).any(axis=0) | np.isnan(_centred(b)).any(axis=0)
+    constant = np.isnan(centred(a)).any(axis=0) | np.isnan(centred(b)).any(axis=0)
     return np.where(missing | constant, np.nan, scores)
 
 
@@ -60,7 +60,7 @@ def rmse(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     -------
     float64 (n_vars,)
     """
-    a, b = _pair(measured, predicted)
+    a, b = pair(measured, predicted)
     return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=0)))
 
 
@@ -76,7 +76,7 @@ def mae(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     -------
     float64 (n_vars,)
     """
-    a, b = _pair(measured, predicted)
+    a, b = pair(measured, predicted)
     return np.asarray(np.mean(np.abs(a - b), axis=0))
 
 
@@ -97,14 +97,14 @@ def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: Arra
     float64 (n_vars,). NaN for a gene that is constant in either matrix, or that depth explains whole; plain Pearson
     where all spots have the same depth; all NaN where the depth of some spot is not known (NaN).
     """
-    a, b = _pair(measured, predicted)
+    a, b = pair(measured, predicted)
     values = _log_depth(depth, a.shape[0])
     if np.isnan(values).any():
         return np.full(a.shape[1], np.nan)
-    log_depth = _centred(values[:, None])
+    log_depth = centred(values[:, None])
     if np.isnan(log_depth).any():
         return pearson(a, b)
-    return _cosine(_without(_centred(a), log_depth), _without(_centred(b), log_depth))
+    return _cosine(_without(centred(a), log_depth), _without(centred(b), log_depth))
 
 
 def depth_only(measured: ArrayLike, depth: ArrayLike) -> Scores:
@@ -158,7 +158,8 @@ def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
     return np.log(values + 1.0)
 
 
-def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two matrices of one shape, float64."""
     a, b = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(
@@ -169,17 +170,17 @@ def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64
     return a, b
 
 
-def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Columns minus their mean; a constant column becomes NaN."""
-    centred = values - values.mean(axis=0)
+    rest = values - values.mean(axis=0)
     scale = np.abs(values).max(axis=0)
-    constant = np.sqrt(np.mean(centred**2, axis=0)) <= _CONSTANT * np.where(scale > 0, scale, 1.0)
-    return np.where(constant, np.nan, centred)
+    constant = np.sqrt(np.mean(rest**2, axis=0)) <= CONSTANT * np.where(scale > 0, scale, 1.0)
+    return np.where(constant, np.nan, rest)
 
 
 def _without(values: NDArray[np.float64], covariate: NDArray[np.float64]) -> NDArray[np.float64]:
     rest = values - covariate * (covariate * values).sum(axis=0) / (covariate**2).sum()
-    explained = np.sqrt((rest**2).sum(axis=0)) <= _CONSTANT * np.sqrt((values**2).sum(axis=0))
+    explained = np.sqrt((rest**2).sum(axis=0)) <= CONSTANT * np.sqrt((values**2).sum(axis=0))
     return np.where(explained, np.nan, rest)
 
 

@@ -58,9 +58,8 @@ def paired_difference(
     ValueError
         If a score is there twice.
     """
-    scores = _gene_scores(table, metric)
-    pair = _of_method(scores, method) - _of_method(scores, baseline)
-    return _interval(pair, level=level, n_resamples=n_resamples, rng=rng)
+    scores = _by_method(_rows(table, metric))
+    return _interval(_of(scores, method) - _of(scores, baseline), level=level, n_resamples=n_resamples, rng=rng)
 
 
 def summarize(
@@ -109,15 +108,15 @@ def summarize(
     """
     import pandas as pd
 
-    scores = _gene_scores(table, metric)
-    base = None if baseline is None else _of_method(scores, baseline)
+    chosen = _rows(table, metric)
+    scores, undefined = _by_method(chosen), _undefined(chosen)
     rows = {}
-    for method in dict.fromkeys(scores.index.get_level_values("method")):
-        own = _of_method(scores, method)
+    for method in map(str, scores.columns):
+        own, base = scores[method], _of(scores, method if baseline is None else baseline)
+        pair = own * np.nan if baseline is None else own - base
         mean = _interval(own, level=level, n_resamples=n_resamples, rng=rng)
-        pair = own * np.nan if base is None else own - base
         difference = _interval(pair, level=level, n_resamples=n_resamples, rng=rng)
-        shared = np.nan if base is None else _interval(base[pair.dropna().index], n_resamples=1).mean
+        shared = _interval(base[pair.notna()], n_resamples=1).mean
         rows[str(method)] = {
             "mean": mean.mean,
             "low": mean.low,
@@ -128,16 +127,16 @@ def summarize(
             "relative": difference.mean / shared if shared > 0 else np.nan,
             "n_slides": mean.n_slides,
             "n_patients": mean.n_patients,
-            "undefined": float(own.isna().mean()),
-            "meaningful": mean.meaningful and (base is None or difference.meaningful),
+            "undefined": undefined[method],
+            "meaningful": mean.meaningful and (baseline is None or difference.meaningful),
             "unit": mean.unit,
         }
     summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     return summary.sort_values("mean", ascending=metric in _ERRORS, kind="stable")
 
 
-def _gene_scores(table: pd.DataFrame, metric: str) -> pd.Series:
-    """Score by method, patient, slide and gene, averaged over seeds."""
+def _rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of one metric, checked."""
     missing = [column for column in _COLUMNS if column not in table]
     if missing:
         raise KeyError(
@@ -148,8 +147,9 @@ def _gene_scores(table: pd.DataFrame, metric: str) -> pd.Series:
         raise KeyError(
             f"The table has no scores {metric!r}. Available: {', '.join(map(repr, table['metric'].unique()))}."
         )
-    # Slides of unknown patients may be of one.
-    rows = rows.assign(patient=rows["patient"].astype(object).where(rows["patient"].notna(), "unknown"))
+    # Slides whose patient is not known may all be of one.
+    patient = rows["patient"].astype(object).where(rows["patient"].notna(), "unknown")
+    rows = rows.assign(patient=patient, method=rows["method"].astype(str))
     doubled = rows.duplicated([*_LEVELS, *(["seed"] if "seed" in rows else [])])
     if doubled.any():
         first = rows[doubled].iloc[0]
@@ -157,15 +157,25 @@ def _gene_scores(table: pd.DataFrame, metric: str) -> pd.Series:
             f"The table has {metric} of {first['method']!r} twice for gene {first['gene']!r} of slide "
             f"{first['slide']!r}: keep the rows of one setting, and name repeats by a column 'seed'."
         )
-    return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean()
+    return rows
 
 
-def _of_method(scores: pd.Series, method: str) -> pd.Series:
-    methods = scores.index.get_level_values("method")
-    if method not in methods:
-        available = ", ".join(map(repr, dict.fromkeys(methods)))
+def _by_method(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, a row per patient, slide and gene, a column per method; NaN where there is no score."""
+    return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean().unstack("method")
+
+
+def _undefined(rows: pd.DataFrame) -> dict[str, float]:
+    """Share of each method's scores that are NaN."""
+    shares = rows["value"].isna().groupby(rows["method"], observed=True).mean()
+    return {str(method): float(share) for method, share in shares.items()}
+
+
+def _of(scores: pd.DataFrame, method: str) -> pd.Series:
+    if method not in scores:
+        available = ", ".join(map(repr, scores.columns))
         raise KeyError(f"The table has no scores of method {method!r}. Available: {available}.")
-    return scores[methods == method].droplevel("method")
+    return scores[method]
 
 
 def _interval(
