@@ -15,14 +15,13 @@ from .. import _validate as check
 from .._expression import Normalize
 from .._settings import settings
 from .._slides import SplitBy
-from .._tables import slide_rows
-from ..methods import METHODS, Method, get_method
 from ._folds import Fold, make_folds
 from ._parallel import run_all
-from ._protocols import Protocol, get_protocol, method_params, panel_of_all
+from ._plan import checked_slides, make_methods, method_specs, settled_panel
+from ._protocols import Protocol, get_protocol, panel_of_all
 from ._resume import Folder, data_fingerprint
-from ._train import checked_params
-from ._units import Result, Unit, fold_data, run_unit
+from ._trust import CEILING_METHOD
+from ._units import Result, Unit, fold_data, run_ceiling, run_unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +102,8 @@ def cross_validate(
     -------
     A long table with the columns ``method`` (the label), ``slide``, ``patient``, ``gene``, ``metric``, ``value``,
     ``seed``, ``fold`` and ``shared_patient`` (whether the patient was trained on). Metrics are those of
-    :func:`evaluate`. ``attrs`` says protocol and label. Written is ``uns["{key_added}_cv"]``: the table
+    :func:`evaluate`, and ``ceiling`` in rows of method ``measured``: the noise ceiling, which no method can be expected
+    to pass (where there are counts). ``attrs`` says protocol and label. Written is ``uns["{key_added}_cv"]``: the table
     (:func:`spahgc.get.cross_validation`) and ``params``.
 
     Raises
@@ -121,15 +121,15 @@ def cross_validate(
         rules = Protocol(**{**asdict(rules), "normalize": normalize})
     if isinstance(seeds, bool) or seeds < 1:
         raise ValueError(f"seeds is a number of at least 1, not {seeds!r}.")
-    specs = _specs(methods)
-    library_key, use_rep, patients, matrix = _checked(
+    specs = method_specs(methods)
+    library_key, use_rep, patients, matrix = checked_slides(
         adata_ref, rules, use_rep=use_rep, library_key=library_key, patient_key=patient_key, layer=layer
     )
     _check_key(adata_ref, key_added)
     by = rules.split_by or split_by
     shared_allowed = allow_shared_patients or rules.split_by is not None
     folds = make_folds(patients, split_by=by, allow_shared_patients=shared_allowed)
-    n_genes = _panel(panel, rules)
+    n_genes = settled_panel(panel, rules)
     columns: dict[str, Any] = {
         "use_rep": use_rep,
         "library_key": library_key,
@@ -138,13 +138,13 @@ def cross_validate(
     }
     if rules.panel_from == "all" and isinstance(n_genes, int):
         n_genes = panel_of_all(adata_ref, rules, n_genes, **columns)
-    made = _make(specs, rules, n_genes)
+    made = make_methods(specs, rules, n_genes)
     first = check.rng_seed(rng)
+    n_fits = {label: seeds if method.stochastic else 1 for label, method in made.items()}
+    if rules.normalize != "none" and check.are_counts(matrix):
+        n_fits[CEILING_METHOD] = 1
     units = [
-        Unit(fold.name, label, first + i)
-        for fold in folds
-        for label, method in made.items()
-        for i in range(seeds if method.stochastic else 1)
+        Unit(fold.name, label, first + i) for fold in folds for label, n_runs in n_fits.items() for i in range(n_runs)
     ]
     params = {
         "protocol": rules.name,
@@ -166,10 +166,21 @@ def cross_validate(
         for fold in folds:
             of_fold = [unit for unit in missing if unit.fold == fold.name]
             if of_fold:
-                shared = fold_data(adata_ref, fold, rules, panel=n_genes, **columns)
+                shared, counts = fold_data(adata_ref, fold, rules, panel=n_genes, **columns)
+                genes = shared.cohort.genes
                 for unit in of_fold:
-                    arguments = {"unit": unit, "method": made[unit.method], "device": device, "peek": rules.peek}
-                    yield unit, run_unit, shared, arguments
+                    arguments: dict[str, Any] = {"unit": unit}
+                    if unit.method == CEILING_METHOD:
+                        where = adata_ref.var_names.get_indexer(list(genes))
+                        yield (
+                            unit,
+                            run_ceiling,
+                            counts,
+                            {**arguments, "genes": genes, "columns": where, "how": rules.normalize},
+                        )
+                    else:
+                        arguments |= {"method": made[unit.method], "device": device, "peek": rules.peek}
+                        yield unit, run_unit, shared, arguments
 
     from tqdm.auto import tqdm
 
@@ -199,82 +210,6 @@ def cross_validate(
             "protocol=%r is %s. Compare such scores only with scores of the same protocol.", rules.name, label
         )
     return table
-
-
-def _panel(panel: int | Sequence[str] | None, rules: Protocol) -> int | list[str]:
-    """A number of genes, or their names."""
-    if isinstance(panel, str):
-        raise TypeError(f"panel is a number of genes or a list of gene names, not the single string {panel!r}.")
-    if panel is None:
-        return rules.panel
-    return int(panel) if isinstance(panel, int | np.integer) else [str(gene) for gene in panel]
-
-
-def _specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Method and parameters by label, checked."""
-    if isinstance(methods, str):
-        raise TypeError(f"methods is a list of names or a dict, not the single string {methods!r}.")
-    given: Mapping[str, Mapping[str, Any]] = (
-        methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
-    )
-    if not given:
-        raise ValueError("methods is empty; name at least one.")
-    specs = {}
-    for label, spec in given.items():
-        unknown = set(spec) - {"method", "preset", "method_params"}
-        if unknown:
-            raise ValueError(
-                f"methods[{label!r}] has {check.listed(sorted(unknown))}; it takes 'method', 'preset', 'method_params'."
-            )
-        name = spec.get("method", label)
-        if name not in METHODS:
-            raise ValueError(f"No method {name!r}. Available: {check.listed(sorted(METHODS))}.")
-        params = checked_params(name, spec.get("preset"), spec.get("method_params"))
-        specs[str(label)] = {"method": name, "method_params": params}
-    return specs
-
-
-def _make(specs: Mapping[str, Mapping[str, Any]], rules: Protocol, n_genes: int | list[str]) -> dict[str, Method]:
-    """The methods, unfitted, so that a wrong parameter is found before anything runs."""
-    size = n_genes if isinstance(n_genes, int) else len(n_genes)
-    return {
-        label: get_method(spec["method"], **method_params(rules, spec["method"], spec["method_params"], size))
-        for label, spec in specs.items()
-    }
-
-
-def _checked(
-    adata: AnnData,
-    rules: Protocol,
-    *,
-    use_rep: str | None,
-    library_key: str | None,
-    patient_key: str,
-    layer: str | None,
-) -> tuple[str, str, dict[str, str], Any]:
-    """Slide column, embedding, patient of each slide and expression; what is wrong with any slide is said here."""
-    what = "reference"
-    check.check_table(adata, what=what)
-    library_key = check.library_column(adata, library_key, what=what)
-    hint = f"If every slide is from another patient, pass patient_key={library_key!r}."
-    check.column(adata, patient_key, what=what, parameter="patient_key", hint=hint)
-    use_rep = check.representation(adata, use_rep, what=what)
-    check.embedding(adata, use_rep, what=what)
-    check.coordinates(adata, what=what)
-    matrix = (
-        check.expression(adata, layer, what=what)
-        if rules.normalize == "none"
-        else check.counts(adata, layer, what=what, normalize=rules.normalize)
-    )
-    patients = {}
-    for slide, rows in slide_rows(adata, library_key).items():
-        found = adata.obs[patient_key].iloc[rows].astype(str).unique()
-        if len(found) > 1:
-            raise ValueError(
-                f"Slide {slide!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(found)}."
-            )
-        patients[slide] = str(found[0])
-    return library_key, use_rep, patients, matrix
 
 
 def _check_key(adata: AnnData, key: str) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
+from .._expression import Normalize
 from .._slides import Cohort, Float32, Float64, Slide, check_no_shared_patients, standardize
 from .._tables import measured_expression, reference_cohort, slide_rows, target_slides
 from ..methods import Method, Run
+from ..metrics import noise_ceiling
 from ._evaluate import score_slide
 from ._folds import Fold
 from ._protocols import Protocol, rescaled, rescaled_cohort
+from ._trust import CEILING_METRIC
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -86,10 +90,14 @@ def fold_data(
     library_key: str,
     patient_key: str,
     layer: str | None,
-) -> FoldData:
+) -> tuple[FoldData, dict[str, Any]]:
     """Read a fold from the table: the panel is that of the training slides, held-out slides come without expression.
 
     A number for `panel` takes that many genes of the training slides.
+
+    Returns
+    -------
+    The fold, and the expression matrix of each held-out slide over all genes, rows in canonical order.
     """
     rows = slide_rows(adata, library_key)
     training = adata[np.sort(np.concatenate([rows[name] for name in fold.training]))]
@@ -106,13 +114,15 @@ def fold_data(
     measured, depth, _ = measured_expression(held, recipe.genes, protocol.normalize, layer=layer)
     targets = target_slides(held, recipe, library_key=library_key, patient_key=patient_key)
     check_no_shared_patients(cohort, [t.slide for t in targets], allow_shared_patients=bool(fold.shared_patients))
-    return FoldData(
+    matrix = sp.csr_array(held.X if layer is None else held.layers[layer])
+    data = FoldData(
         fold,
         rescaled_cohort(cohort.standardized(), protocol.rescale),
         tuple(
             HeldOut(standardize(t.slide), rescaled(measured[t.rows], protocol.rescale), depth[t.rows]) for t in targets
         ),
     )
+    return data, {t.slide.name: matrix[t.rows] for t in targets}
 
 
 def run_unit(data: FoldData, unit: Unit, method: Method, *, device: str | None, peek: bool) -> Result:
@@ -157,6 +167,25 @@ def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek:
             raise FloatingPointError(f"The prediction of slide {held.slide.name!r} has NaN or infinite values.")
         scores.append(score_slide(held.measured, predicted, held.depth))
     return scores
+
+
+def run_ceiling(counts: Mapping[str, Any], unit: Unit, genes: tuple[str, ...], columns: Any, how: Normalize) -> Result:
+    """Noise ceiling of the held-out slides, beside the methods' scores.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of each slide, over all genes.
+    unit
+        Names the result; its seed is that of the splits.
+    genes, columns
+        The panel, and where it is in `counts`.
+    how
+        Unit of the expression.
+    """
+    with _TURN, _one_thread():
+        ceilings = [noise_ceiling(slide, genes=columns, how=how, rng=unit.seed) for slide in counts.values()]
+    return Result(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
 
 
 @contextmanager
