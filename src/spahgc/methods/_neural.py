@@ -6,7 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class Neural(Method):
     dropout
         Share of values that are dropped while training.
     """
+
+    stochastic: ClassVar[bool] = True
 
     def __init__(self, hidden: int = 64, epochs: int = 60, learning_rate: float = 1e-3, dropout: float = 0.2) -> None:
         for name, value, least in (("hidden", hidden, self._least_hidden), ("epochs", epochs, 1)):
