@@ -66,11 +66,13 @@ class Slide:
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
         """The slide restricted to some spots, in the given order."""
-        optional = {
-            name: None if values is None else values[index]
-            for name, values in (("expression", self.expression), ("cellularity", self.cellularity))
-        }
-        return replace(self, embedding=self.embedding[index], coordinates=self.coordinates[index], **optional)
+        return replace(
+            self,
+            embedding=self.embedding[index],
+            coordinates=self.coordinates[index],
+            expression=None if self.expression is None else self.expression[index],
+            cellularity=None if self.cellularity is None else self.cellularity[index],
+        )
 
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""
@@ -153,7 +155,8 @@ class Cohort:
         digest = hashlib.sha256("\0".join(self.genes).encode())
         for slide in self.slides:
             digest.update(f"\0{slide.name}\0{slide.patient}".encode())
-            for array in (slide.embedding, slide.coordinates, expression_of(slide)):
+            density = () if slide.cellularity is None else (slide.cellularity,)
+            for array in (slide.embedding, slide.coordinates, expression_of(slide), *density):
                 digest.update(f"\0{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

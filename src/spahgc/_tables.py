@@ -87,6 +87,7 @@ def reference_cohort(
     )
     embedding = check.embedding(adata, use_rep, what=what)
     coordinates = check.coordinates(adata, what=what)
+    cellularity = check.cellularity(adata, what=what)
     rows = slide_rows(adata, library_key)
     for name, index in rows.items():
         if len(index) < 2:
@@ -112,7 +113,8 @@ def reference_cohort(
                 f"{check.listed(patients)}."
             )
         values = normalize(matrix[index], normalize_as, genes=columns)
-        slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values))
+        density = None if cellularity is None else cellularity[index]
+        slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values, density))
     genes = tuple(adata.var_names[columns].astype(str))
     recipe = Recipe(genes, normalize_as, use_rep, embedding.shape[1], encoder_params(adata, use_rep))
     return Cohort(tuple(slides), genes), recipe
@@ -141,6 +143,7 @@ def target_slides(
         )
     _check_same_encoder(recipe.encoder, encoder_params(adata, use_rep), use_rep)
     coordinates = check.coordinates(adata, what=what)
+    cellularity = check.cellularity(adata, what=what)
 
     targets = []
     for name, index in slide_rows(adata, library_key).items():
@@ -148,7 +151,8 @@ def target_slides(
         if patient_key is not None and patient_key in adata.obs:
             patients = adata.obs[patient_key].iloc[index].dropna().astype(str).unique()
             patient = patients[0] if len(patients) == 1 else None
-        slide = Slide(name, patient, embedding[index], coordinates[index])
+        density = None if cellularity is None else cellularity[index]
+        slide = Slide(name, patient, embedding[index], coordinates[index], cellularity=density)
         targets.append(TargetSlide(slide.take(slide.order), index[slide.order]))
     return targets
 

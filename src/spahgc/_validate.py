@@ -136,6 +136,24 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
     return values
 
 
+def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
+    """Stain density of the tiles, float32 (n_obs,), finite; `None` where ``obs`` has no numbers of that name."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    column = adata.obs.get(keys.CELLULARITY)
+    if column is None or is_bool_dtype(column) or not is_numeric_dtype(column):
+        return None
+    values = column.to_numpy(dtype=np.float32, na_value=np.nan)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{what}.obs['{keys.CELLULARITY}'] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, "
+            f"e.g. {listed(adata.obs_names[bad], most=3)}. Run spahgc.pp.image_embedding again, or drop the column or "
+            f"those spots."
+        )
+    return values
+
+
 def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
     """The expression matrix, ``X`` or a layer; dense or CSR, finite."""
     if layer is not None and layer not in adata.layers:

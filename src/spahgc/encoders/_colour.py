@@ -52,6 +52,20 @@ def planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 @numba.njit(nogil=True, cache=True)
+def haematoxylin(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean haematoxylin of RGB tiles, in the unit of `skimage.color.rgb2hed`: (n, 3, h, w) uint8 -> (n,) float32."""
+    out = np.empty(tiles.shape[0], np.float32)
+    for i in range(tiles.shape[0]):
+        plane = planes(tiles[i])[2]
+        total = 0.0
+        for y in range(plane.shape[0]):
+            for x in range(plane.shape[1]):
+                total += plane[y, x]
+        out[i] = total / plane.size
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
 def moments(plane: NDArray[np.float32], top: float, out: NDArray[np.float64]) -> None:
     """Mean, standard deviation, skewness and quantiles of a plane with values in [0, top], into `out` (6,).
 

@@ -99,6 +99,12 @@ def image_embedding(
     ``uns[key_added]["params"]``
         Encoder, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples), ``microns_per_pixel`` and ``image`` by slide,
         ``n_padded`` (tiles that leave the image and were continued with its mirror image), version of spahgc.
+    ``obs["cellularity"]``
+        Stain density, float32 (n_obs,): the mean haematoxylin of each spot's tile (first field of view), in the unit of
+        `skimage.color.rgb2hed`, whatever the encoder. The control ``method="cellularity"`` predicts from it alone. It
+        is written anew with every embedding. A column of that name that spahgc did not write is an error.
+    ``uns["cellularity"]["params"]``
+        ``tile_um`` (the tile's side, field of view included), ``tile_px``, version of spahgc.
 
     Raises
     ------
@@ -108,7 +114,8 @@ def image_embedding(
         If `sdata` is not a SpatialData, or the encoder is no encoder or returns no array of floats.
     ValueError
         If no image or several fit, spots lie outside it, micrometres per pixel are not known or not plausible, the
-        encoder is not known or returns a wrong shape or values that are not finite, or another argument is not usable.
+        encoder is not known or returns a wrong shape or values that are not finite, another argument is not usable, or
+        the table has an ``obs["cellularity"]`` or ``uns["cellularity"]`` of other origin.
         In all cases nothing is written.
 
     Examples
@@ -125,9 +132,10 @@ def image_embedding(
     _check_tiles(tile_um, pixels, fields)
     batch = _positive(settings.batch_size if batch_size is None else batch_size, "batch_size")
     workers = settings.workers(n_jobs)
+    _check_cellularity(table, table_key)
     slides = locate(sdata, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
 
-    embedding, n_padded = _embed(
+    embedding, cellularity, n_padded = _embed(
         slides,
         found,
         n_obs=table.n_obs,
@@ -158,7 +166,28 @@ def image_embedding(
             "version": version("spahgc"),
         }
     }
+    target.obs[keys.CELLULARITY] = cellularity
+    target.uns[keys.CELLULARITY] = {
+        keys.PARAMS: {
+            "tile_um": float(tile_um * fields[0]),
+            "tile_px": int(pixels),
+            "version": version("spahgc"),
+        }
+    }
     return target if copy else None
+
+
+def _check_cellularity(table: AnnData, table_key: str) -> None:
+    """The place of the stain density is free, or holds one that was written here: ``uns`` says so."""
+    key = keys.CELLULARITY
+    entry = table.uns.get(key)
+    taken = [f"{name}[{key!r}]" for name, slots in (("obs", table.obs), ("uns", table.uns)) if key in slots]
+    if taken and not (isinstance(entry, Mapping) and keys.PARAMS in entry):
+        raise ValueError(
+            f"sdata[{table_key!r}] has {' and '.join(taken)}, where the stain density of the tiles is written, and "
+            f"uns[{key!r}]['{keys.PARAMS}'], which would say that it comes from spahgc, is missing. It is not "
+            f"overwritten: rename it, or delete it if it is an old one of spahgc's that lost its uns."
+        )
 
 
 def _table(sdata: Any, table_key: str) -> AnnData:
@@ -202,12 +231,13 @@ def _embed(
     batch: int,
     workers: int,
     progress: bool,
-) -> tuple[Float32, int]:
-    """Embeddings of all spots (n_obs, d), and the number of tiles that were padded."""
+) -> tuple[Float32, Float32, int]:
+    """Embeddings of all spots (n_obs, d), the haematoxylin of their tiles (n_obs,), and how many tiles were padded."""
     from tqdm.auto import tqdm
 
     rows_done: list[NDArray[np.intp]] = []
     parts: list[Float32] = []
+    densities: list[Float32] = []
     n_padded = 0
     pool = ThreadPoolExecutor(workers)
     try:
@@ -218,7 +248,7 @@ def _embed(
                 order = reading_order(slide.centres @ finest.affine[:2, :2].T + finest.affine[:2, 2])
                 size = _THREAD_BATCH if encoder.threads else batch
                 batches = [order[at : at + size] for at in range(0, len(order), size)]
-                for spots, (values, padded) in zip(
+                for spots, (values, density, padded) in zip(
                     batches, _encoded(reader, batches, widths, encoder, pool), strict=True
                 ):
                     if parts and values.shape[1] != parts[0].shape[1]:
@@ -228,13 +258,16 @@ def _embed(
                         )
                     rows_done.append(slide.rows[spots])
                     parts.append(values)
+                    densities.append(density)
                     n_padded += padded
                     bar.update(len(spots))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     out = np.empty((n_obs, parts[0].shape[1]), np.float32)
     out[np.concatenate(rows_done)] = np.concatenate(parts)
-    return out, n_padded
+    cellularity = np.empty(n_obs, np.float32)
+    cellularity[np.concatenate(rows_done)] = np.concatenate(densities)
+    return out, cellularity, n_padded
 
 
 def _encoded(
@@ -243,16 +276,22 @@ def _encoded(
     widths: Sequence[float],
     encoder: Encoder,
     pool: ThreadPoolExecutor,
-) -> Iterator[tuple[Float32, int]]:
-    """Embeddings of the spots of each batch, (n, d), and how many of its tiles were padded, in their order."""
+) -> Iterator[tuple[Float32, Float32, int]]:
+    """For each batch, in order: embeddings (n, d), haematoxylin at the first width (n,), number of tiles padded."""
+    from ..encoders._colour import haematoxylin
 
-    def embed(spots: NDArray[np.intp], each: Callable[..., Iterable[Any]]) -> tuple[Float32, int]:
-        fields, n_padded = [], 0
+    def embed(spots: NDArray[np.intp], each: Callable[..., Iterable[Any]]) -> tuple[Float32, Float32, int]:
+        fields: list[Float32] = []
+        densities: list[Float32] = []
+        n_padded = 0
         for width in widths:
             tiles, padded = zip(*each(reader.read, spots, [width] * len(spots)), strict=True)
-            fields.append(checked(encoder.encode(np.stack(tiles)), len(spots), name=encoder.name))
+            stacked = np.stack(tiles)
+            if not densities:  # before the encoder gets its hands on the tiles
+                densities.append(haematoxylin(stacked))
+            fields.append(checked(encoder.encode(stacked), len(spots), name=encoder.name))
             n_padded += sum(padded)
-        return np.concatenate(fields, axis=1), n_padded
+        return np.concatenate(fields, axis=1), densities[0], n_padded
 
     if encoder.threads:
         # A thread takes a batch from the image to its embedding.

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._slides import Cohort, Float32, Slide, expression_of, standardize
 from .._tables import Recipe
-from ..methods import Method, get_method
+from ..methods import Method, check_needs, get_method
 from ._support import Support
 
 FORMAT = 1
@@ -74,12 +74,19 @@ class Model:
         Parameters
         ----------
         slide
-            The slide, spots in canonical order, embedding as the encoder gave it. Its expression is not looked at.
+            The slide, spots in canonical order, embedding as the encoder gave it. Its expression is taken off before
+            the method gets it.
 
         Returns
         -------
         Expression, float32 (n_spots, n_genes), and support, float32 (n_spots,).
+
+        Raises
+        ------
+        ValueError
+            If the slide lacks something that the method needs.
         """
+        check_needs(self.method, slide)
         blind = slide.without_expression()
         return self.method.predict(standardize(blind)), self._support(blind.embedding)
 
@@ -180,7 +187,12 @@ class Model:
         reference = Cohort(
             tuple(
                 Slide(
-                    s["name"], s["patient"], bank[f"{i}.embedding"], bank[f"{i}.coordinates"], bank[f"{i}.expression"]
+                    s["name"],
+                    s["patient"],
+                    bank[f"{i}.embedding"],
+                    bank[f"{i}.coordinates"],
+                    bank[f"{i}.expression"],
+                    bank.get(f"{i}.cellularity"),
                 )
                 for i, s in enumerate(slides)
             ),
@@ -216,6 +228,8 @@ def _bank(reference: Cohort) -> dict[str, np.ndarray]:
             f"{i}.coordinates": slide.coordinates,
             f"{i}.expression": expression_of(slide),
         }
+        if slide.cellularity is not None:
+            arrays[f"{i}.cellularity"] = slide.cellularity
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

@@ -15,6 +15,7 @@ from .. import _validate as check
 from .._expression import UNITS, Normalize
 from .._slides import SplitBy
 from .._tables import TargetSlide, embedding_recipe, target_slides
+from ..methods import METHODS, check_needs
 from ._model import Model
 from ._train import train
 
@@ -98,7 +99,8 @@ def predict(
     KeyError
         If a slot, column or gene is not there.
     ValueError
-        If the embeddings of reference and target do not match, or values are not what they have to be.
+        If the embeddings of reference and target do not match, values are not what they have to be, or a slide lacks
+        something that the method needs.
     """
     given: dict[str, Any] = {
         "panel": panel,
@@ -124,9 +126,13 @@ def predict(
     else:
         check.check_table(reference, what="reference")
         # Looked at before the training, so that a bad target does not cost one.
-        target_slides(
+        found = target_slides(
             adata_target, embedding_recipe(reference, use_rep), library_key=library_key, patient_key=patient_key
         )
+        kind = METHODS.get(method or "spahgc")
+        if kind is not None:  # train says so of a name that is none
+            for target in found:
+                check_needs(kind, target.slide)
         given.setdefault("split_by", _split_by(reference, adata_target, patient_key))
         model = train(
             reference, library_key=library_key, patient_key=patient_key, device=device, progress=progress, **given
