@@ -205,7 +205,7 @@ REFERENCE = {
         ValueError, "dispersion of their counts.*negative.*Name the genes", x(lambda v: v - 5.5), {"normalize": "none"}
     ),
     "unknown method": Case(
-        ValueError, "No method 'rigde'. Available: .*'gene_mean'.*'ridge', 'spahgc'", options={"method": "rigde"}
+        ValueError, "No method 'rigde'. Available: .*'gene_mean'.*'ridge'.*'spahgc'", options={"method": "rigde"}
     ),
     "unknown preset": Case(
         ValueError, "No preset 'papr'. Available: paper, default", options={"method": "spahgc", "preset": "papr"}

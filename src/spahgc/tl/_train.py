@@ -89,11 +89,11 @@ def train(
     KeyError
         If a slot, column or gene is not there.
     ValueError
-        If values are not what they have to be (counts, finite embeddings), or there are too few slides or spots for
-        the method.
+        If values are not what they have to be (counts, finite embeddings), there are too few slides or spots for the
+        method, or a slide lacks something that the method needs.
     """
     if method not in METHODS:
-        raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS))}.")
+        raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS), most=len(METHODS))}.")
     params = checked_params(method, preset, method_params)
     if split_by not in ("patient", "slide"):
         raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")

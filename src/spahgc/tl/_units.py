@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from .._expression import Normalize
 from .._slides import Cohort, Float32, Float64, Slide, check_no_shared_patients, standardize
 from .._tables import measured_expression, reference_cohort, slide_rows, target_slides
-from ..methods import Method, Run
+from ..methods import Method, Run, check_needs
 from ..metrics import noise_ceiling
 from ._evaluate import score_slide
 from ._folds import Fold
@@ -158,6 +158,8 @@ def run_unit(data: FoldData, unit: Unit, method: Method, *, device: str | None, 
 
 def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek: bool) -> list[dict[str, np.ndarray]]:
     held_out = data.held_out
+    for slide in (*data.cohort, *(held.slide for held in held_out)):
+        check_needs(method, slide)
     seen = replace(held_out[0].slide, expression=held_out[0].measured) if peek else None
     method.fit(data.cohort, Run(seed=seed, device=device, split_by=data.fold.split_by, peek=seen))
     scores = []
