@@ -52,6 +52,13 @@ class Scale:
         return (values * self.spread + self.mean).astype(np.float32)
 
 
+def at_least_one(**values: int) -> None:
+    """An error for a value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}.")
+
+
 class Neural(Method):
     """A network on the reference slides, one whole slide a step, on expression standardised per gene.
 
@@ -75,6 +82,8 @@ class Neural(Method):
 
     stochastic: ClassVar[bool] = True
 
+    _least_hidden: ClassVar[int] = 1
+
     def __init__(self, hidden: int = 64, epochs: int = 60, learning_rate: float = 1e-3, dropout: float = 0.2) -> None:
         for name, value, least in (("hidden", hidden, self._least_hidden), ("epochs", epochs, 1)):
             if value < least:
@@ -85,8 +94,6 @@ class Neural(Method):
             raise ValueError(f"dropout is at least 0 and less than 1, not {dropout}.")
         self.hidden, self.epochs, self.learning_rate, self.dropout = hidden, epochs, learning_rate, dropout
         self._history: dict[str, list[float]] = {}
-
-    _least_hidden = 1
 
     @abstractmethod
     def _network(self, n_features: int, scale: Scale) -> Network:
@@ -162,7 +169,10 @@ class Neural(Method):
         held = [(s, self._tensors(self._inputs(s.without_expression(), cohort, scale))) for s in held_out or ()]
 
         def score(network: Network) -> float:
-            found = [_mean_pearson(expression_of(s), self._apply(network, inputs, scale)) for s, inputs in held]
+            found = [
+                _mean_pearson(expression_of(s), self._apply(network, inputs, scale).astype(np.float64))
+                for s, inputs in held
+            ]
             return float(np.mean(found))
 
         with few_threads(max(len(slide) for slide in cohort), self.hidden):
@@ -182,7 +192,7 @@ class Neural(Method):
         curves = []
         for names in groups[:_MAX_FOLDS]:
             rest = cohort.subset([slide.name for slide in cohort if slide.name not in names])
-            if len(rest) < max(1, self.min_slides):
+            if len(rest) < self.min_slides:
                 continue
             training = self._training(self.epochs, seed, run, "Choosing the epochs of")
             curves.append(self._train(rest, training, cohort.subset(names))[1]["validation"])
@@ -197,7 +207,7 @@ class Neural(Method):
         """Inputs and standardised expression of each reference slide, which never refers to itself."""
         import torch
 
-        steps = []
+        steps: list[Step] = []
         for slide in cohort:
             others = cohort.subset([other.name for other in cohort if other.name != slide.name])
             expression = torch.from_numpy(scale(expression_of(slide))).to(self._device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ._neural import Neural, Scale
+from ._neural import Neural, Scale, at_least_one
 from .base import register
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class BLEEP(Neural):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(hidden, epochs, learning_rate, dropout)
-        if n_retrieved < 1:
-            raise ValueError(f"n_retrieved is at least 1, not {n_retrieved}.")
+        at_least_one(n_retrieved=n_retrieved)
         self.n_retrieved = n_retrieved
 
     def _network(self, n_features: int, scale: Scale) -> Network:

@@ -6,20 +6,30 @@ Written from the papers; the methods that use them name them and say what they l
 from __future__ import annotations
 
 from .contrast import BLEEP, MclSTExp
+from .exemplars import EGN
 from .network import Inputs, Network, Step, Training, few_threads, fit_network, ready
 from .plain import STNet
 from .positions import grid_positions
+from .tokens import Hist2ST, HisToGene, THItoGene, zinb_loss
+from .views import M2OST, TRIPLEX
 
 __all__ = [
     "BLEEP",
+    "EGN",
+    "M2OST",
+    "TRIPLEX",
+    "HisToGene",
+    "Hist2ST",
     "Inputs",
     "MclSTExp",
     "Network",
     "STNet",
     "Step",
+    "THItoGene",
     "Training",
     "few_threads",
     "fit_network",
     "grid_positions",
     "ready",
+    "zinb_loss",
 ]

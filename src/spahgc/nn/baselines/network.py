@@ -109,7 +109,7 @@ def fit_network(
         for epoch in tqdm(range(training.epochs), desc=training.label, unit="epoch", disable=not training.label):
             network.train()
             drawn = torch.randperm(len(steps), generator=order).tolist()
-            rows = [_step(network, *steps[i], optimizer) for i in drawn]
+            rows = [_step(network, steps[i], optimizer) for i in drawn]
             _record(history, rows, [slides[i] for i in drawn], epoch)
             if validate is not None:
                 ready(network, steps)
@@ -125,9 +125,9 @@ def ready(network: Network, references: Sequence[Step]) -> Network:
     return network
 
 
-def _step(network: Network, inputs: Inputs, expression: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _step(network: Network, step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     optimizer.zero_grad(set_to_none=True)
-    terms = network.losses(inputs, expression)
+    terms = network.losses(*step)
     loss = torch.stack(list(terms.values())).sum()
     loss.backward()
     optimizer.step()

@@ -27,9 +27,10 @@ class STNet(Network):
         if hidden:
             self.layers = nn.Sequential(Stem(n_features, hidden, dropout), nn.GELU(), Head(hidden, n_genes))
         else:
-            self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_genes))
-            nn.init.normal_(self.layers[1].weight, std=0.1 * n_features**-0.5)
-            nn.init.zeros_(self.layers[1].bias)
+            output = nn.Linear(n_features, n_genes)
+            nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
+            nn.init.zeros_(output.bias)
+            self.layers = nn.Sequential(nn.Dropout(dropout), output)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Expression, (n, g)."""

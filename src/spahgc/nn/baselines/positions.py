@@ -32,7 +32,7 @@ def grid_positions(coordinates: ArrayLike, n_positions: int) -> NDArray[np.int64
     places = np.unique(xy, axis=0)  # several spots at one place say nothing about the pitch
     if len(places) < 2:
         return np.zeros(xy.shape, dtype=np.int64)
-    pitch = float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
+    pitch = float(np.median(np.asarray(cKDTree(places).query(places, k=2)[0])[:, 1]))
     offset = xy - xy.min(axis=0)
     pitch = max(pitch, float(offset.max()) / max(n_positions - 1, 0.5))
     # A little less than the sum decides halves alike on every machine.
