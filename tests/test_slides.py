@@ -20,6 +20,7 @@ def slide(name: str, patient: str | None = "P", *, n: int = 20, seed: int = 0) -
         rng.normal(2, 3, size=(n, 5)).astype(np.float32),
         rng.permutation(np.column_stack(np.divmod(np.arange(n), 4))).astype(np.float64),
         rng.normal(size=(n, 3)).astype(np.float32),
+        rng.random(n).astype(np.float32),
     )
 
 
@@ -66,6 +67,8 @@ def test_take_keeps_rows_together() -> None:
     np.testing.assert_array_equal(part.embedding, one.embedding[[5, 2]])
     np.testing.assert_array_equal(part.coordinates, one.coordinates[[5, 2]])
     np.testing.assert_array_equal(expression_of(part), expression_of(one)[[5, 2]])
+    np.testing.assert_array_equal(part.cellularity, one.cellularity[[5, 2]])
+    assert replace(one, cellularity=None).take(np.array([5, 2])).cellularity is None
     assert len(one.take(one.coordinates[:, 0] > 2)) == part.n_spots * 4  # a mask
     assert one.without_expression().take(np.array([0])).expression is None
 
@@ -122,6 +125,8 @@ CHANGES: dict[str, Callable[[Cohort], Cohort]] = {
     "embedding": lambda c: bump(c, "embedding"),
     "coordinates": lambda c: bump(c, "coordinates"),
     "expression": lambda c: bump(c, "expression"),
+    "cellularity": lambda c: bump(c, "cellularity"),
+    "no cellularity": lambda c: replace(c, slides=tuple(replace(s, cellularity=None) for s in c)),
     "shape": lambda c: replace(
         c,
         slides=(
@@ -138,7 +143,7 @@ CHANGES: dict[str, Callable[[Cohort], Cohort]] = {
 
 def bump(cohort: Cohort, name: str) -> Cohort:
     array = getattr(cohort.slides[0], name).copy()
-    array[1, 1] = np.nextafter(array[1, 1], np.inf, dtype=array.dtype)
+    array.flat[4] = np.nextafter(array.flat[4], np.inf, dtype=array.dtype)
     return replace(cohort, slides=(replace(cohort.slides[0], **{name: array}), *cohort.slides[1:]))
 
 
@@ -158,6 +163,7 @@ def test_standardize_against_sklearn() -> None:
     assert found.embedding.dtype == np.float32
     np.testing.assert_array_equal(found.coordinates, one.coordinates)
     np.testing.assert_array_equal(expression_of(found), expression_of(one))
+    np.testing.assert_array_equal(found.cellularity, one.cellularity)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -3e-9])

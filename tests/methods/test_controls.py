@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from spahgc._slides import Cohort, Slide, expression_of
-from spahgc.methods import KNN, ContextRidge, GeneMean, Run
+from spahgc.methods import (
+    KNN,
+    Cellularity,
+    ContextRidge,
+    Coordinates,
+    GeneMean,
+    Ridge,
+    Run,
+    SmoothedRidge,
+    check_needs,
+)
+from spahgc.methods._linear import PENALTIES
+
+from .conftest import Make
 
 
 def test_gene_mean_weighs_slides_alike(cohort: Cohort, target: Slide) -> None:
@@ -51,8 +65,6 @@ def test_context_ridge_sees_the_surroundings(cohort: Cohort, target: Slide) -> N
         return float(np.mean([np.corrcoef(measured[:, g], values[:, g])[0, 1] for g in range(6)]))
 
     context = ContextRidge().fit(planted, Run()).predict(target)
-    from spahgc.methods import Ridge
-
     alone = Ridge().fit(planted, Run()).predict(target)
     assert score(context) > 0.6
     assert score(alone) < 0.3
@@ -68,3 +80,155 @@ def test_context_ridge_relative_predicts_the_level_of_the_reference(cohort: Coho
     # The slides' levels do not weigh on the fit, and the prediction lies at their mean.
     np.testing.assert_allclose(found.relative_values(target), plain.relative_values(target), atol=1e-4)
     np.testing.assert_allclose(found.predict(target), plain.predict(target) + 10, atol=1e-3)
+
+
+# Controls that see next to nothing.
+
+
+def by_slide(cohort: Cohort, values: Callable[[Slide], np.ndarray], noise: float = 0.3) -> Cohort:
+    """The cohort with other expression: values (n_spots,), up in the even genes and down in the odd ones."""
+
+    def planted(slide: Slide, rng: np.random.Generator) -> Slide:
+        expression = np.outer(values(slide), [1, -1] * 3) + noise * rng.normal(size=(len(slide), 6))
+        return replace(slide, expression=expression.astype(np.float32))
+
+    return replace(cohort, slides=tuple(planted(s, np.random.default_rng(i)) for i, s in enumerate(cohort)))
+
+
+def score(measured: np.ndarray, predicted: np.ndarray) -> float:
+    return float(
+        np.mean(
+            [np.corrcoef(measured, column)[0, 1] * sign for column, sign in zip(predicted.T, [1, -1] * 3, strict=True)]
+        )
+    )
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_cellularity_against_least_squares(cohort: Cohort, target: Slide, power: int) -> None:
+    def standard(slide: Slide) -> np.ndarray:
+        density = np.asarray(slide.cellularity, dtype=float)
+        return (density - density.mean()) / density.std()
+
+    planted = by_slide(cohort, lambda s: standard(s) ** power)
+    found = Cellularity(l2=0.0).fit(planted, Run()).predict(target)
+    design = [np.column_stack([np.ones(len(s)), standard(s), standard(s) ** 2]) for s in (*planted, target)]
+    # The square is standardised per slide; on one slide that is the same space of functions.
+    design = [np.column_stack([d[:, :2], (d[:, 2] - d[:, 2].mean()) / d[:, 2].std()]) for d in design]
+    solved = np.linalg.lstsq(np.concatenate(design[:-1]), planted.expression(), rcond=None)[0]
+    np.testing.assert_allclose(found, design[-1] @ solved, atol=1e-4)
+    assert score(standard(target) ** power, Cellularity().fit(planted, Run()).predict(target)) > 0.95
+
+
+def test_cellularity_is_one_number_a_spot(cohort: Cohort, target: Slide) -> None:
+    """Scale and offset of a slide's stain do not matter, nor do spots elsewhere with the same stain."""
+    method = Cellularity().fit(cohort, Run())
+    expected = method.predict(target)
+    assert target.cellularity is not None
+    restained = replace(target, cellularity=2 * target.cellularity + 0.1)
+    np.testing.assert_allclose(method.predict(restained), expected, atol=1e-4)
+    density = target.cellularity.copy()
+    density[5] = density[9]
+    found = method.predict(replace(target, cellularity=density))
+    np.testing.assert_array_equal(found[5], found[9])
+    assert np.isfinite(method.predict(replace(target, cellularity=np.full(36, 0.2, np.float32)))).all()
+
+
+def test_a_slide_without_stain_density(cohort: Cohort, target: Slide) -> None:
+    bare = replace(target, cellularity=None)
+    message = "'cellularity' needs cellularity of every slide, and slide 't' has none .it has embedding, coordinates"
+    with pytest.raises(ValueError, match=message + ".*Run spahgc.pp.image_embedding"):
+        check_needs(Cellularity, bare)
+    with pytest.raises(ValueError, match=message):
+        Cellularity().fit(cohort, Run()).predict(bare)
+    check_needs(Cellularity(), target)
+    check_needs(GeneMean, bare)
+
+
+def test_coordinates_find_a_smooth_field(cohort: Cohort, target: Slide) -> None:
+    def field(slide: Slide) -> np.ndarray:
+        x, y = slide.coordinates.T
+        return np.sin(x / 2) + np.cos(y / 2) * x / 5
+
+    planted = by_slide(cohort, field)
+    method = Coordinates().fit(planted, Run())
+    assert score(field(target), method.predict(target)) > 0.9
+    # It sees no image, and of the position neither offset nor scale.
+    np.testing.assert_array_equal(method.predict(replace(target, embedding=-target.embedding)), method.predict(target))
+    moved = replace(target, coordinates=target.coordinates * [3, 5] - [100, 7])
+    np.testing.assert_allclose(method.predict(moved), method.predict(target), atol=1e-4)
+
+
+def test_coordinates_on_odd_slides(cohort: Cohort, target: Slide) -> None:
+    method = Coordinates().fit(cohort, Run())
+    row = replace(target, coordinates=target.coordinates * [1, 0] + [0, 1e6])
+    one_place = replace(target, coordinates=np.full((36, 2), 7.0))
+    far = target.coordinates.copy()
+    far[0] = 1e9
+    for slide in (row, one_place, replace(target, coordinates=far)):
+        found = method.predict(slide)
+        assert np.isfinite(found).all()
+        assert np.abs(found).max() < 20
+    np.testing.assert_array_equal(method.predict(one_place), np.tile(method.predict(one_place)[0], (36, 1)))
+
+
+# Averaging over neighbours.
+
+
+@pytest.mark.parametrize("k", [0, 1, 6, 18, 100])
+def test_smoothed_ridge_against_a_plain_loop(cohort: Cohort, target: Slide, k: int) -> None:
+    method = SmoothedRidge(l2=3.0, n_neighbors=k).fit(cohort, Run())
+    ridge = Ridge(l2=3.0).fit(cohort, Run()).predict(target).astype(float)
+    found = method.predict(target)
+    for spot, row in enumerate(found):
+        distance = np.linalg.norm(target.coordinates - target.coordinates[spot], axis=1)
+        nearest = np.argsort(distance, kind="stable")[: k + 1]
+        assert spot in nearest
+        np.testing.assert_allclose(row, ridge[nearest].mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, {0}), (8.0, {6, 18})])
+def test_smoothed_ridge_picks_the_neighbours_that_help(make: Make, noise: float, expected: set[int]) -> None:
+    """Expression is a field over the slide; the embedding shows it plainly, or under noise of each spot's own."""
+
+    def planted(slide: Slide) -> Slide:
+        rng = np.random.default_rng(len(slide.name))
+        x, y = slide.coordinates.T
+        field = np.column_stack([np.sin(x), np.cos(y), x - y, x + y, np.sin(x + y), x * y / 5])
+        field = (field - field.mean(axis=0)) / field.std(axis=0)
+        embedding = np.hstack([field + noise * rng.normal(size=field.shape)] * 2)
+        return replace(slide, embedding=embedding.astype(np.float32), expression=field.astype(np.float32))
+
+    made = make({"a": "P", "bb": "Q", "ccc": "R", "dddd": "S"}, n=400)
+    cohort = replace(made, slides=tuple(planted(s) for s in made)).standardized()
+    method = SmoothedRidge().fit(cohort, Run())
+    assert method.chosen_neighbors in expected
+    if noise == 0:
+        assert method.hyperparameters == Ridge().fit(cohort, Run()).hyperparameters
+
+
+def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
+    """Against a loop over neighbours, penalties and sizes, with predictions that are averaged as such."""
+    cohort = make({"a": "P", "b": "P", "c": "Q", "d": "R"}, noise=4.0, seed=3).standardized()
+    scores = {}
+    for k in (0, 6, 18):
+        for penalty in PENALTIES:
+            groups = []
+            for held_out in (["a", "b"], ["c"], ["d"]):
+                train = cohort.subset([s.name for s in cohort if s.name not in held_out])
+                fit = SmoothedRidge(n_neighbors=k).fit(train, Run(), hyperparameters=(penalty, 32))
+                each = []
+                for slide in (s for s in cohort if s.name in held_out):
+                    predicted, measured = fit.predict(slide), expression_of(slide)
+                    each.append(np.mean([np.corrcoef(measured[:, g], predicted[:, g])[0, 1] for g in range(6)]))
+                groups.append(np.mean(each))
+            scores[k, penalty] = np.mean(groups)
+    method = SmoothedRidge().fit(cohort, Run())
+    assert (method.chosen_neighbors, method.hyperparameters[0]) == max(scores, key=scores.__getitem__)
+    assert method.hyperparameters[1] == 32
+
+
+def test_smoothed_ridge_parameters(cohort: Cohort) -> None:
+    with pytest.raises(ValueError, match="n_neighbors is at least 0, not -1"):
+        SmoothedRidge(n_neighbors=-1)
+    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).chosen_neighbors == 6
+    assert SmoothedRidge(n_neighbors=3).fit(cohort.subset(["a"]), Run()).chosen_neighbors == 3
