@@ -177,7 +177,10 @@ def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValueError, match="A method named 'ridge' is registered already"):
         register(Other)
-    Other.name = "mine"
+    Other.name, Other.needs = "mine", frozenset({"embedding", "depth"})
+    with pytest.raises(ValueError, match="'mine' needs 'depth', which no slide has. Available: 'embedding', 'coord"):
+        register(Other)
+    Other.needs = frozenset({"embedding"})
     assert register(Other) is Other
     assert register(Other) is Other  # a module that is run again
     assert isinstance(get_method("mine"), Other)

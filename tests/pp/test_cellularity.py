@@ -1,0 +1,159 @@
+"""The stain density that `pp.image_embedding` writes beside every embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+from skimage.color import rgb2hed
+
+import spahgc
+from spahgc.encoders import texture_names
+from spahgc.encoders._colour import haematoxylin
+
+KEY = "cellularity"
+
+
+def tiles_seen(tiles: np.ndarray) -> np.ndarray:
+    """An encoder that hands its tiles on as they are."""
+    return tiles.reshape(len(tiles), -1).astype(np.float32)
+
+
+def test_kernel_against_skimage() -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 40), dtype=np.uint8)
+    tiles[3], tiles[4] = 255, 0
+    expected = rgb2hed(np.moveaxis(tiles, 1, -1))[..., 0].mean(axis=(1, 2))
+    found = haematoxylin(tiles)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[3] == 0
+
+
+def test_it_is_the_density_of_the_tiles_that_the_encoder_sees(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, key_added="tiles")
+    table = sdata["table"]
+    assert table.obs[KEY].dtype == np.float32
+    tiles = table.obsm["tiles"].reshape(-1, 3, 32, 32).astype(np.uint8)
+    np.testing.assert_array_equal(table.obs[KEY], haematoxylin(tiles))
+    assert table.obs[KEY].nunique() > 60
+    assert table.uns[KEY] == {"params": {"tile_um": 112.0, "tile_px": 32, "version": spahgc.__version__}}
+
+
+def test_the_first_field_of_view_counts(make_sdata: Callable[..., Any]) -> None:
+    sdata, other = make_sdata(), make_sdata()
+    spahgc.pp.image_embedding(sdata, tile_px=32, fields_of_view=(2, 1))
+    spahgc.pp.image_embedding(other, tiles_seen, tile_px=32, tile_um=224)
+    table = sdata["table"]
+    np.testing.assert_array_equal(table.obs[KEY], other["table"].obs[KEY])
+    assert table.uns[KEY] == other["table"].uns[KEY]
+    assert table.uns[KEY]["params"]["tile_um"] == 224
+    # It is what the texture encoder calls so.
+    column = texture_names().index("haematoxylin_mean")
+    np.testing.assert_allclose(table.obs[KEY], table.obsm["image_texture"][:, column], rtol=1e-6)
+
+
+def test_encoders_cannot_change_it(make_sdata: Callable[..., Any]) -> None:
+    def rude(tiles: np.ndarray) -> np.ndarray:
+        tiles[:] = 0
+        return tiles.mean(axis=(2, 3))
+
+    sdata, expected = make_sdata(), make_sdata()
+    spahgc.pp.image_embedding(sdata, rude, tile_px=32)
+    spahgc.pp.image_embedding(expected, tiles_seen, tile_px=32)
+    np.testing.assert_array_equal(sdata["table"].obs[KEY], expected["table"].obs[KEY])
+
+
+def test_the_same_for_any_number_of_threads_and_batch_size(make_sdata: Callable[..., Any]) -> None:
+    found = []
+    for encoder, jobs, batch in [("texture", 1, 7), ("texture", 3, 64), (tiles_seen, 1, 1), (tiles_seen, 2, 1000)]:
+        sdata = make_sdata()
+        spahgc.pp.image_embedding(sdata, encoder, tile_px=32, n_jobs=jobs, batch_size=batch)
+        found.append(sdata["table"].obs[KEY])
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_new_embedding_writes_it_anew(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    spahgc.pp.image_embedding(sdata, tile_px=32)
+    before = sdata["table"].obs[KEY].copy()
+    spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, tile_um=60)
+    assert not np.array_equal(sdata["table"].obs[KEY], before)
+    assert sdata["table"].uns[KEY]["params"]["tile_um"] == 60
+
+
+@pytest.mark.parametrize("where", ["obs", "uns", "both"])
+def test_what_others_wrote_is_never_overwritten(make_sdata: Callable[..., Any], where: str) -> None:
+    sdata = make_sdata()
+    table = sdata["table"]
+    if where != "uns":
+        table.obs[KEY] = "dense"
+    if where != "obs":
+        table.uns[KEY] = {"a": 1}
+    calls = []
+
+    def counted(tiles: np.ndarray) -> np.ndarray:
+        calls.append(len(tiles))
+        return tiles.mean(axis=(2, 3))
+
+    taken = {"obs": r"obs\['cellularity'\], where", "uns": r"uns\['cellularity'\], where"}
+    message = taken.get(where, r"obs\['cellularity'\] and uns\['cellularity'\], where")
+    with pytest.raises(ValueError, match=rf"sdata\['table'\] has {message}.*not overwritten: rename it, or delete it"):
+        spahgc.pp.image_embedding(sdata, counted, tile_px=32)
+    assert not calls
+    assert set(table.obsm) == {"spatial"}
+    assert KEY not in table.obs or (table.obs[KEY] == "dense").all()
+    assert table.uns.get(KEY, {"a": 1}) == {"a": 1}
+
+
+def test_copy_leaves_the_table_alone(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata()
+    out = spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, copy=True)
+    assert KEY in out.obs
+    assert KEY in out.uns
+    assert KEY not in sdata["table"].obs
+    assert KEY not in sdata["table"].uns
+
+
+def test_survives_on_disk_and_is_ours_again(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+    from spatialdata import read_zarr
+
+    sdata = make_sdata()
+    spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32)
+    table = sdata["table"]
+    table.write_h5ad(tmp_path / "table.h5ad")
+    sdata.write(tmp_path / "slides.zarr")
+    stored = read_zarr(tmp_path / "slides.zarr")
+    for again in (ad.read_h5ad(tmp_path / "table.h5ad"), stored["table"]):
+        np.testing.assert_array_equal(again.obs[KEY], table.obs[KEY])
+        assert again.uns[KEY] == table.uns[KEY]
+    spahgc.pp.image_embedding(stored, tiles_seen, tile_px=32)
+    np.testing.assert_array_equal(stored["table"].obs[KEY], table.obs[KEY])
+
+
+def test_from_the_image_to_the_prediction(make_sdata: Callable[..., Any]) -> None:
+    """Two slides with counts that follow the stain: the control finds it on the third, which has H&E only."""
+    sdata = make_sdata(("A", "B", "C"))
+    spahgc.pp.image_embedding(sdata, lambda tiles: tiles.mean(axis=(2, 3)), tile_px=32, key_added="image_rgb")
+    table = sdata["table"]
+    density = table.obs[KEY].to_numpy()
+    rate = np.clip((density - density.min()) / np.ptp(density), 0.05, 1)
+    table = ad.AnnData(
+        np.random.default_rng(0).poisson(np.column_stack([200 * rate, 200 * (1.05 - rate)])).astype(np.float32),
+        obs=table.obs,
+        obsm=dict(table.obsm),
+        uns=dict(table.uns),
+    )
+    is_c = (table.obs["region"] == "C").to_numpy()
+    reference, target = table[~is_c].copy(), table[is_c, :0].copy()
+    spahgc.tl.predict(
+        reference, target, panel=["0", "1"], method="cellularity", patient_key="region", library_key="region"
+    )
+    found = target.obsm["spahgc"].to_numpy()
+    assert np.corrcoef(found[:, 0], density[is_c])[0, 1] > 0.8
+    assert np.corrcoef(found[:, 1], density[is_c])[0, 1] < -0.8
