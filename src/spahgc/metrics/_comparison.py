@@ -181,6 +181,6 @@ def _of(scores: pd.DataFrame, method: str) -> pd.Series:
 def _interval(
     scores: pd.Series, *, level: float = 0.95, n_resamples: int = 2000, rng: int | np.random.Generator = 0
 ) -> Interval:
-    of_slide = scores.groupby(["patient", "slide"], sort=True).mean()
+    of_slide = scores.groupby(["patient", "slide"], observed=True).mean()
     patients = of_slide.index.get_level_values("patient").to_numpy()
     return bootstrap(of_slide.to_numpy(), patients, level=level, n_resamples=n_resamples, rng=rng)

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from .._expression import Normalize, normalize, spot_depth
-from ._agreement import Scores, pearson
+from ._agreement import Scores, depth_only, pearson, pearson_depth_removed
 
 
 def noise_ceiling(
@@ -24,8 +24,12 @@ def noise_ceiling(
 
     The molecules of each spot are split at random into two halves (binomial thinning), which are two measurements of
     one expression with independent noise. Their correlation r, the mean over splits, gives the reliability of the
-    whole measurement, R = 2 r / (1 + r) (Spearman-Brown), and the ceiling, sqrt(R). True expression is what many
-    measurements of the spot would give on average; with ``"log10"`` that follows sequencing depth.
+    whole measurement, R = 2 r / (1 + r) (Spearman-Brown), and the ceiling, sqrt(R).
+
+    Both halves of a spot are as deep as the spot lets them be, and log1p leaves some of that in sparse genes, which
+    would pass for expression. With ``"log1p"`` log depth is therefore regressed out of the halves, and what it explains
+    of the whole measurement counts as noise; a prediction that knows the depth can come out above the ceiling of a gene
+    that follows it. With ``"log10"`` depth is part of what is measured.
 
     Parameters
     ----------
@@ -61,22 +65,28 @@ def noise_ceiling(
         raise ValueError(f"n_splits is at least 1, not {n_splits}.")
     _check_counts(counts)
     columns = np.arange(counts.shape[1]) if genes is None else np.asarray(genes, dtype=np.intp)
-    chosen = sp.csc_array(counts[:, columns]).astype(np.int64)
-    # The genes that are not asked for matter by their sum alone, and its half is binomial as well.
-    rest = np.rint(spot_depth(counts) - spot_depth(chosen)).astype(np.int64)
     if len(np.unique(columns)) < len(columns):
         raise ValueError("genes names a column twice.")
+    chosen = sp.csc_array(counts[:, columns]).astype(np.int64)
+    # The genes that are not asked for matter by their sum alone, and its half is binomial as well.
+    depth = spot_depth(counts)
+    rest = np.rint(depth - spot_depth(chosen)).astype(np.int64)
     generator = np.random.default_rng(rng)
     total, n_defined = np.zeros(len(columns)), np.zeros(len(columns))
     for _ in range(n_splits):
         first, first_rest = chosen.copy(), generator.binomial(rest, 0.5)
         first.data = generator.binomial(chosen.data, 0.5)
         halves = ((first, first_rest), (chosen - first, rest - first_rest))
-        r = pearson(*(_normalized(half, others, how) for half, others in halves))
+        a, b = (_normalized(half, others, how) for half, others in halves)
+        r = pearson_depth_removed(a, b, depth) if how == "log1p" else pearson(a, b)
         total, n_defined = total + np.nan_to_num(r), n_defined + ~np.isnan(r)
     r = np.divide(total, n_defined, out=np.full(len(columns), np.nan), where=n_defined > 0)
     r = np.maximum(r, 0.0)
-    return np.asarray(np.sqrt(2 * r / (1 + r)))
+    reliability = 2 * r / (1 + r)
+    if how == "log1p":
+        # Where all spots are equally deep, depth explains nothing.
+        reliability *= 1 - np.nan_to_num(depth_only(_normalized(chosen, rest, how), depth)) ** 2
+    return np.asarray(np.sqrt(reliability))
 
 
 def _normalized(counts: Any, others: NDArray[np.int64], how: Normalize) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def structure_agreement(measured: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
-    """Of each gene's correlations with the others, a measured and b predicted: n, sums of a, b, aa, bb, ab; (6, n_vars).
+    """Sums over each gene's correlations with the others, a measured and b predicted: n, a, b, aa, bb, ab (6, n_vars).
 
     In blocks of genes, so that no matrix of all genes by all genes is held.
     """

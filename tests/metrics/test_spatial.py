@@ -1,0 +1,129 @@
+"""Moran's I against scanpy and the plain double sum, and neighbours against all pairs of distances."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import squidpy as sq
+from anndata import AnnData
+from scipy import stats
+from scipy.spatial.distance import cdist
+
+from spahgc import metrics
+from spahgc.nn.neighbors import spatial_knn
+
+
+def slide(seed: int, n: int = 80, g: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates, and genes with patterns from none to strong."""
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(0, 100, (n, 2))
+    return xy, np.sin(xy[:, :1] / 20) * np.linspace(0, 2, g) + rng.normal(size=(n, g)) + 100 * rng.normal(size=g)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_the_double_sum(seed: int) -> None:
+    xy, x = slide(seed, n=30)
+    index = metrics.nearest_spots(xy, 4)
+    expected = []
+    for gene in x.T:
+        z = gene - gene.mean()
+        total = sum(z[i] * z[j] / 4 for i in range(30) for j in index[i])
+        expected.append(total / (z**2).sum())
+    np.testing.assert_allclose(metrics.morans_i(x, index), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_scanpy_on_squidpy_neighbours(seed: int) -> None:
+    xy, x = slide(seed)
+    adata = AnnData(x, obsm={"spatial": xy})
+    sq.gr.spatial_neighbors_knn(adata, n_neighs=6)
+    weights = adata.obsp["spatial_connectivities"]
+    standard = sp.csr_matrix(weights / weights.sum(axis=1))
+    expected = sc.metrics.morans_i(standard, x.T)
+    np.testing.assert_allclose(metrics.morans_i(x, weights), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics.morans_i(x, metrics.nearest_spots(xy, 6)), expected, rtol=1e-5)
+
+
+def test_spots_without_neighbours() -> None:
+    """Isolated spots, as squidpy leaves them at the rim: scanpy's formula divides by the sum of the weights."""
+    xy, x = slide(0)
+    weights = sp.random_array((80, 80), density=0.02, rng=np.random.default_rng(0), format="csr")
+    sums = weights.sum(axis=1)
+    assert (sums == 0).any()
+    standard = sp.csr_matrix(weights.toarray() / np.where(sums > 0, sums, 1)[:, None])
+    np.testing.assert_allclose(metrics.morans_i(x, weights), sc.metrics.morans_i(standard, x.T), rtol=1e-5)
+
+
+def test_a_pattern_is_seen_and_noise_is_not() -> None:
+    xy, _ = slide(0, n=2000)
+    x = np.column_stack([xy[:, 0], np.random.default_rng(1).normal(size=2000)])
+    smooth, noise = metrics.morans_i(x, metrics.nearest_spots(xy))
+    assert smooth > 0.95
+    assert abs(noise) < 0.05
+
+
+def test_constant_genes_and_nan() -> None:
+    xy, x = slide(0, g=4)
+    x[:, 0], x[3, 1], x[:, 2] = 1 / 3, np.nan, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.morans_i(x.astype(np.float32), metrics.nearest_spots(xy))
+    np.testing.assert_array_equal(np.isnan(found), [True, True, True, False])
+
+
+@pytest.mark.parametrize("how", ["pearson", "spearman"])
+def test_agreement_is_the_correlation_over_genes(how: str) -> None:
+    xy, x = slide(0, g=12)
+    y = x + np.random.default_rng(1).normal(size=x.shape)
+    index = metrics.nearest_spots(xy)
+    of = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[how]
+    expected = of(metrics.morans_i(x, index), metrics.morans_i(y, index)).statistic
+    assert metrics.morans_i_agreement(x, y, index, how=how) == pytest.approx(expected)
+    y = np.column_stack([y, np.zeros(80)])  # a gene that is constant in one is left out
+    x = np.column_stack([x, xy[:, 0]])
+    assert metrics.morans_i_agreement(x, y, index, how=how) == pytest.approx(expected)
+    assert np.isnan(metrics.morans_i_agreement(x, np.zeros_like(x), index))
+    assert metrics.morans_i_agreement(x, 3 * x + 1, index, how=how) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("k", [1, 4, 6, 11])
+def test_nearest_spots(k: int) -> None:
+    rng = np.random.default_rng(k)
+    grid = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), -1).reshape(-1, 2)
+    for xy in (grid, grid * 137.3 + 5, rng.uniform(size=(50, 2)), np.repeat(grid[:5], 3, axis=0)):
+        n, own = len(xy), min(k, len(xy) - 1)
+        distance = np.round(cdist(xy, xy), 7)
+        np.fill_diagonal(distance, np.inf)
+        expected = [np.lexsort((np.arange(n), row))[:own] for row in distance]
+        np.testing.assert_array_equal(metrics.nearest_spots(xy, k), expected)
+        np.testing.assert_array_equal(metrics.nearest_spots(xy, k), spatial_knn(xy, k))
+    assert metrics.nearest_spots(grid[:3], 6).shape == (3, 2)
+    assert metrics.nearest_spots(grid[:1]).shape == (1, 0)
+
+
+def test_bad_input() -> None:
+    xy, x = slide(0)
+    index = metrics.nearest_spots(xy)
+    for bad in (index[:-1], index.astype(float), index[:, 0], xy):
+        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\) for 80 spots.*nearest_spots"):
+            metrics.morans_i(x, bad)
+    with pytest.raises(ValueError, match="row numbers outside 0 to 79"):
+        metrics.morans_i(x, index + 1)
+    with pytest.raises(ValueError, match=r"shape \(3, 3\) for 80 spots"):
+        metrics.morans_i(x, sp.eye_array(3, format="csr"))
+    with pytest.raises(ValueError, match="at least one pair"):
+        metrics.morans_i(x, sp.csr_array((80, 80)))
+    with pytest.raises(ValueError, match="values is a matrix"):
+        metrics.morans_i(x[:, 0], index)
+    with pytest.raises(ValueError, match="'pearson', 'spearman', not 'kendall'"):
+        metrics.morans_i_agreement(x, x, index, how="kendall")
+    with pytest.raises(ValueError, match=r"coordinates has shape \(80,\)"):
+        metrics.nearest_spots(xy[:, 0])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        metrics.nearest_spots(xy * np.nan)
+    with pytest.raises(ValueError, match="k is at least 1, not 0"):
+        metrics.nearest_spots(xy, 0)
