@@ -62,7 +62,7 @@ class Shifts:
         total = own + shift
         share = np.divide(shift, total, out=np.zeros(len(own)), where=total > 0)
         # The quantile of a sum of two t is a smooth function of the share that one has in it.
-        shares = np.linspace(0, 1, 41)
+        shares = np.linspace(0, 1, 11) ** 2
         half = np.sqrt(total) * np.interp(
             share, shares, [_quantile(level, (1 - x, self.residual[1]), (x, free)) for x in shares]
         )
@@ -119,19 +119,19 @@ def _total(one: tuple[Any, float], other: tuple[Any, float]) -> tuple[Any, float
 def _quantile(level: float, one: tuple[float, float], other: tuple[float, float]) -> float:
     """Half-width that holds `level` of the sum of two independent t, each given by variance and degrees of freedom."""
     from scipy.optimize import brentq
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit
 
-    scales = np.sqrt([one[0], other[0]])
-    tail = (1 + level) / 2
+    scales, free, tail = np.sqrt([one[0], other[0]]), (one[1], other[1]), (1 + level) / 2
     if scales.min() == 0:
-        return float(scales[0] * t.ppf(tail, one[1]) + scales[1] * t.ppf(tail, other[1]))
-    draws = scales[1] * t.ppf((np.arange(4000) + 0.5) / 4000, other[1])
+        return float(scales[0] * stdtrit(free[0], tail) + scales[1] * stdtrit(free[1], tail))
+    draws = scales[1] * stdtrit(free[1], (np.arange(400) + 0.5) / 400)
 
     def excess(half: float) -> float:
-        return float(t.cdf((half - draws) / scales[0], one[1]).mean() - tail)
+        return float(stdtr(free[0], (half - draws) / scales[0]).mean() - tail)
 
-    most = scales[0] * t.ppf(1 - (1 - tail) / 2, one[1]) + scales[1] * t.ppf(1 - (1 - tail) / 2, other[1])
-    return float(brentq(excess, 0.0, 2 * most + 1e-9))
+    # Beyond the sum of the quantiles at half the tail, less than the tail is left.
+    most = sum(scale * stdtrit(n, (1 + tail) / 2) for scale, n in zip(scales, free, strict=True))
+    return float(brentq(excess, 0.0, 2 * float(most), xtol=1e-6))
 
 
 def mean_over(values: Float64) -> Float64:

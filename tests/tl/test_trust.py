@@ -1,0 +1,244 @@
+"""Trust per gene: what the model promises on tables drawn from it, the verdicts, and where trust is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spahgc.tl._shifts import Shifts
+from spahgc.tl._trust import gene_trust, same_patient
+
+N_GENES = 200
+
+
+def drawn(
+    rng: np.random.Generator,
+    patients: Sequence[str],
+    *,
+    n_genes: int = N_GENES,
+    gene: float = 0.15,
+    slide: float = 0.08,
+    slope: float = 0.2,
+    patient: float = 0.0,
+    residual: float = 0.08,
+) -> np.ndarray:
+    """Correlations (n_slides, n_genes) of slides of these patients, in the terms of the model."""
+    means = rng.normal(0.25, gene, n_genes)
+    of_patient = {name: rng.normal(0, patient) + rng.normal(0, patient, n_genes) for name in sorted(set(patients))}
+    rows = [
+        means
+        + of_patient[name]
+        + rng.normal(0, slide)
+        + rng.normal(0, slope) * (means - 0.25)
+        + rng.normal(0, residual, n_genes)
+        for name in patients
+    ]
+    return np.tanh(rows)
+
+
+def long(
+    values: np.ndarray, patients: Sequence[str] | None = None, *, method: str = "ridge", metric: str = "pearson"
+) -> pd.DataFrame:
+    """The long table of a matrix of scores."""
+    patients = patients or ["A"] * len(values)
+    return pd.DataFrame(
+        [
+            (method, f"S{i}", patients[i], f"G{j:03d}", metric, values[i, j], 0)
+            for i in range(values.shape[0])
+            for j in range(values.shape[1])
+        ],
+        columns=["method", "slide", "patient", "gene", "metric", "value", "seed"],
+    )
+
+
+def whole(values: np.ndarray, *, removed: np.ndarray | None = None, depth: float = 0.1) -> pd.DataFrame:
+    """All that a cross-validation of ridge gives, one patient."""
+    parts = [
+        long(values),
+        long(values if removed is None else removed, metric="pearson_depth_removed"),
+        long(np.full_like(values, depth), metric="depth_only"),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize(("n_slides", "slide"), [(3, 0.03), (3, 0.12), (4, 0.06), (5, 0.12)])
+def test_nine_in_ten_scores_of_a_new_slide_are_in_the_interval(n_slides: int, slide: float) -> None:
+    rng = np.random.default_rng(0)
+    units, hits, medians = np.arange(n_slides), [], []
+    for _ in range(200):
+        values = drawn(rng, ["A"] * (n_slides + 1), slide=slide, slope=2 * slide, n_genes=100)
+        model = Shifts.fit(np.arctanh(values[:-1]), units)
+        low, high = model.interval(0.9)
+        hits.append(np.mean((np.tanh(low) <= values[-1]) & (values[-1] <= np.tanh(high))))
+        medians.append(np.mean(model.means > np.arctanh(values[-1])))
+    assert 0.85 <= np.mean(hits) <= 0.95
+    # And it is centred: as many new scores above the expected one as below.
+    assert 0.42 <= np.mean(medians) <= 0.58
+
+
+@pytest.mark.parametrize("n_patients", [3, 5])
+def test_it_covers_a_new_patient_where_patients_were_held_out(n_patients: int) -> None:
+    rng = np.random.default_rng(n_patients)
+    names = [f"P{i}" for i in range(n_patients) for _ in range(1 + i % 2)]
+    units = np.unique(names, return_inverse=True)[1]
+    by_patient, by_slide = [], []
+    for _ in range(100):
+        values = drawn(rng, [*names, "new"], patient=0.15, slide=0.05, n_genes=100)
+        for found, of in ((by_patient, units), (by_slide, np.arange(len(names)))):
+            low, high = Shifts.fit(np.arctanh(values[:-1]), of).interval(0.9)
+            found.append(np.mean((np.tanh(low) <= values[-1]) & (values[-1] <= np.tanh(high))))
+    assert 0.85 <= np.mean(by_patient) <= 0.96
+    # Slides of one patient taken for slides of several promise too much.
+    assert np.mean(by_slide) < np.mean(by_patient)
+
+
+def test_genes_keep_their_order_and_few_slides_are_drawn_to_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    values = drawn(rng, ["A"] * 4, residual=0.15)
+    truth = np.arctanh(values).mean(axis=0)
+    model = Shifts.fit(np.arctanh(values), np.arange(4))
+    assert np.corrcoef(np.argsort(np.argsort(model.means)), np.argsort(np.argsort(truth)))[0, 1] > 0.999
+    assert model.means.std() < truth.std()
+    # Shrinking pays: the next slide is met better.
+    errors = []
+    for _ in range(30):
+        values = drawn(rng, ["A"] * 4, gene=0.08, residual=0.2, slide=0, slope=0)
+        known, new = np.arctanh(values[:3]), np.arctanh(values[3])
+        shrunk = Shifts.fit(known, np.arange(3)).means
+        errors.append([np.mean((shrunk - new) ** 2), np.mean((known.mean(axis=0) - new) ** 2)])
+    assert np.mean(errors, axis=0)[0] < 0.9 * np.mean(errors, axis=0)[1]
+
+
+def test_the_frame() -> None:
+    values = np.tanh(np.array([[0.5, 0.2, 0.02], [0.6, 0.25, 0.0], [0.55, 0.2, 0.05], [0.5, 0.22, 0.01]]))
+    ridge = whole(values - 0.1)
+    ceiling = long(np.full_like(values, 0.8), method="measured", metric="ceiling")
+    table = pd.concat([ridge, whole(values).assign(method="spahgc"), ceiling], ignore_index=True)
+    trust = gene_trust(table, method="spahgc")
+    assert list(trust.index) == ["G000", "G001", "G002"]
+    assert list(trust.columns) == [
+        "expected_pearson",
+        "low",
+        "high",
+        "expected_depth_removed",
+        "difference_to_ridge",
+        "difference_to_depth",
+        "share_of_ceiling",
+        "n_slides",
+        "verdict",
+    ]
+    np.testing.assert_allclose(trust["expected_pearson"], values.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(trust["difference_to_ridge"], 0.1, atol=0.02)
+    np.testing.assert_allclose(trust["difference_to_depth"], trust["expected_pearson"] - 0.1)
+    np.testing.assert_allclose(trust["share_of_ceiling"], trust["expected_pearson"] / 0.8)
+    assert list(trust["verdict"]) == ["trusted", "weak", "not predictable"]
+    assert (trust["low"] < trust["expected_pearson"]).all()
+    assert (trust["high"] > trust["expected_pearson"]).all()
+    assert trust["n_slides"].tolist() == [4, 4, 4]
+    wider = gene_trust(table, method="spahgc", level=0.99)
+    assert (wider["low"] < trust["low"]).all()
+    assert gene_trust(table[table["method"] != "ridge"], method="spahgc")["difference_to_ridge"].isna().all()
+    assert (gene_trust(table, method="ridge")["difference_to_ridge"] == 0).all()
+
+
+def test_skill_that_is_depth_alone_is_not_trusted() -> None:
+    values = np.tanh(np.random.default_rng(0).normal(0.6, 0.03, (4, 20)))
+    removed = values.copy()
+    removed[:, 0] = 0.02
+    trust = gene_trust(whole(values, removed=removed, depth=-0.6), method="ridge")
+    assert trust.loc["G000", "verdict"] == "weak"
+    assert set(trust.drop("G000")["verdict"]) == {"trusted"}
+    # An oracle of depth does not care for the sign.
+    assert (trust["difference_to_depth"].abs() < 0.15).all()
+    # Where the values are no counts, depth is not known, and is not asked for.
+    unknown = gene_trust(whole(values, removed=np.full_like(values, np.nan), depth=np.nan), method="ridge")
+    assert set(unknown["verdict"]) == {"trusted"}
+    assert unknown["difference_to_depth"].isna().all()
+
+
+def test_one_slide_has_no_interval_and_two_hardly_one() -> None:
+    values = np.array([[0.30], [0.37], [0.34]]) + drawn(np.random.default_rng(3), ["A"] * 3, slide=0, slope=0)
+    one = gene_trust(whole(values[:1]), method="ridge")
+    assert one[["low", "high"]].isna().all(axis=None)
+    assert "trusted" not in set(one["verdict"])
+    assert one["expected_pearson"].notna().all()
+    two, three = (gene_trust(whole(values[:n]), method="ridge") for n in (2, 3))
+    assert (two["high"] - two["low"]).mean() > 1.5 * (three["high"] - three["low"]).mean()
+
+
+def test_missing_scores() -> None:
+    values = drawn(np.random.default_rng(4), ["A"] * 4)
+    values[:, 7] = np.nan
+    values[1:, 8] = np.nan
+    table = whole(values)
+    table = table[~((table["gene"] == "G009") & (table["slide"] == "S0"))]
+    trust = gene_trust(table, method="ridge")
+    assert len(trust) == N_GENES
+    assert trust.index[-1] == "G007"
+    assert trust.loc["G007", "verdict"] == "not assessed"
+    assert trust.loc["G007", ["expected_pearson", "low", "high"]].isna().all()
+    assert trust.loc[["G007", "G008", "G009", "G010"], "n_slides"].tolist() == [0, 1, 3, 4]
+    width = trust["high"] - trust["low"]
+    assert width["G008"] > width["G010"]
+    nothing = gene_trust(whole(np.full((3, 4), np.nan)), method="ridge")
+    assert set(nothing["verdict"]) == {"not assessed"}
+
+
+@pytest.mark.parametrize("n_slides", [1, 2, 3, 5])
+def test_a_single_gene(n_slides: int) -> None:
+    trust = gene_trust(whole(np.linspace(0.3, 0.4, n_slides)[:, None]), method="ridge")
+    assert trust["expected_pearson"].item() == pytest.approx(0.35 if n_slides > 1 else 0.3, abs=0.01)
+    assert np.isfinite(trust["low"].item()) == (n_slides > 1)
+
+
+def test_perfect_and_equal_scores() -> None:
+    trust = gene_trust(whole(np.ones((3, 5))), method="ridge")
+    assert (trust["expected_pearson"] > 0.99).all()
+    assert np.isfinite(trust[["low", "high"]]).all(axis=None)
+
+
+def test_seeds_are_averaged_first() -> None:
+    values = drawn(np.random.default_rng(5), ["A"] * 3)
+    noise = 0.1 * np.random.default_rng(6).normal(size=values.shape)
+    seeds = [whole(values + noise).assign(seed=0), whole(values - noise).assign(seed=1)]
+    pd.testing.assert_frame_equal(
+        gene_trust(pd.concat(seeds), method="ridge"), gene_trust(whole(values), method="ridge"), rtol=1e-9
+    )
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    table = whole(drawn(np.random.default_rng(7), ["A"] * 3))
+    shuffled = gene_trust(table.sample(frac=1, random_state=0), method="ridge")
+    pd.testing.assert_frame_equal(shuffled, gene_trust(table, method="ridge"), rtol=1e-9)
+
+
+def test_what_was_held_out() -> None:
+    patients = ["A", "A", "A", "A", "B"]
+    values = drawn(np.random.default_rng(8), patients, patient=0.1, slide=0.03, slope=0)
+    table = pd.concat([long(values, patients), long(values, patients, metric="pearson_depth_removed")])
+    # B's slide had no other slide of its patient to learn from, so it says nothing of slides of known patients.
+    by_slide = gene_trust(table, method="ridge", split_by="slide")
+    assert by_slide["n_slides"].max() == 4
+    alone = table[table["patient"] == "A"]
+    pd.testing.assert_frame_equal(by_slide, gene_trust(alone, method="ridge", split_by="slide"))
+    by_patient = gene_trust(table, method="ridge", split_by="patient")
+    assert by_patient["n_slides"].max() == 5
+    # Two patients: hardly anything is known of a third.
+    assert (by_patient["high"] - by_patient["low"]).mean() > 2 * (by_slide["high"] - by_slide["low"]).mean()
+    assert same_patient(table, "slide")
+    assert not same_patient(table, "patient")
+    assert same_patient(alone, "patient")
+    assert not same_patient(long(values, list("ABCDE")), "slide")
+
+
+def test_errors() -> None:
+    table = whole(drawn(np.random.default_rng(9), ["A"] * 3))
+    with pytest.raises(KeyError, match=r"no column 'patient'"):
+        gene_trust(table.drop(columns="patient"), method="ridge")
+    with pytest.raises(KeyError, match=r"no 'pearson' of method 'spahgc'. Methods: 'ridge'"):
+        gene_trust(table, method="spahgc")
+    with pytest.raises(ValueError, match="level is a probability"):
+        gene_trust(table, method="ridge", level=90)
