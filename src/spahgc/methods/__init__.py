@@ -1,10 +1,11 @@
-"""Predictors of expression: the interface, the registry, SpaHGC, compact forms of the published baselines, the controls."""
+"""Predictors of expression: interface and registry, SpaHGC, the published baselines in compact form, the controls."""
 
 from __future__ import annotations
 
 from .base import METHODS, Method, Run, check_needs, get_method, register
 from .bleep import BLEEP
 from .cellularity import Cellularity
+from .context_kernel import ContextKernel
 from .context_ridge import ContextRidge
 from .coordinates import Coordinates
 from .egn import EGN
@@ -29,6 +30,7 @@ __all__ = [
     "METHODS",
     "TRIPLEX",
     "Cellularity",
+    "ContextKernel",
     "ContextRidge",
     "Coordinates",
     "GeneMean",

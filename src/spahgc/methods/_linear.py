@@ -167,7 +167,7 @@ def tuning_scores(
                 given = variant(components, slide)
                 for i, j in np.ndindex(len(penalties), len(sizes)):
                     predicted = given[:, : sizes[j]] @ coefficients[i][: sizes[j]]
-                    totals[k, i, j] += _mean_pearson(measured, predicted) / len(held_out)
+                    totals[k, i, j] += mean_pearson(measured, predicted) / len(held_out)
     return totals
 
 
@@ -179,7 +179,8 @@ def best(scores: Float64) -> tuple[int, int, int]:
     return max(np.ndindex(*scores.shape), key=lambda at: (round(float(scores[at]), 6), -at[0], at[1], -at[2]))
 
 
-def _mean_pearson(measured: Float32, predicted: Float64) -> float:
+def mean_pearson(measured: Float32, predicted: Float64) -> float:
+    """Mean over genes of their Pearson correlation; 0 where no gene has one."""
     scores = pearson(measured, predicted)
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
@@ -213,17 +214,23 @@ RINGS = (6, 18, 60)
 class Context:
     """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on leading components.
 
-    Each of the four parts is standardised per slide and then weighs as the embedding itself does.
+    Each of the four parts is standardised per slide and then weighs as the embedding itself does, times its weight.
     """
 
     pca: PCA
     spread: Float64
+    weights: tuple[float, ...]
 
     @classmethod
-    def fit(cls, slides: Sequence[Slide], size: int = 128) -> Self:
-        """Components of the slides' standardised embeddings."""
+    def fit(cls, slides: Sequence[Slide], size: int = 128, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Self:
+        """Components of the slides' standardised embeddings; a weight for the spot, and one for each ring."""
         pca = PCA.fit(np.concatenate([slide.embedding for slide in slides]), size)
-        return cls(pca, np.sqrt(pca.variance))
+        return cls(pca, np.sqrt(pca.variance), tuple(weights))
+
+    @property
+    def scale(self) -> Float64:
+        """Standard deviation of each feature, (4 r,)."""
+        return np.concatenate([weight * self.spread for weight in self.weights])
 
     def __call__(self, slide: Slide) -> Float32:
         """Features of a slide's spots, (n_spots, 4 r)."""
@@ -239,15 +246,21 @@ class Context:
         features -= features.mean(axis=0)
         deviation = features.std(axis=0)
         features /= np.where(deviation > 1e-9, deviation, 1.0)
-        return (features * np.tile(self.spread, len(parts))).astype(np.float32)
+        return (features * self.scale).astype(np.float32)
 
     def arrays(self, prefix: str = "context.") -> dict[str, np.ndarray]:
         """As named arrays."""
-        parts = {"mean": self.pca.mean, "axes": self.pca.axes, "spread": self.spread}
+        parts = {
+            "mean": self.pca.mean,
+            "axes": self.pca.axes,
+            "spread": self.spread,
+            "weights": np.array(self.weights),
+        }
         return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
 
     @classmethod
     def from_arrays(cls, state: Mapping[str, np.ndarray], prefix: str = "context.") -> Self:
         """Inverse of :meth:`arrays`."""
         spread = state[f"{prefix}spread"]
-        return cls(PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], spread**2, float("nan")), spread)
+        pca = PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], spread**2, float("nan"))
+        return cls(pca, spread, tuple(state[f"{prefix}weights"].tolist()))

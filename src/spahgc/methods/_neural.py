@@ -12,18 +12,19 @@ import numpy as np
 
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Slide, expression_of
-from ._linear import _mean_pearson
+from ._linear import mean_pearson
 from .base import Method, Run, State
 
 if TYPE_CHECKING:
     from ..nn.baselines import Network, Step, Training
 
-UNTUNED_EPOCHS = 20
+UNTUNED_EPOCHS = 15
 """Epochs where nothing can be held out."""
 N_POSITIONS = 128
 """Columns, and rows, of the grid that positions are learned on: a Visium slide has 78 rows."""
 _MAX_FOLDS = 2
 _SMOOTHING = 5
+_PATIENCE = 12
 _NETWORK = "network."
 
 
@@ -63,8 +64,8 @@ class Neural(Method):
     """A network on the reference slides, one whole slide a step, on expression standardised per gene.
 
     The number of epochs is the one with the best mean per-gene Pearson, smoothed over five epochs, on held-out groups
-    of reference slides (:class:`Run`), one at a time, two groups at most; then the network is trained anew on all
-    slides. Where nothing can be held out it is :data:`~spahgc.methods._neural.UNTUNED_EPOCHS`.
+    of reference slides (:class:`Run`), one at a time, the two smallest groups at most; then the network is trained anew
+    on all slides. Where nothing can be held out it is :data:`~spahgc.methods._neural.UNTUNED_EPOCHS`.
 
     A subclass makes the network and says what it reads; its constructor keeps each parameter under its name.
 
@@ -81,7 +82,6 @@ class Neural(Method):
     """
 
     stochastic: ClassVar[bool] = True
-
     _least_hidden: ClassVar[int] = 1
 
     def __init__(self, hidden: int = 64, epochs: int = 60, learning_rate: float = 1e-3, dropout: float = 0.2) -> None:
@@ -156,7 +156,13 @@ class Neural(Method):
     def _training(self, epochs: int, seed: int, run: Run, label: str) -> Training:
         from ..nn.baselines import Training
 
-        return Training(epochs, self.learning_rate, seed=seed, label=f"{label} {self.name}" if run.progress else "")
+        return Training(
+            epochs,
+            self.learning_rate,
+            seed=seed,
+            label=f"{label} {self.name}" if run.progress else "",
+            patience=_PATIENCE,
+        )
 
     def _train(
         self, cohort: Cohort, training: Training, held_out: Cohort | None = None
@@ -170,7 +176,7 @@ class Neural(Method):
 
         def score(network: Network) -> float:
             found = [
-                _mean_pearson(expression_of(s), self._apply(network, inputs, scale).astype(np.float64))
+                mean_pearson(expression_of(s), self._apply(network, inputs, scale).astype(np.float64))
                 for s, inputs in held
             ]
             return float(np.mean(found))
@@ -198,7 +204,9 @@ class Neural(Method):
             curves.append(self._train(rest, training, cohort.subset(names))[1]["validation"])
         if not curves:
             return min(UNTUNED_EPOCHS, self.epochs), []
-        curve = np.mean(curves, axis=0)
+        # A fold that stopped early had passed its best, so what the others did later counts for nothing.
+        shortest = min(len(curve) for curve in curves)
+        curve = np.mean([curve[:shortest] for curve in curves], axis=0)
         padded = np.pad(curve, _SMOOTHING // 2, mode="edge")
         smooth = np.convolve(padded, np.full(_SMOOTHING, 1 / _SMOOTHING), mode="valid")
         return int(smooth.argmax()) + 1, curve.tolist()

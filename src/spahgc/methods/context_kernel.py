@@ -1,0 +1,69 @@
+"""Control: kernel ridge regression on the embeddings of a spot and of its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from .._slides import Cohort, Float32, Float64, Slide
+from ._kernel import PENALTY, KernelFit
+from ._linear import Context, relative_expression
+from .base import Method, Run, State, register
+
+WEIGHTS = (1.0, 0.7, 0.5, 0.35)
+"""Weights of the spot itself and of the means over its 6, 18 and 60 nearest spots."""
+
+
+@register
+class ContextKernel(Method):
+    """Kernel ridge regression over the reference spots, from the embedding of a spot and of its surroundings.
+
+    Expression is scaled to mean 0 and variance 1 per gene and slide, and scaled back to the mean level and spread of
+    the reference slides. Nothing is tuned. It is what the default of :class:`~spahgc.methods.SpaHGC` averages its
+    networks with, so it says what these add.
+
+    Parameters
+    ----------
+    penalty
+        Ridge penalty; the kernel of a spot with itself is 1.
+    """
+
+    name: ClassVar[str] = "context_kernel"
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
+
+    def __init__(self, penalty: float = PENALTY) -> None:
+        if not penalty > 0:
+            raise ValueError(f"penalty is above 0, not {penalty}.")
+        self.penalty = penalty
+
+    def fit(self, cohort: Cohort, run: Run) -> Self:
+        values, self._level, self._spread = relative_expression(cohort)
+        self.context = Context.fit(cohort.slides, weights=WEIGHTS)
+        self._fit = KernelFit.fit(
+            self._bank(cohort), np.concatenate([values[slide.name] for slide in cohort]), penalty=self.penalty
+        )
+        return self
+
+    def predict(self, slide: Slide) -> Float32:
+        return (self.relative_values(slide) * self._spread + self._level).astype(np.float32)
+
+    def relative_values(self, slide: Slide) -> Float64:
+        """Prediction before it is scaled back, float64 (n_spots, n_genes)."""
+        return self._fit(self.context(slide))
+
+    def params(self) -> dict[str, Any]:
+        return {"penalty": self.penalty}
+
+    def state(self) -> State:
+        return {**self._fit.arrays(), **self.context.arrays(), "level": self._level, "spread": self._spread}
+
+    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
+        self._level, self._spread = state["level"], state["spread"]
+        self.context = Context.from_arrays(state)
+        self._fit = KernelFit.from_arrays(state, self._bank(cohort))
+        return self
+
+    def _bank(self, cohort: Cohort) -> Float32:
+        return np.concatenate([self.context(slide) for slide in cohort])
