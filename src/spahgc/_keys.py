@@ -50,8 +50,12 @@ SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""
 
 
-METRICS = ("pearson", "spearman", "rmse", "mae", "pearson_depth_removed", "depth_only")
+METRICS = ("pearson", "spearman", "rmse", "mae", "pearson_depth_removed", "depth_only", "structure")
 """Per-gene scores that :func:`spahgc.tl.evaluate` writes; ``var["{key}_{metric}"]`` is their mean over slides."""
+
+
+TRUST = {"expected_pearson": "expected_pearson", "low": "trust_low", "high": "trust_high", "verdict": "trust"}
+"""Columns of the trust per gene that ``var["{key}_{name}"]`` holds, and their names there."""
 
 
 def image(encoder: str) -> str:
@@ -72,6 +76,11 @@ def scores(key: str = PREDICTION) -> str:
 def cross_validation(key: str = PREDICTION) -> str:
     """``uns`` key of the scores of a cross-validation on the reference slides."""
     return f"{key}_cv"
+
+
+def trust(key: str = PREDICTION) -> str:
+    """``uns`` key, on the reference, of the trust per gene that a cross-validation gave."""
+    return f"{key}_trust"
 
 
 def gene(key: str, what: str) -> str:

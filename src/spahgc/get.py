@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _keys as keys
+from ._tables import plain
 from ._validate import listed
 
 if TYPE_CHECKING:
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
+_TRUST = "trust"
+"""Entry of a prediction's record."""
+VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
+"""Verdicts on a gene, from best to worst; the last one is that of a gene without any cross-validated score."""
 _COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
-__all__ = ["cross_validation", "predicted", "scores"]
+__all__ = ["cross_validation", "predicted", "scores", "trust"]
 
 
 def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
@@ -34,8 +39,8 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     -------
     AnnData with ``X`` the predicted expression (float32, n_obs x panel), ``obs``, ``obsm["spatial"]``,
     ``uns["spatial"]`` and the SpatialData region link of `adata` (for the slides it has spots of), ``var`` with what is
-    known of each gene (such as its scores, after :func:`spahgc.tl.evaluate`), and ``uns[key]`` with how it was made. A
-    copy; nothing is shared.
+    known of each gene (its trust, if the model had any: see :func:`trust`; its scores, after
+    :func:`spahgc.tl.evaluate`), and ``uns[key]`` with how it was made. A copy; nothing is shared.
 
     Raises
     ------
@@ -49,6 +54,10 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
 
     table = prediction_table(adata, key)
     var = pd.DataFrame(index=table.columns.astype(str))
+    if _TRUST in adata.uns.get(key, {}):
+        frame = trust_frame(adata.uns[key][_TRUST]).reindex(var.index)
+        for column, name in keys.TRUST.items():
+            var[keys.gene(key, name)] = as_verdicts(frame[column]) if column == "verdict" else frame[column]
     if keys.scores(key) in adata.uns:
         for metric, values in mean_scores(adata, key).items():
             var[keys.gene(key, metric)] = values.reindex(var.index).to_numpy()
@@ -152,10 +161,72 @@ def cross_validation(adata_ref: AnnData, *, key: str = keys.PREDICTION) -> pd.Da
     return table
 
 
+def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = None) -> pd.DataFrame:
+    """What to expect of each gene, and whether to trust it.
+
+    Parameters
+    ----------
+    adata
+        A prediction, made by a model that had trust, or a reference table after :func:`spahgc.tl.cross_validate`.
+    key
+        Key of the prediction, or of the cross-validation.
+    method
+        Label of the cross-validated method, for a reference table; `None` takes ``"spahgc"``, and if it was not run the
+        first.
+
+    Returns
+    -------
+    DataFrame by gene, best expected first: ``expected_pearson``, ``low`` and ``high`` (where the correlation on one
+    more slide will be, with the probability ``attrs["level"]``), ``expected_depth_removed``, ``difference_to_ridge``,
+    ``difference_to_depth``, ``share_of_ceiling``, ``n_slides``, ``verdict``; ``attrs`` holds how it was found, with the
+    rule of the verdicts.
+
+    Raises
+    ------
+    KeyError
+        If there is no trust, or none of this method.
+    """
+    entry, stored = adata.uns.get(key), adata.uns.get(keys.trust(key))
+    if method is None and isinstance(entry, Mapping) and _TRUST in entry:
+        return trust_frame(entry[_TRUST])
+    if not isinstance(stored, Mapping):
+        raise KeyError(
+            f"There is no trust per gene for {key!r}: no uns[{key!r}]['{_TRUST}'], no uns[{keys.trust(key)!r}]. "
+            f"Run spahgc.tl.cross_validate(adata_ref), then spahgc.tl.predict(adata_ref, adata) with the same method."
+        )
+    label = stored[keys.PARAMS]["shown"] if method is None else method
+    if label not in stored["methods"]:
+        raise KeyError(f"There is no trust of method {label!r}. Available: {listed(stored['methods'])}.")
+    return trust_frame(stored["methods"][label])
+
+
+def trust_frame(entry: Mapping[str, Any]) -> pd.DataFrame:
+    """The table of a record of trust (see :mod:`spahgc.tl._trust_slots`), `None` and NaN alike NaN."""
+    import pandas as pd
+
+    params = plain(dict(entry[keys.PARAMS]))
+    names = ["expected_pearson", "low", "high", "expected_depth_removed", f"difference_to_{params['baseline']}"]
+    names += ["difference_to_depth", "share_of_ceiling"]
+    columns: dict[str, Any] = {name: np.asarray(entry[name], dtype=np.float64) for name in names}
+    columns["n_slides"] = np.asarray(entry["n_slides"], dtype=np.int64)
+    columns["verdict"] = np.asarray(entry["verdict"], dtype=object)
+    frame = pd.DataFrame(columns, index=pd.Index(np.asarray(entry["genes"], dtype=object), name="gene"))
+    frame.attrs = params
+    return frame
+
+
+def as_verdicts(values: Any) -> Any:
+    """Verdicts as a categorical, from best to worst."""
+    import pandas as pd
+
+    return pd.Categorical(values, categories=list(VERDICTS))
+
+
 def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:
     """Mean of each metric over slides, by gene; a gene that has no score on any slide is NaN."""
     means = scores(adata, key=key).groupby(["metric", "gene"])["value"].mean()
-    return {metric: means[metric] for metric in keys.METRICS}
+    # Scores that were written before a metric was added lack it.
+    return {metric: means[metric] for metric in keys.METRICS if metric in means}
 
 
 def prediction_table(adata: AnnData, key: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from ._plan import checked_slides, make_methods, method_specs, settled_panel
 from ._protocols import Protocol, get_protocol, panel_of_all
 from ._resume import Folder, data_fingerprint
 from ._trust import CEILING_METHOD
+from ._trust_slots import drop_trust, store_trust
 from ._units import Result, Unit, fold_data, run_ceiling, run_unit
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def cross_validate(
     ``seed``, ``fold`` and ``shared_patient`` (whether the patient was trained on). Metrics are those of
     :func:`evaluate`, and ``ceiling`` in rows of method ``measured``: the noise ceiling, which no method can be expected
     to pass (where there are counts). ``attrs`` says protocol and label. Written is ``uns["{key_added}_cv"]``: the table
-    (:func:`spahgc.get.cross_validation`) and ``params``.
+    (:func:`spahgc.get.cross_validation`) and ``params``; and, unless the protocol is optimistic, trust per gene:
+    ``uns["{key_added}_trust"]`` (:func:`spahgc.get.trust`), a record for each method, and of the method ``spahgc``
+    (if it is not there, of the first) ``var["{key_added}_expected_pearson"]``, ``["{key_added}_trust_low"]``,
+    ``["{key_added}_trust_high"]`` and ``["{key_added}_trust"]``, the verdict.
 
     Raises
     ------
@@ -205,6 +209,22 @@ def cross_validate(
         },
         "scores": _columns(table),
     }
+    drop_trust(adata_ref, key_added)
+    if not rules.optimistic:
+        store_trust(
+            adata_ref,
+            table,
+            methods=specs,
+            params={
+                "protocol": rules.name,
+                "normalize": rules.normalize,
+                "split_by": by,
+                "allow_shared_patients": shared_allowed,
+                **columns,
+                "seeds": [first + i for i in range(seeds)],
+            },
+            key=key_added,
+        )
     if rules.optimistic:
         logger.warning(
             "protocol=%r is %s. Compare such scores only with scores of the same protocol.", rules.name, label

@@ -8,14 +8,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._slides import Cohort, Float32, Slide, expression_of, standardize
 from .._tables import Recipe
+from ..get import trust_frame
 from ..methods import Method, check_needs, get_method
 from ._support import Support
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """Version of the folder; a folder of a newer one is refused."""
@@ -37,10 +41,21 @@ class Model:
         Panel, unit, embedding.
     params
         Parameters of the training, for the record.
+    trust
+        Record of the trust per gene, from a cross-validation on these slides; `None` if there was none.
     """
 
-    def __init__(self, method: Method, reference: Cohort, recipe: Recipe, *, params: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        reference: Cohort,
+        recipe: Recipe,
+        *,
+        params: dict[str, Any],
+        trust: dict[str, Any] | None = None,
+    ) -> None:
         self.method, self.reference, self.recipe, self.params = method, reference, recipe, params
+        self.trust_record = trust
         self._support = Support.fit(reference)
         self._history = method.history()
 
@@ -57,6 +72,14 @@ class Model:
     def history(self) -> dict[str, list[float]]:
         """Training curves by name, a value per epoch; ``chosen_epoch`` holds the final model's epochs."""
         return self._history
+
+    @property
+    def trust(self) -> pd.DataFrame | None:
+        """What to expect of each gene on a slide like those held out, see :func:`spahgc.get.trust`.
+
+        `None` if the reference was not cross-validated with this method before the training.
+        """
+        return None if self.trust_record is None else trust_frame(self.trust_record)
 
     @property
     def fingerprint(self) -> str:
@@ -136,6 +159,7 @@ class Model:
                 "versions": {"spahgc": version("spahgc")},
                 "fingerprint": self.fingerprint,
                 "history": self.history,
+                "trust": self.trust_record,
                 "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, REFERENCE)},
             }
             config["checksum"] = _checksum(config)
@@ -199,7 +223,7 @@ class Model:
             recipe.genes,
         )
         method = get_method(config["method"], **config["method_params"]).restore(weights, reference.standardized())
-        model = cls(method, reference, recipe, params=config["params"])
+        model = cls(method, reference, recipe, params=config["params"], trust=config.get("trust"))
         model._history = config["history"]
         return model
 

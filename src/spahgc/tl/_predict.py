@@ -18,6 +18,7 @@ from .._tables import TargetSlide, embedding_recipe, target_slides
 from ..methods import METHODS, check_needs
 from ._model import Model
 from ._train import train
+from ._trust_slots import drop_columns, for_targets, write_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,7 +91,10 @@ def predict(
         this spot is, in the embedding as the encoder gave it. Small values mean tissue or stain that the reference
         does not cover.
     ``uns["spahgc"]``
-        ``params``, ``genes``, ``units``, ``encoder``, ``model`` (fingerprint), ``training`` (curves), ``versions``.
+        ``params``, ``genes``, ``units``, ``encoder``, ``model`` (fingerprint), ``training`` (curves), ``versions``, and
+        ``trust`` if the reference was cross-validated with this method (:func:`spahgc.get.trust`).
+    ``var["spahgc_expected_pearson"]``, ``["spahgc_trust_low"]``, ``["spahgc_trust_high"]``, ``["spahgc_trust"]``
+        With trust, where the target's ``var`` holds genes of the panel: what to expect of each, and the verdict.
 
     ``X`` and measured layers are left alone.
 
@@ -150,12 +154,21 @@ def predict(
             f"nothing was written."
         )
     adata = adata_target.copy() if copy else adata_target
-    _write(adata, model, values, support, key_added, _params(model, targets, library_key))
+    trust = model.trust_record and for_targets(
+        model.trust_record, {t.slide.name: t.slide.patient for t in targets}, model.reference.patients
+    )
+    _write(adata, model, values, support, key_added, _params(model, targets, library_key), trust)
     return adata if copy else None
 
 
 def _write(
-    adata: AnnData, model: Model, values: np.ndarray, support: np.ndarray, key: str, params: dict[str, Any]
+    adata: AnnData,
+    model: Model,
+    values: np.ndarray,
+    support: np.ndarray,
+    key: str,
+    params: dict[str, Any],
+    trust: dict[str, Any] | None,
 ) -> None:
     import pandas as pd
 
@@ -179,6 +192,11 @@ def _write(
         adata.layers[key] = layer
     adata.obs[keys.support(key)] = support
     adata.uns[key] = record
+    if keys.trust(key) not in adata.uns:
+        drop_columns(adata, key)
+    if trust is not None:
+        record["trust"] = trust
+        write_columns(adata, trust, key)
     # Scores belong to the prediction they were computed on.
     adata.uns.pop(keys.scores(key), None)
     adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
@@ -223,6 +241,8 @@ def _check_key(adata: AnnData, key: str) -> None:
         ("uns", adata.uns, keys.scores(key)),
         ("obs", adata.obs, keys.support(key)),
         *(("var", adata.var, keys.gene(key, metric)) for metric in keys.METRICS),
+        # Trust that a cross-validation put there is our own.
+        *(("var", adata.var, keys.gene(key, name)) for name in keys.TRUST.values() if keys.trust(key) not in adata.uns),
     ]
     taken = [f"{place}[{name!r}]" for place, slots, name in places if name in slots]
     if taken:

@@ -16,6 +16,7 @@ from .._slides import SplitBy
 from .._tables import plain, reference_cohort
 from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
+from ._trust_slots import trust_for
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,7 +43,9 @@ def train(
 ) -> Model:
     """Train on slides with H&E and measured expression.
 
-    The table is not changed. The order of its rows and slides does not matter.
+    The table is not changed. The order of its rows and slides does not matter. If these slides were cross-validated
+    with this method, its parameters, unit and embedding (:func:`cross_validate`), the trust per gene goes with the
+    model.
 
     Parameters
     ----------
@@ -116,7 +119,7 @@ def train(
     run = Run(seed, device, settings.progress if progress is None else progress, split_by)
     fitted.fit(cohort.standardized(), run)
     record = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
-    return Model(fitted, cohort, recipe, params=record)
+    return Model(fitted, cohort, recipe, params=record, trust=trust_for(adata_ref, fitted, cohort, recipe))
 
 
 def checked_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from .._slides import Float64, SplitBy
 from .._validate import listed
+from ..get import VERDICTS
 from ._shifts import Shifts, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = "trusted", "weak", "not predictable", "not assessed"
-VERDICTS = (TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED)
-"""Verdicts from best to worst; the last one is that of a gene without any score."""
+TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
 GOOD, BAD, BEYOND_DEPTH = 0.3, 0.1, 0.15
 """Limits of the verdicts: expected Pearson of a trusted gene, of one that is not predictable, and what has to be left
 of a trusted gene's Pearson once depth is removed."""
