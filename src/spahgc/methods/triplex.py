@@ -19,7 +19,8 @@ class TRIPLEX(Neural):
     """TRIPLEX (Chung et al., CVPR 2024): tokens of spot, neighbourhood and slide, fused by cross-attention.
 
     The slide's tokens come from a transformer over all its spots; each asks its spot's own token and those of the
-    nearest spots. Spot, neighbourhood and slide also predict on their own while training, and learn from the fused prediction.
+    nearest spots. Spot, neighbourhood and slide also predict on their own while training, and learn from the fused
+    prediction as well.
 
     The compact form leaves out the network that is trained on the spot's tile, so that the spot is one token; the
     self-attention among the neighbours; and the convolutional encoding of positions, for which learned x and y

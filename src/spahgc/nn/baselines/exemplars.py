@@ -8,7 +8,7 @@ from torch.nn.functional import mse_loss
 
 from ..attention import ReferenceAttention
 from ..loss import pearson_loss
-from .layers import FeedForward, Head, Stem
+from .layers import Dropout, FeedForward, Head, Stem
 from .network import Inputs, Network
 
 
@@ -48,7 +48,7 @@ class EGN(Network):
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers))
         self.attention = nn.ModuleList(ReferenceAttention(hidden, 2 * hidden, heads) for _ in range(n_layers))
         self.feed_forward = nn.ModuleList(FeedForward(hidden, dropout) for _ in range(n_layers))
-        self.dropout, self.head = nn.Dropout(dropout), Head(hidden, n_genes)
+        self.dropout, self.head = Dropout(dropout), Head(hidden, n_genes)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Expression, (n, g).

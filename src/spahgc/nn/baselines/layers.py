@@ -9,11 +9,32 @@ from torch.nn.functional import elu, leaky_relu, scaled_dot_product_attention
 from ..attention import head_width
 
 
+class Dropout(nn.Module):
+    """As :class:`torch.nn.Dropout`, whose draws on the CPU take as long as the rest of a small network.
+
+    There, one draw of 64 bits serves eight values, and the share that is dropped is rounded to 1/256.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.kept = share, max(1, round((1 - share) * 256))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape, to the same shape."""
+        if not self.training or self.kept >= 256:
+            return values
+        if values.device.type != "cpu":
+            return nn.functional.dropout(values, self.share)
+        draws = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        mask = draws.view(torch.uint8)[: values.numel()].view(values.shape) < self.kept
+        return values * mask.to(values.dtype).mul_(256 / self.kept)
+
+
 class Stem(nn.Sequential):
-    """Linear map of the embedding to the width of the network, with dropout on both sides."""
+    """Dropout of the embedding, and a linear map to the width of the network."""
 
     def __init__(self, n_features: int, hidden: int, dropout: float) -> None:
-        super().__init__(nn.Dropout(dropout), nn.Linear(n_features, hidden), nn.Dropout(dropout))
+        super().__init__(Dropout(dropout), nn.Linear(n_features, hidden))
 
 
 class Head(nn.Sequential):
@@ -35,7 +56,7 @@ class FeedForward(nn.Sequential):
             nn.Linear(hidden, 2 * hidden),
             nn.GELU(),
             nn.Linear(2 * hidden, hidden),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
 
@@ -61,19 +82,15 @@ class TransformerLayer(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.query_key_value = nn.Linear(hidden, 3 * hidden)
         self.output = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(hidden, dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., n, hidden) to the same shape."""
+        """Tokens (n, hidden) to the same shape."""
         parts = self.query_key_value(self.norm(tokens)).unflatten(-1, (3, self.heads, self.head_width))
         query, key, value = (part.transpose(-3, -2) for part in parts.unbind(dim=-3))
-        # Four dimensions, which the blockwise kernels ask for.
-        batched = query.ndim == 4
-        if not batched:
-            query, key, value = query[None], key[None], value[None]
-        attended = scaled_dot_product_attention(query, key, value)
-        attended = (attended if batched else attended[0]).transpose(-3, -2).flatten(-2)
+        # With a first dimension of 1: the blockwise kernels ask for four.
+        attended = scaled_dot_product_attention(query[None], key[None], value[None])[0].transpose(-3, -2).flatten(-2)
         tokens = tokens + self.dropout(self.output(attended))
         return tokens + self.feed_forward(tokens)
 
@@ -167,7 +184,7 @@ class Projection(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, hidden)
-        self.activation, self.dropout, self.norm = nn.GELU(), nn.Dropout(dropout), nn.LayerNorm(hidden)
+        self.activation, self.dropout, self.norm = nn.GELU(), Dropout(dropout), nn.LayerNorm(hidden)
 
     def forward(self, values: Tensor) -> Tensor:
         """(n, width) to (n, hidden)."""

@@ -48,6 +48,8 @@ class Training:
         Seed of weights, dropout and the order of the slides.
     label
         Text of the progress bar; empty: no bar.
+    patience
+        Where there is validation, stop after this many epochs without a better score; `None`: go on to the last.
     """
 
     epochs: int
@@ -55,6 +57,7 @@ class Training:
     weight_decay: float = 1e-2
     seed: int = 0
     label: str = ""
+    patience: int | None = None
 
 
 def fit_network(
@@ -113,7 +116,10 @@ def fit_network(
             _record(history, rows, [slides[i] for i in drawn], epoch)
             if validate is not None:
                 ready(network, steps)
-                history.setdefault("validation", []).append(validate(network))
+                scores = history.setdefault("validation", [])
+                scores.append(validate(network))
+                if training.patience is not None and len(scores) - int(np.argmax(scores)) > training.patience:
+                    break
     return ready(network, steps), history
 
 

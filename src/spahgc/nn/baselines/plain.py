@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .layers import Head, Stem
+from .layers import Dropout, Head, Stem
 from .network import Inputs, Network
 
 
@@ -25,12 +25,14 @@ class STNet(Network):
         super().__init__()
         self.layers: nn.Module
         if hidden:
-            self.layers = nn.Sequential(Stem(n_features, hidden, dropout), nn.GELU(), Head(hidden, n_genes))
+            self.layers = nn.Sequential(
+                Stem(n_features, hidden, dropout), nn.GELU(), Dropout(dropout), Head(hidden, n_genes)
+            )
         else:
             output = nn.Linear(n_features, n_genes)
             nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
             nn.init.zeros_(output.bias)
-            self.layers = nn.Sequential(nn.Dropout(dropout), output)
+            self.layers = nn.Sequential(Dropout(dropout), output)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Expression, (n, g)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss, softplus
 
-from .layers import GatLayer, Head, PositionEmbedding, SageLayer, Stem, TransformerLayer
+from .layers import Dropout, GatLayer, Head, PositionEmbedding, SageLayer, Stem, TransformerLayer
 from .network import Inputs, Network
 
 LARGEST_COUNT = 1e4
@@ -156,7 +156,7 @@ class THItoGene(HisToGene):
             dropout=dropout,
         )
         self.graph = nn.ModuleList(GatLayer(hidden, heads) for _ in range(2))
-        self.between = nn.Dropout(dropout)
+        self.between = Dropout(dropout)
 
     def states(self, inputs: Inputs) -> Tensor:
         """Tokens after the graph attention, (n, hidden)."""
@@ -177,10 +177,10 @@ def zinb_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor, inflatio
     .. math::
         p(c) = \pi [c = 0] + (1 - \pi) NB(c; \mu, \theta), \quad
         NB(c; \mu, \theta) = \frac{\Gamma(c + \theta)}{\Gamma(\theta) \Gamma(c + 1)}
-        (\frac{\theta}{\theta + \mu})^\theta (\frac{\mu}{\theta + \mu})^c
+        (\frac{\theta}{\theta + \mu})^\theta (\frac{\mu}{\theta + \mu})^c,
 
-    All is computed from logarithms, which are kept within bounds that no count per 10,000 reaches. The term
-    :math:`\log \Gamma(c + 1)`, which depends on no parameter, is left in, so that this is the likelihood itself.
+    less the term :math:`\log \Gamma(c + 1)`, which depends on no parameter. All is computed from logarithms, which are
+    kept within bounds that no count per 10,000 reaches.
 
     Parameters
     ----------
@@ -195,12 +195,17 @@ def zinb_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor, inflatio
     -------
     Scalar.
     """
-    log_mean, log_theta = log_mean.clamp(-12.0, 12.0), log_dispersion.clamp(-6.0, 6.0)
+    log_theta = log_dispersion.clamp(-6.0, 6.0)
     theta = log_theta.exp()
-    difference = log_mean - log_theta
-    log_rest, log_share = -softplus(difference), -softplus(-difference)  # theta and mu over their sum
-    zero = theta * log_rest
-    binomial = torch.lgamma(counts + theta) - torch.lgamma(theta) - torch.lgamma(counts + 1) + zero + counts * log_share
-    kept = logsigmoid(-inflation)
-    log_likelihood = torch.where(counts == 0, torch.logaddexp(logsigmoid(inflation), kept + zero), kept + binomial)
-    return -log_likelihood.mean()
+    difference = log_mean.clamp(-12.0, 12.0) - log_theta
+    log_rest = -softplus(difference)  # of theta / (theta + mu)
+    zero = theta * log_rest  # of NB(0)
+    inflated, kept = logsigmoid(inflation), logsigmoid(-inflation)
+    zeros = torch.logaddexp(inflated, kept + zero).where(counts <= 0, kept + zero)
+    # The gamma functions take long, and cancel where the count is zero.
+    at = (counts > 0).flatten().nonzero()[:, 0]
+    found, genes = counts.flatten()[at], at % counts.shape[1]
+    log_share = (log_rest + difference).flatten().index_select(0, at)  # of mu / (theta + mu)
+    positive = torch.lgamma(found + theta.index_select(0, genes)) + found * log_share
+    constant = torch.lgamma(theta) * (counts > 0).sum(dim=0)
+    return -(zeros.sum() + positive.sum() - constant.sum()) / counts.numel()

@@ -14,8 +14,7 @@ from .network import Inputs, Network
 class M2OST(Network):
     """Several fields of view of each spot, one token each, mixed to one prediction.
 
-    A layer lets the tokens of a spot attend to each other (mixing across views), and then maps all of them together
-    (mixing of channels across views).
+    A layer mixes the views of each channel, by a small net that all channels share, and then the channels of all views.
 
     Parameters
     ----------
@@ -25,8 +24,8 @@ class M2OST(Network):
         Fields of view.
     hidden
         Width of the tokens.
-    n_layers, heads
-        Of the mixing.
+    n_layers
+        Layers of the mixing.
     dropout
         On embeddings and in the layers.
     """
@@ -39,12 +38,15 @@ class M2OST(Network):
         n_views: int = 3,
         hidden: int = 64,
         n_layers: int = 2,
-        heads: int = 4,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
         self.stems = nn.ModuleList(Stem(n_features, hidden, dropout) for _ in range(n_views))
-        self.across = nn.ModuleList(TransformerLayer(hidden, heads, dropout) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers))
+        self.across = nn.ModuleList(
+            nn.Sequential(nn.Linear(n_views, 4 * n_views), nn.GELU(), nn.Linear(4 * n_views, n_views))
+            for _ in range(n_layers)
+        )
         self.channels = nn.ModuleList(FeedForward(n_views * hidden, dropout) for _ in range(n_layers))
         self.head = Head(n_views * hidden, n_genes)
 
@@ -52,8 +54,8 @@ class M2OST(Network):
         """Expression, (n, g); it reads ``views``, (n, n_views, d)."""
         views = inputs["views"].unbind(dim=1)
         tokens = torch.stack([stem(view) for stem, view in zip(self.stems, views, strict=True)], dim=1)
-        for across, channels in zip(self.across, self.channels, strict=True):
-            flat = across(tokens).flatten(1)
+        for norm, across, channels in zip(self.norms, self.across, self.channels, strict=True):
+            flat = (tokens + across(norm(tokens).mT).mT).flatten(1)
             tokens = (flat + channels(flat)).view_as(tokens)
         return self.head(tokens.flatten(1))
 
