@@ -21,6 +21,7 @@ from spahgc.methods import (
     check_needs,
 )
 from spahgc.methods._linear import PENALTIES
+from spahgc.methods.smoothed_ridge import SMOOTHINGS
 
 from .conftest import Make
 
@@ -174,16 +175,17 @@ def test_coordinates_on_odd_slides(cohort: Cohort, target: Slide) -> None:
 # Averaging over neighbours.
 
 
-@pytest.mark.parametrize("k", [0, 1, 6, 18, 100])
-def test_smoothed_ridge_against_a_plain_loop(cohort: Cohort, target: Slide, k: int) -> None:
-    method = SmoothedRidge(l2=3.0, n_neighbors=k).fit(cohort, Run())
+@pytest.mark.parametrize(("k", "weight"), [(0, 0.5), (1, 0.5), (6, 0.25), (6, 1.0), (18, 0.0), (100, 0.75)])
+def test_smoothed_ridge_against_a_plain_loop(cohort: Cohort, target: Slide, k: int, weight: float) -> None:
+    method = SmoothedRidge(l2=3.0, n_neighbors=k, weight=weight).fit(cohort, Run())
     ridge = Ridge(l2=3.0).fit(cohort, Run()).predict(target).astype(float)
     found = method.predict(target)
     for spot, row in enumerate(found):
         distance = np.linalg.norm(target.coordinates - target.coordinates[spot], axis=1)
-        nearest = np.argsort(distance, kind="stable")[: k + 1]
-        assert spot in nearest
-        np.testing.assert_allclose(row, ridge[nearest].mean(axis=0), atol=1e-5)
+        itself, *nearest = np.argsort(distance, kind="stable")[: k + 1]
+        assert itself == spot
+        expected = (1 - weight) * ridge[spot] + weight * ridge[nearest].mean(axis=0) if nearest else ridge[spot]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, {0}), (8.0, {6, 18})])
@@ -201,7 +203,7 @@ def test_smoothed_ridge_picks_the_neighbours_that_help(make: Make, noise: float,
     made = make({"a": "P", "bb": "Q", "ccc": "R", "dddd": "S"}, n=400)
     cohort = replace(made, slides=tuple(planted(s) for s in made)).standardized()
     method = SmoothedRidge().fit(cohort, Run())
-    assert method.chosen_neighbors in expected
+    assert method.smoothing[0] in expected
     if noise == 0:
         assert method.hyperparameters == Ridge().fit(cohort, Run()).hyperparameters
 
@@ -210,25 +212,27 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
     """Against a loop over neighbours, penalties and sizes, with predictions that are averaged as such."""
     cohort = make({"a": "P", "b": "P", "c": "Q", "d": "R"}, noise=4.0, seed=3).standardized()
     scores = {}
-    for k in (0, 6, 18):
+    for k, weight in SMOOTHINGS:
         for penalty in PENALTIES:
             groups = []
             for held_out in (["a", "b"], ["c"], ["d"]):
                 train = cohort.subset([s.name for s in cohort if s.name not in held_out])
-                fit = SmoothedRidge(n_neighbors=k).fit(train, Run(), hyperparameters=(penalty, 32))
+                fit = SmoothedRidge(n_neighbors=k, weight=weight).fit(train, Run(), hyperparameters=(penalty, 32))
                 each = []
                 for slide in (s for s in cohort if s.name in held_out):
                     predicted, measured = fit.predict(slide), expression_of(slide)
                     each.append(np.mean([np.corrcoef(measured[:, g], predicted[:, g])[0, 1] for g in range(6)]))
                 groups.append(np.mean(each))
-            scores[k, penalty] = np.mean(groups)
+            scores[(k, weight), penalty] = np.mean(groups)
     method = SmoothedRidge().fit(cohort, Run())
-    assert (method.chosen_neighbors, method.hyperparameters[0]) == max(scores, key=scores.__getitem__)
+    assert (method.smoothing, method.hyperparameters[0]) == max(scores, key=scores.__getitem__)
     assert method.hyperparameters[1] == 32
 
 
 def test_smoothed_ridge_parameters(cohort: Cohort) -> None:
     with pytest.raises(ValueError, match="n_neighbors is at least 0, not -1"):
         SmoothedRidge(n_neighbors=-1)
-    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).chosen_neighbors == 6
-    assert SmoothedRidge(n_neighbors=3).fit(cohort.subset(["a"]), Run()).chosen_neighbors == 3
+    with pytest.raises(ValueError, match="weight is 0 to 1, not 2"):
+        SmoothedRidge(n_neighbors=3, weight=2)
+    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).smoothing == (6, 0.5)
+    assert SmoothedRidge(n_neighbors=3, weight=0.1).fit(cohort.subset(["a"]), Run()).smoothing == (3, 0.1)
