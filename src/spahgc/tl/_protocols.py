@@ -138,8 +138,8 @@ def highly_variable(counts: Sequence[Any], n_genes: int) -> np.ndarray:
         return eligible
     stacked = anndata.AnnData(sp.csr_matrix(sp.vstack([slide[:, eligible] for slide in counts]).astype(np.float32)))
     scanpy.pp.log1p(stacked)
-    scanpy.pp.highly_variable_genes(stacked, n_top_genes=n_genes)
-    return eligible[stacked.var["highly_variable"].to_numpy()][:n_genes]
+    genes = scanpy.pp.highly_variable_genes(stacked, n_top_genes=n_genes, inplace=False)
+    return eligible[genes["highly_variable"].to_numpy()][:n_genes]
 
 
 def rescaled(values: Float32, how: str) -> Float32:
