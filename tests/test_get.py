@@ -45,7 +45,7 @@ def test_predicted(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
     assert not table.layers
     for metric in _keys.METRICS:
         column = table.var[f"spahgc_{metric}"]
-        assert column["G01"] == done.var.loc["G01", f"spahgc_{metric}"]
+        np.testing.assert_equal(column["G01"], done.var.loc["G01", f"spahgc_{metric}"])
         assert np.isnan(column["G20"])
     assert snapshot(done) == before
 
@@ -100,6 +100,14 @@ def test_scores(done: ad.AnnData) -> None:
     np.testing.assert_allclose(wide.mean(axis=1), done.var.loc[wide.index, "spahgc_pearson"])
     long["value"] = 0.0
     assert spahgc.get.scores(done)["value"].abs().max() > 0
+
+
+def test_scores_from_before_a_metric_was_added(done: ad.AnnData) -> None:
+    kept = spahgc.get.scores(done).query("metric != 'structure'")
+    done.uns["spahgc_scores"] = {name: column.to_numpy() for name, column in kept.items()}
+    table = spahgc.get.predicted(done)
+    assert "spahgc_structure" not in table.var
+    assert table.var.loc["G01", "spahgc_pearson"] == done.var.loc["G01", "spahgc_pearson"]
 
 
 def test_keys(done: ad.AnnData) -> None:

@@ -223,8 +223,9 @@ def _mean(scores: pd.DataFrame, metric: str) -> float:
 
 def _share_above(scores: pd.DataFrame, metric: str) -> float:
     """Share of the genes that have a score which is above :data:`GOOD`; NaN if none has."""
-    values = scores.loc[scores["metric"] == metric, "value"].dropna()
-    return float((values > GOOD).mean()) if len(values) else float("nan")
+    from .metrics import share_above
+
+    return share_above(scores.loc[scores["metric"] == metric, "value"], GOOD)
 
 
 def _joined_scores(scored: Mapping[str, AnnData]) -> pd.DataFrame:

@@ -51,6 +51,22 @@ def test_against_scipy_slide_by_slide(done: ad.AnnData) -> None:
     assert len(scores) == 2 * 12 * len(_keys.METRICS)
 
 
+def test_structure_slide_by_slide(done: ad.AnnData) -> None:
+    spahgc.tl.evaluate(done)
+    measured = done.copy()
+    sc.pp.normalize_total(measured, target_sum=1e4)
+    sc.pp.log1p(measured)
+    scores = spahgc.get.scores(done).set_index(["slide", "metric", "gene"]).sort_index()["value"]
+    genes = list(done.obsm["spahgc"].columns)
+    for slide in ("T1", "T2"):
+        rows = (done.obs["region"] == slide).to_numpy()
+        a = measured[rows, genes].X.toarray().astype(float)
+        b = done.obsm["spahgc"].to_numpy()[rows].astype(float)
+        x, y = np.corrcoef(a.T), np.corrcoef(b.T)
+        expected = [stats.pearsonr(np.delete(x[i], i), np.delete(y[i], i)).statistic for i in range(len(genes))]
+        np.testing.assert_allclose(scores[slide, "structure"][genes], expected, atol=1e-5)
+
+
 def test_what_is_written(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
     before = done.copy()
     assert spahgc.tl.evaluate(done) is None

@@ -32,9 +32,10 @@ def evaluate(
     """Score a prediction, gene by gene within each slide.
 
     Measured counts are brought into the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``,
-    ``mae``, ``pearson_depth_removed`` (after log depth is regressed out of both), and ``depth_only``, the Pearson of
-    an oracle that knows only each spot's total count: a score that is not above it shows no knowledge of the gene. A
-    gene that is constant on a slide has no correlation (NaN).
+    ``mae``, ``pearson_depth_removed`` (after log depth is regressed out of both), ``depth_only``, the Pearson of an
+    oracle that knows only each spot's total count (a score that is not above it shows no knowledge of the gene), and
+    ``structure``, whether a gene's correlations with the other genes are those measured. A gene that is constant on a
+    slide has no correlation (NaN). See :mod:`spahgc.metrics`.
 
     Parameters
     ----------
@@ -134,4 +135,5 @@ def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) 
         "mae": metrics.mae(measured, predicted),
         "pearson_depth_removed": metrics.pearson_depth_removed(measured, predicted, depth),
         "depth_only": metrics.depth_only(measured, depth),
+        "structure": metrics.structure(measured, predicted),
     }
