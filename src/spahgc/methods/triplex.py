@@ -23,8 +23,8 @@ class TRIPLEX(Neural):
     prediction as well.
 
     The compact form leaves out the network that is trained on the spot's tile, so that the spot is one token; the
-    self-attention among the neighbours; and the convolutional encoding of positions, for which learned x and y
-    positions stand in.
+    outer ring of the 5 x 5 neighbours and the self-attention among them; and the convolutional encoding of positions,
+    for which learned x and y positions stand in.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TRIPLEX(Neural):
 
     def __init__(
         self,
-        n_neighbors: int = 24,
+        n_neighbors: int = 8,
         alpha: float = 0.3,
         hidden: int = 64,
         epochs: int = 60,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, mse_loss, softplus
+from torch.nn.functional import mse_loss, softplus
 
 from .layers import Dropout, GatLayer, Head, PositionEmbedding, SageLayer, Stem, TransformerLayer
 from .network import Inputs, Network
@@ -179,8 +179,8 @@ def zinb_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor, inflatio
         NB(c; \mu, \theta) = \frac{\Gamma(c + \theta)}{\Gamma(\theta) \Gamma(c + 1)}
         (\frac{\theta}{\theta + \mu})^\theta (\frac{\mu}{\theta + \mu})^c,
 
-    less the term :math:`\log \Gamma(c + 1)`, which depends on no parameter. All is computed from logarithms, which are
-    kept within bounds that no count per 10,000 reaches.
+    less the term :math:`\log \Gamma(c + 1)`, which depends on no parameter. All is computed from logarithms, never from
+    :math:`\mu` itself; :math:`\theta` is kept between exp(-6) and exp(6).
 
     Parameters
     ----------
@@ -197,15 +197,16 @@ def zinb_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor, inflatio
     """
     log_theta = log_dispersion.clamp(-6.0, 6.0)
     theta = log_theta.exp()
-    difference = log_mean.clamp(-12.0, 12.0) - log_theta
+    difference = log_mean - log_theta
     log_rest = -softplus(difference)  # of theta / (theta + mu)
     zero = theta * log_rest  # of NB(0)
-    inflated, kept = logsigmoid(inflation), logsigmoid(-inflation)
-    zeros = torch.logaddexp(inflated, kept + zero).where(counts <= 0, kept + zero)
+    # log(pi + (1 - pi) NB(0)) = log(1 - pi) + log NB(0) + softplus(logit pi - log NB(0)); the last for zeros only.
+    present = counts > 0
+    common = zero - softplus(inflation) + softplus(inflation - zero) * ~present
     # The gamma functions take long, and cancel where the count is zero.
-    at = (counts > 0).flatten().nonzero()[:, 0]
+    at = present.flatten().nonzero()[:, 0]
     found, genes = counts.flatten()[at], at % counts.shape[1]
     log_share = (log_rest + difference).flatten().index_select(0, at)  # of mu / (theta + mu)
     positive = torch.lgamma(found + theta.index_select(0, genes)) + found * log_share
-    constant = torch.lgamma(theta) * (counts > 0).sum(dim=0)
-    return -(zeros.sum() + positive.sum() - constant.sum()) / counts.numel()
+    constant = torch.lgamma(theta) * present.sum(dim=0)
+    return -(common.sum() + positive.sum() - constant.sum()) / counts.numel()

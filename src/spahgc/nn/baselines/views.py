@@ -98,8 +98,7 @@ class TRIPLEX(Network):
     ) -> None:
         super().__init__()
         self.alpha = alpha
-        self.spot, self.neighbor = Stem(n_features, hidden, dropout), Stem(n_features, hidden, dropout)
-        self.slide, self.position = Stem(n_features, hidden, dropout), PositionEmbedding(n_positions, hidden)
+        self.stem, self.position = Stem(n_features, 3 * hidden, dropout), PositionEmbedding(n_positions, hidden)
         self.transformer = nn.Sequential(*(TransformerLayer(hidden, heads, dropout) for _ in range(n_layers)))
         self.query_norm, self.answer_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.attention = ReferenceAttention(hidden, hidden, heads)
@@ -109,10 +108,10 @@ class TRIPLEX(Network):
 
     def tokens(self, inputs: Inputs) -> dict[str, Tensor]:
         """Tokens of ``spot``, ``neighborhood`` and ``slide``, and ``fused``, each (n, hidden)."""
-        embedding, neighbors = inputs["embedding"], inputs["neighbors"]
+        neighbors = inputs["neighbors"]
         n, k = neighbors.shape
-        spot, neighbor = self.spot(embedding), self.neighbor(embedding)
-        slide = self.transformer(self.slide(embedding) + self.position(inputs["position"]))
+        spot, neighbor, slide = self.stem(inputs["embedding"]).chunk(3, dim=1)
+        slide = self.transformer(slide + self.position(inputs["position"]))
         # The first n answers are the spots themselves, the others their tokens as neighbours.
         members = torch.cat([torch.arange(n, device=neighbors.device)[:, None], n + neighbors], dim=1)
         answer = self.answer_norm(torch.cat([spot, neighbor]))
