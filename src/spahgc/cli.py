@@ -170,6 +170,45 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
+def _cross_validate(arguments: argparse.Namespace) -> None:
+    from . import _files
+    from .tl import cross_validate
+
+    if arguments.out.exists() and not arguments.overwrite:
+        raise FileExistsError(
+            f"{arguments.out} exists already. Pass --overwrite to replace it, or choose another name."
+        )
+    if arguments.table is not None:
+        _files.check_free(arguments.table, overwrite=arguments.overwrite)
+    reference = _files.read_table(arguments.reference, table_key=arguments.table_key)
+    table = cross_validate(
+        reference,
+        methods=arguments.methods.split(","),
+        panel=arguments.panel if arguments.genes is None else _genes(arguments.genes),
+        normalize=arguments.normalize,
+        use_rep=arguments.use_rep,
+        library_key=arguments.library_key,
+        patient_key=arguments.patient_key,
+        layer=arguments.layer,
+        split_by=arguments.split_by,
+        allow_shared_patients=arguments.allow_shared_patients,
+        protocol=arguments.protocol,
+        seeds=arguments.seeds,
+        rng=arguments.seed,
+        resume=arguments.resume,
+        n_jobs=arguments.n_jobs,
+        key_added=arguments.key_added,
+    )
+    with _files.replacing(arguments.out) as temporary:
+        table.to_csv(temporary, index=False)
+    if arguments.table is not None:
+        _files.write_table(reference, arguments.table, overwrite=arguments.overwrite)
+    print(f"Wrote {arguments.out}; {table.attrs['label']}. Mean Pearson over genes, then slides:")
+    scores = table[table["metric"] == "pearson"].groupby(["method", "slide"], sort=False)["value"].mean()
+    for method, value in scores.groupby("method", sort=False).mean().items():
+        print(f"  {method:16}{value:8.3f}")
+
+
 def _genes(path: Path) -> list[str]:
     """Names in a text file, one a line."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -254,6 +293,51 @@ def _parser() -> argparse.ArgumentParser:
     _table(train)
     _columns(train)
     _overwrite(train)
+
+    validate = command(
+        "cross-validate",
+        _cross_validate,
+        "hold out each patient in turn and score",
+        "Hold out the slides of each patient in turn, train on the others, predict from the H&E alone and score: which "
+        "genes can be predicted, and by how much. OUT.csv holds a row per method, slide, gene, metric and seed.",
+    )
+    validate.add_argument("reference", metavar="REF", type=Path, help=f"reference table: {_TABLE_FILE}")
+    validate.add_argument("out", metavar="OUT.csv", type=Path, help="file to write")
+    validate.add_argument("--table", metavar="OUT.h5ad", type=Path, help="also write the table, with scores and trust")
+    validate.add_argument(
+        "--methods", default="ridge,context_ridge,spahgc", help="names, with commas between (%(default)s)"
+    )
+    panel = validate.add_mutually_exclusive_group()
+    panel.add_argument("--panel", type=int, help="number of genes; otherwise the protocol's, 300")
+    panel.add_argument("--genes", type=Path, metavar="FILE", help="these genes: a text file, one name a line")
+    validate.add_argument(
+        "--normalize", choices=("log1p", "log10", "none"), help="unit; otherwise the protocol's, log1p"
+    )
+    validate.add_argument("--use-rep", help="key of obsm with the embedding; otherwise the only image_*")
+    validate.add_argument("--layer", help="layer with the raw counts; otherwise X")
+    validate.add_argument(
+        "--split-by", choices=("patient", "slide"), default="patient", help="what is held out (%(default)s)"
+    )
+    validate.add_argument(
+        "--allow-shared-patients", action="store_true", help="train on other slides of the held-out slide's patient"
+    )
+    validate.add_argument(
+        "--protocol",
+        choices=("honest", "paper", "hest"),
+        default="honest",
+        help="paper and hest are optimistic, and only for comparison with published scores (%(default)s)",
+    )
+    validate.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    validate.add_argument("--seed", type=int, default=0, help="first seed (%(default)s)")
+    validate.add_argument(
+        "--resume", metavar="FOLDER", type=Path, help="keep finished units here, and go on where a run was stopped"
+    )
+    validate.add_argument("--n-jobs", type=int, help="worker processes; otherwise all cores")
+    validate.add_argument("--key-added", default=keys.PREDICTION, help="key of what is written (%(default)s)")
+    _device(validate)
+    _table(validate)
+    _columns(validate)
+    _overwrite(validate)
 
     predict = command(
         "predict",
