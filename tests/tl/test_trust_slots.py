@@ -57,7 +57,7 @@ def test_the_reference_holds_it(validated: ad.AnnData) -> None:
     trust = spahgc.get.trust(validated)
     assert trust.attrs["label"] == "ridge"
     assert trust.attrs["same_patient"]
-    assert trust.attrs["rule"].startswith("trusted: expected Pearson at least 0.3, 90 % interval above 0")
+    assert trust.attrs["rule"].startswith("trusted: expected >= 0.3, 90 % interval above 0")
     assert trust.attrs["slides"] == ["A1", "A2", "A3", "A4", "B1"]
     assert len(trust) == 20
     assert trust["expected_pearson"].is_monotonic_decreasing
@@ -189,6 +189,7 @@ def test_planted_genes_are_trusted_and_others_not_predictable() -> None:
     spahgc.tl.cross_validate(table, methods=["ridge"], panel=list(table.var_names), n_jobs=1)
     verdicts = spahgc.get.trust(table)["verdict"].reindex(table.var_names)
     planted = table.var["planted"]
-    assert (verdicts[planted] == "trusted").mean() > 0.5
-    assert (verdicts[planted] == "not predictable").mean() < 0.1
-    assert set(verdicts[~planted]) == {"not predictable"}
+    assert set(verdicts[planted]) == {"trusted"}
+    # Four slides of 150 spots: a smooth pattern is like another one by chance on all of them, if rarely.
+    assert (verdicts[~planted] == "not predictable").mean() >= 0.9
+    assert "trusted" not in set(verdicts[~planted])

@@ -1,10 +1,12 @@
-"""Figures: predictions on tissue, scores, training curves."""
+"""Figures: predictions on tissue, trust per gene, scores, methods beside each other, training curves."""
 
 from __future__ import annotations
 
+from ._benchmark import benchmark
 from ._expression import expression
 from ._scores import gene_scores
 from ._support import support
 from ._training import training
+from ._trust import trust
 
-__all__ = ["expression", "gene_scores", "support", "training"]
+__all__ = ["benchmark", "expression", "gene_scores", "support", "training", "trust"]

@@ -12,6 +12,7 @@ import numpy as np
 from .. import _keys as keys
 from .._slides import Float64
 from .._validate import check_table, coordinates, library_column, listed
+from ..get import trust_frame
 from ._tissue import Tissue
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ def prediction_of(adata: AnnData, key: str) -> pd.DataFrame:
             "Run spahgc.tl.predict, or pass key=<its key_added>."
         )
     return frame
+
+
+def verdicts_of(adata: AnnData, key: str) -> dict[str, str]:
+    """Verdict on each gene of a prediction, best gene first; empty where it has no trust."""
+    entry = adata.uns.get(key)
+    if not isinstance(entry, Mapping) or "trust" not in entry:
+        return {}
+    return {str(gene): str(verdict) for gene, verdict in trust_frame(entry["trust"])["verdict"].items()}
 
 
 def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> None:

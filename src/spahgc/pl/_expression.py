@@ -14,8 +14,9 @@ from .. import _keys as keys
 from .._slides import Float64
 from .._validate import counts
 from .._validate import expression as any_expression
-from ._data import check_panel, log, prediction_of, slide_of, table_of
-from ._style import finish, given_axes, style
+from ..get import VERDICTS
+from ._data import check_panel, log, prediction_of, slide_of, table_of, verdicts_of
+from ._style import GREY, finish, given_axes, style
 from ._tissue import Tissue, colour_bar, draw_scale_bar, draw_spots, draw_tissue
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ Panel = Literal["measured", "predicted", "difference"]
 _PANEL_WIDTH = 1.9
 _BAR_WIDTH = 0.55
 _MOST_COLUMNS = 3
+_DEFAULT = 3
+"""Genes that are drawn where none is named."""
 _DIVERGING = "RdBu_r"
 
 
 def expression(
     data: AnnData | SpatialData,
-    genes: str | Sequence[str],
+    genes: str | Sequence[str] | None = None,
     *,
     slide: str | None = None,
     library_key: str | None = None,
@@ -54,14 +57,16 @@ def expression(
     put into the unit of the prediction (``uns[key]["params"]["normalize"]``). A prediction varies less than a
     measurement, because it holds no sampling noise: on the shared scale it looks flatter, and that is how it is. Where
     a slide has H&E only, the predicted panel alone is drawn, and its title says so. Where the slide's patient is one of
-    the reference's, it says "same patient" below the correlation.
+    the reference's, it says "same patient" below the correlation. Where the prediction has trust per gene, a gene that
+    is not trusted has its verdict beside its name.
 
     Parameters
     ----------
     data
         A SpatialData, whose table ``table`` is taken, or the table itself, after :func:`spahgc.tl.predict`.
     genes
-        One gene or several, from the panel; one row of panels a gene.
+        One gene or several, from the panel; one row of panels a gene. `None` takes the three that are trusted most
+        (:func:`spahgc.get.trust`).
     slide
         Name of the slide; `None` where the table holds one slide.
     library_key
@@ -103,11 +108,12 @@ def expression(
         If an argument has a bad value, several slides are there and none was named, measured values are not the raw
         counts that the unit starts from, or only measured values were asked for and the slide has none.
     """
-    genes = [genes] if isinstance(genes, str) else list(genes)
     wanted = _check_panels(what)
-    _check_options(genes, scale, quantiles, size)
     adata = table_of(data)
     predicted = prediction_of(adata, key)
+    verdicts = verdicts_of(adata, key)
+    genes = _default_genes(verdicts) if genes is None else [genes] if isinstance(genes, str) else list(genes)
+    _check_options(genes, scale, quantiles, size)
     check_panel(genes, list(predicted.columns), adata.var_names)
     rows, tissue = slide_of(adata, slide, library_key)
     ledger = adata.uns.get(key, {})
@@ -137,7 +143,7 @@ def expression(
             elif note:
                 draw_scale_bar(ax, replace(tissue, name=note, microns_per_pixel=None), size=size)
             if panel == wanted[0]:
-                ax.set_ylabel(gene, style="italic", fontsize=10)
+                _name_gene(ax, gene, verdicts.get(gene))
             ax.set_title(_title(panel, measured.get(gene), values[:, row]))
             shown = _values(panel, measured.get(gene), values[:, row])
             if shown is None:
@@ -154,6 +160,27 @@ def expression(
                 colour_bar(ax, spots, units if last or len(wanted) > 1 or not own else "")
         finish(flat, own=own, show=show)
     return flat
+
+
+def _default_genes(verdicts: Mapping[str, str]) -> list[str]:
+    """The most trusted genes, best first."""
+    if not verdicts:
+        raise ValueError(
+            "genes was not given, and the prediction has no trust per gene to choose by. Name genes of the panel, or "
+            "run spahgc.tl.cross_validate on the reference before spahgc.tl.predict."
+        )
+    return list(verdicts)[:_DEFAULT]
+
+
+def _name_gene(ax: Axes, gene: str, verdict: str | None) -> None:
+    """The gene at the left of its row, with its verdict unless it is trusted."""
+    ax.set_ylabel(gene, style="italic", fontsize=10)
+    if verdict is not None and verdict != VERDICTS[0]:
+        ax.set_ylabel(f"{gene}\n", style="italic", fontsize=10)
+        label = ax.yaxis.label
+        ax.annotate(
+            verdict, (1, 0.5), xycoords=label, rotation=90, ha="right", va="center", color=GREY, annotation_clip=False
+        )
 
 
 def _check_panels(what: str | Sequence[str]) -> tuple[str, ...]:

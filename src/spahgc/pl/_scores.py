@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-_LABELS = {
+LABELS = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "pearson_depth_removed": "Pearson correlation, depth removed",
@@ -112,7 +112,7 @@ def gene_scores(
             _name_genes(ax, first.dropna(), n_genes, falling=falling, colour=colours[0])
         missing = min(int(values.isna().sum()) for values in methods.values())
         left_out = f" ({missing} genes without a score left out)" if missing else ""
-        axis_label = _LABELS.get(metric, metric.replace("_", " "))
+        axis_label = LABELS.get(metric, metric.replace("_", " "))
         if kind == "rank":
             ax.set(xlabel=f"genes, best to worst{left_out.replace(' genes', '')}", ylabel=axis_label)
         else:

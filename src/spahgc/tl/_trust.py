@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
-GOOD, BAD, BEYOND_DEPTH = 0.3, 0.1, 0.15
+GOOD, BAD, BEYOND_DEPTH = 0.3, 0.15, 0.15
 """Limits of the verdicts: expected Pearson of a trusted gene, of one that is not predictable, and what has to be left
 of a trusted gene's Pearson once depth is removed."""
 CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"
@@ -57,7 +57,7 @@ def gene_trust(
     ``weak``
         all others: also a gene whose skill is depth alone, and every gene where a single slide was held out.
     ``not predictable``
-        expected Pearson below 0.1.
+        expected Pearson below 0.15.
     ``not assessed``
         no score on any held-out slide.
 
@@ -130,10 +130,10 @@ def verdicts(expected: Float64, low: Float64, removed: Float64) -> list[str]:
 
 
 def rule(level: float) -> str:
-    """The rule of the verdicts in a sentence."""
+    """The rule of the verdicts on an expected Pearson correlation, in a line."""
     return (
-        f"trusted: expected Pearson at least {GOOD:g}, {100 * level:g} % interval above 0, and at least "
-        f"{BEYOND_DEPTH:g} with depth removed; not predictable: expected below {BAD:g}; weak: the others"
+        f"trusted: expected >= {GOOD:g}, {100 * level:g} % interval above 0, >= {BEYOND_DEPTH:g} with depth removed; "
+        f"weak: the others; not predictable: expected < {BAD:g}"
     )
 
 

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+import spahgc
+from spahgc.tl._trust import rule
+from spahgc.tl._trust_slots import record
+
+PARAMS = {
+    "label": "ridge",
+    "method": "ridge",
+    "level": 0.9,
+    "baseline": "ridge",
+    "rule": rule(0.9),
+    "split_by": "slide",
+    "same_patient": True,
+    "slides": ["S2", "S3", "S4"],
+    "patients": ["A"],
+}
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """What is known of the panel: one gene of each verdict."""
+    expected = np.array([0.5, 0.25, 0.05, np.nan])
+    return pd.DataFrame(
+        {
+            "expected_pearson": expected,
+            "low": expected - 0.2,
+            "high": expected + 0.2,
+            "expected_depth_removed": expected,
+            "difference_to_ridge": expected * 0,
+            "difference_to_depth": expected,
+            "share_of_ceiling": expected,
+            "n_slides": [3, 3, 3, 0],
+            "verdict": ["trusted", "weak", "not predictable", "not assessed"],
+        },
+        index=["GRADIENT", "STRIPE", "HLA-DRA", "FLAT"],
+    )
+
+
+@pytest.fixture
+def trusted(slide: ad.AnnData, frame: pd.DataFrame) -> ad.AnnData:
+    slide.uns["spahgc"]["trust"] = record(frame, PARAMS)
+    return slide
+
+
+def points(ax: Axes) -> list[tuple[float, float]]:
+    found = [line.get_xydata() for line in ax.lines if line.get_marker() == "o"]
+    return [tuple(map(float, point)) for part in found for point in np.asarray(part)]
+
+
+def legend(ax: Axes) -> list[str]:
+    box = ax.get_legend()
+    assert box is not None
+    return [" ".join(text.get_text().split()) for text in (box.get_title(), *box.get_texts())]
+
+
+def test_all_genes_from_best_to_worst(trusted: ad.AnnData) -> None:
+    ax = spahgc.pl.trust(trusted, n_genes=2)
+    assert points(ax) == [(1, 0.5), (2, 0.25), (3, 0.05)]
+    assert ax.get_xlabel() == "genes, best to worst (1 not assessed left out)"
+    assert ax.get_ylabel() == "expected Pearson correlation, 90 % interval"
+    assert [text.get_text() for text in ax.texts] == ["best", "GRADIENT", "STRIPE"]
+    bars = [collection.get_segments() for collection in ax.collections]
+    np.testing.assert_allclose([part[0][:, 1] for part in bars], [[0.3, 0.7], [0.05, 0.45], [-0.15, 0.25]])
+
+
+def test_the_legend_states_the_rule(trusted: ad.AnnData) -> None:
+    assert legend(spahgc.pl.trust(trusted)) == [
+        "ridge, 4 genes: 3 slides held out, same patient",
+        "trusted (1): expected \u2265 0.3, 90 % interval above 0, \u2265 0.15 with depth removed",
+        "weak (1): the others",
+        "not predictable (1): expected < 0.15",
+        "not assessed (1): no score",
+    ]
+
+
+def test_named_genes_have_a_row_each(trusted: ad.AnnData) -> None:
+    ax = spahgc.pl.trust(trusted, ["STRIPE", "GRADIENT"])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["GRADIENT", "STRIPE"]
+    assert {label.get_style() for label in ax.get_yticklabels()} == {"italic"}
+    assert points(ax) == [(0.5, 0), (0.25, 1)]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    assert ax.get_xlabel() == "expected Pearson correlation, 90 % interval"
+
+
+def test_new_patients_and_another_patient(slide: ad.AnnData, frame: pd.DataFrame) -> None:
+    several = {**PARAMS, "split_by": "patient", "same_patient": False, "patients": ["A", "B", "C"]}
+    slide.uns["spahgc"]["trust"] = record(frame, several)
+    assert legend(spahgc.pl.trust(slide))[0] == "ridge, 4 genes: 3 patients held out, new patients"
+    frame[["low", "high"]] = np.nan
+    slide.uns["spahgc"]["trust"] = record(frame, {**PARAMS, "other_patient": ["S1"]})
+    ax = spahgc.pl.trust(slide)
+    assert legend(ax)[0].endswith("same patient, not of this slide's patient")
+    assert ax.get_ylabel() == "expected Pearson correlation (no interval)"
+    assert len(points(ax)) == 3
+
+
+@pytest.mark.parametrize("genes", [None, ["GRADIENT", "STRIPE", "HLA-DRA"]])
+def test_nothing_is_cut_off(trusted: ad.AnnData, genes: list[str] | None) -> None:
+    figure = spahgc.pl.trust(trusted, genes).figure
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= -0.01
+    assert box.y0 >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01
+
+
+def test_draws_into_given_axes(trusted: ad.AnnData) -> None:
+    ax = plt.subplots()[1]
+    assert spahgc.pl.trust(trusted, ax=ax) is ax
+
+
+def test_expression_marks_what_is_not_trusted_and_draws_what_is(trusted: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(trusted, ["GRADIENT", "HLA-DRA"])
+    assert [ax.get_ylabel().strip() for ax in axes if ax.get_ylabel()] == ["GRADIENT", "HLA-DRA"]
+    notes = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert "not predictable" in notes[3]
+    assert not {"trusted", "weak", "not predictable"} & set(notes[0])
+    axes = spahgc.pl.expression(trusted, what="predicted")
+    assert [ax.get_ylabel().strip() for ax in axes] == ["GRADIENT", "STRIPE", "HLA-DRA"]
+    del trusted.uns["spahgc"]["trust"]
+    with pytest.raises(ValueError, match=r"no trust per gene to choose by. Name genes"):
+        spahgc.pl.expression(trusted)
+
+
+def test_errors(slide: ad.AnnData, frame: pd.DataFrame) -> None:
+    with pytest.raises(KeyError, match=r"no trust per gene for 'spahgc'.*spahgc.tl.cross_validate"):
+        spahgc.pl.trust(slide)
+    slide.uns["spahgc"]["trust"] = record(frame, PARAMS)
+    with pytest.raises(KeyError, match=r"Nothing is known of 'ERBB2'. Available: 'GRADIENT'"):
+        spahgc.pl.trust(slide, ["ERBB2"])
+    with pytest.raises(ValueError, match="genes is empty"):
+        spahgc.pl.trust(slide, [])
+    with pytest.raises(ValueError, match="n_genes is at least 0"):
+        spahgc.pl.trust(slide, n_genes=-1)
+    slide.uns["spahgc"]["trust"] = record(frame.assign(expected_pearson=np.nan), PARAMS)
+    with pytest.raises(ValueError, match="No gene was assessed"):
+        spahgc.pl.trust(slide)
