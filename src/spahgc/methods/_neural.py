@@ -141,7 +141,7 @@ class Neural(Method):
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         import torch
 
-        from ..nn.baselines import ready
+        from ..nn.baselines import few_threads, ready
 
         self._device = settings.torch_device()
         self._cohort, self._scale = cohort, Scale(state["mean"], state["spread"])
@@ -150,7 +150,8 @@ class Neural(Method):
             {k.removeprefix(_NETWORK): torch.from_numpy(v.copy()) for k, v in state.items() if k.startswith(_NETWORK)}
         )
         network.to(self._device)
-        self._fitted = ready(network, self._steps(cohort, self._scale) if network.recalls else [])
+        with few_threads(max(len(slide) for slide in cohort), self.hidden):
+            self._fitted = ready(network, self._steps(cohort, self._scale) if network.recalls else [])
         return self
 
     def _training(self, epochs: int, seed: int, run: Run, label: str) -> Training:
@@ -167,12 +168,14 @@ class Neural(Method):
     def _train(
         self, cohort: Cohort, training: Training, held_out: Cohort | None = None
     ) -> tuple[Network, dict[str, list[float]]]:
-        """Train on a cohort; the history has ``validation`` on `held_out`, where there is one."""
+        """Train on a cohort; the history has ``validation`` on `held_out`, where a score can be had."""
         from ..nn.baselines import few_threads, fit_network
 
         scale = Scale.fit(cohort)
         steps = self._steps(cohort, scale)
-        held = [(s, self._tensors(self._inputs(s.without_expression(), cohort, scale))) for s in held_out or ()]
+        # One spot has no correlation over spots.
+        scored = [slide for slide in held_out or () if len(slide) > 1]
+        held = [(slide, self._tensors(self._inputs(slide.without_expression(), cohort, scale))) for slide in scored]
 
         def score(network: Network) -> float:
             found = [
@@ -201,7 +204,9 @@ class Neural(Method):
             if len(rest) < self.min_slides:
                 continue
             training = self._training(self.epochs, seed, run, "Choosing the epochs of")
-            curves.append(self._train(rest, training, cohort.subset(names))[1]["validation"])
+            history = self._train(rest, training, cohort.subset(names))[1]
+            if "validation" in history:
+                curves.append(history["validation"])
         if not curves:
             return min(UNTUNED_EPOCHS, self.epochs), []
         # A fold that stopped early had passed its best, so what the others did later counts for nothing.

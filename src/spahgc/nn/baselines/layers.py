@@ -127,7 +127,7 @@ class SageLayer(nn.Module):
     def forward(self, states: Tensor, neighbors: Tensor) -> Tensor:
         """States (n, hidden) and neighbours int64 (n, k), k may be 0, to (n, hidden)."""
         n, k = neighbors.shape
-        gathered = states.index_select(0, neighbors.reshape(-1)).view(n, k, -1)
+        gathered = states.index_select(0, neighbors.reshape(-1)).view(n, k, states.shape[1])
         return (self.own(states) + self.other(gathered.sum(dim=1) / max(k, 1))).relu()
 
 
@@ -163,9 +163,9 @@ class GatLayer(nn.Module):
         mapped = self.map(states).view(n, self.heads, self.head_width)
         asked, offered = (mapped * self.receiver).sum(dim=2), (mapped * self.sender).sum(dim=2)
         flat = members.reshape(-1)
-        scores = leaky_relu(asked[:, None] + offered.index_select(0, flat).view(n, -1, self.heads), 0.2)
+        scores = leaky_relu(asked[:, None] + offered.index_select(0, flat).view(*members.shape, self.heads), 0.2)
         weights = scores.softmax(dim=1).unsqueeze(3)
-        return elu((weights * mapped.index_select(0, flat).view(n, -1, *mapped.shape[1:])).sum(dim=1).flatten(1))
+        return elu((weights * mapped.index_select(0, flat).view(*members.shape, *mapped.shape[1:])).sum(dim=1).flatten(1))
 
 
 class Projection(nn.Module):

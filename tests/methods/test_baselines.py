@@ -1,0 +1,332 @@
+"""The published baselines in compact form: what they learn, what they look at, how they are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spahgc
+from spahgc._slides import Cohort, Slide, expression_of, standardize
+from spahgc._tables import reference_cohort
+from spahgc.methods import METHODS, GeneMean, Method, Run, get_method
+from spahgc.methods._neural import UNTUNED_EPOCHS, Neural, Scale
+from spahgc.metrics import pearson, rmse
+
+BASELINES = ("bleep", "egn", "hist2st", "histogene", "m2ost", "mclstexp", "stnet", "thitogene", "triplex")
+SMALL: dict[str, Any] = {"epochs": 3, "hidden": 16}
+SPATIAL = ("hist2st", "histogene", "m2ost", "mclstexp", "thitogene", "triplex")
+
+
+def test_all_nine_are_there() -> None:
+    assert {name for name, method in METHODS.items() if issubclass(method, Neural)} == set(BASELINES)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_says_where_it_is_from_and_what_it_needs(name: str) -> None:
+    method = METHODS[name]
+    assert method.source
+    assert "leaves out" in (method.__doc__ or "")
+    assert method.stochastic
+    assert method.needs == ({"embedding", "coordinates"} if name in SPATIAL else {"embedding"})
+
+
+# What they learn.
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> tuple[Cohort, Slide, np.ndarray]:
+    """Reference of four slides, a slide of another patient, and which genes follow the image."""
+    sdata = spahgc.datasets.synthetic_cohort(n_slides=6, n_patients=3, n_spots=120, n_genes=64, rng=3)
+    spahgc.pp.image_embedding(sdata, progress=False)
+    table = sdata["table"]
+    genes = list(table.var_names)
+    whole, _ = reference_cohort(
+        table,
+        panel=genes,
+        normalize_as="log1p",
+        use_rep=None,
+        library_key=None,
+        patient_key="patient",
+        layer=None,
+    )
+    whole = whole.standardized()
+    planted = table.var["planted"].to_numpy()[[genes.index(gene) for gene in whole.genes]]
+    return whole.subset(["S1", "S2", "S3", "S4"]), whole.subset(["S5"]).slides[0], planted
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_learns_the_planted_genes(name: str, synthetic: tuple[Cohort, Slide, np.ndarray]) -> None:
+    cohort, held_out, planted = synthetic
+    measured = expression_of(held_out)
+    found = get_method(name).fit(cohort, Run(device="cpu")).predict(held_out.without_expression())
+    level = GeneMean().fit(cohort, Run()).predict(held_out)
+    scores = pearson(measured, found)
+    assert np.nanmean(scores[planted]) > 0.25
+    assert np.nanmean(scores[planted]) > np.nanmean(scores[~planted]) + 0.15
+    assert rmse(measured, found)[planted].mean() < rmse(measured, level)[planted].mean()
+
+
+# How they are fitted.
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_history(name: str, cohort: Cohort) -> None:
+    history = get_method(name, **SMALL).fit(cohort, Run(device="cpu")).history()
+    (chosen,) = history.pop("chosen_epoch")
+    validation = history.pop("validation")
+    assert 1 <= chosen <= 3
+    assert len(validation) == 3
+    assert {len(curve) for curve in history.values()} == {int(chosen)}
+    terms = [curve for key, curve in history.items() if key != "loss"]
+    np.testing.assert_allclose(np.sum(terms, axis=0), history["loss"], rtol=1e-5)
+
+
+def test_number_of_epochs_without_a_slide_to_hold_out(cohort: Cohort) -> None:
+    single = get_method("stnet").fit(cohort.subset(["a"]), Run(device="cpu")).history()
+    assert single["chosen_epoch"] == [float(UNTUNED_EPOCHS)]
+    assert "validation" not in single
+    # Two slides of which exemplars need both.
+    pair = get_method("egn", epochs=2).fit(cohort.subset(["a", "c"]), Run(device="cpu")).history()
+    assert pair["chosen_epoch"] == [2.0]
+    assert "validation" not in pair
+
+
+def test_held_out_groups_are_patients_or_slides(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = get_method("stnet", **SMALL)
+    assert isinstance(method, Neural)
+    seen = []
+    train = type(method)._train
+
+    def spy(self: Neural, cohort: Cohort, training: Any, held_out: Cohort | None = None) -> Any:
+        held = [s.name for s in held_out] if held_out is not None else []
+        seen.append(("".join(s.name for s in cohort), "".join(held)))
+        return train(self, cohort, training, held_out)
+
+    monkeypatch.setattr(Neural, "_train", spy)
+    method.fit(cohort, Run(device="cpu"))
+    assert seen == [("ab", "c"), ("c", "ab"), ("abc", "")]
+    seen.clear()
+    method.fit(cohort, Run(device="cpu", split_by="slide"))
+    assert seen == [("bc", "a"), ("ac", "b"), ("abc", "")]
+
+
+def test_the_epoch_with_the_best_smoothed_score_is_taken(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = get_method("stnet", epochs=10)
+    curves = iter([[0, 1, 2, 9, 2, 6, 7, 6, 0, 0], [0, 0, 0, 0, 0, 2, 2, 2, 0]])
+    monkeypatch.setattr(method, "_train", lambda *_: (None, {"validation": next(curves)}))
+    monkeypatch.setattr(method, "_device", "cpu", raising=False)
+    epochs, curve = method._choose_epochs(cohort, Run(), 0)  # type: ignore[attr-defined]
+    # The fourth epoch stands alone; the curves count as far as both go.
+    assert curve == [0, 0.5, 1, 4.5, 1, 4, 4.5, 4, 0]
+    assert epochs == 6
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_torch_is_left_as_it_was(name: str, cohort: Cohort, target: Slide) -> None:
+    torch.manual_seed(5)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    get_method(name, **SMALL).fit(cohort, Run(device="cpu")).predict(target)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_slides_of_two_spots_and_one(name: str, cohort: Cohort, target: Slide) -> None:
+    tiny = replace(cohort, slides=tuple(standardize(s.take(np.arange(2))) for s in cohort))
+    method = get_method(name, **SMALL).fit(tiny, Run(device="cpu"))
+    for spots in ([0], [0, 1], range(36)):
+        assert np.isfinite(method.predict(target.take(np.array(spots)))).all()
+    single = replace(cohort, slides=tuple(s.take(np.arange(1)) if s.name == "a" else s for s in cohort))
+    assert np.isfinite(get_method(name, **SMALL).fit(single, Run(device="cpu")).predict(target)).all()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_units_of_expression(name: str, factor: float, cohort: Cohort, target: Slide) -> None:
+    """Whatever the unit (raw counts, say), the prediction is finite and in that unit."""
+    scaled = replace(cohort, slides=tuple(replace(s, expression=expression_of(s) * np.float32(factor)) for s in cohort))
+    found = get_method(name, **SMALL).fit(scaled, Run(device="cpu")).predict(target)
+    assert np.isfinite(found).all()
+    assert found.mean() == pytest.approx(scaled.expression().mean(), rel=0.15)
+
+
+def test_parameters(cohort: Cohort) -> None:
+    for wrong, message in (
+        ({"hidden": 0}, "hidden is at least 1, not 0"),
+        ({"epochs": 0}, "epochs is at least 1, not 0"),
+        ({"learning_rate": 0.0}, "learning_rate is greater than 0, not 0.0"),
+        ({"dropout": 1.0}, "dropout is at least 0 and less than 1, not 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_method("histogene", **wrong)
+    for name, wrong, message in (
+        ("bleep", {"n_retrieved": 0}, "n_retrieved is at least 1"),
+        ("mclstexp", {"n_retrieved": 0}, "n_retrieved is at least 1"),
+        ("egn", {"n_exemplars": 0}, "n_exemplars is at least 1"),
+        ("egn", {"weight": -1}, "weight is at least 0"),
+        ("hist2st", {"n_neighbors": 0}, "n_neighbors is at least 1"),
+        ("hist2st", {"weight": -1}, "weight is at least 0"),
+        ("triplex", {"alpha": 2.0}, "alpha is from 0 to 1"),
+        ("m2ost", {"n_layers": 0}, "n_layers is at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_method(name, **wrong)
+    with pytest.raises(ValueError, match="hidden .18. is not a multiple of heads .4."):
+        get_method("histogene", hidden=18).fit(cohort, Run(device="cpu"))
+    with pytest.raises(ValueError, match="egn needs 2 reference slides.*only 'b'.*'ridge'"):
+        get_method("egn").fit(cohort.subset(["b"]), Run(device="cpu"))
+
+
+def test_stnet_with_a_linear_head(cohort: Cohort, target: Slide) -> None:
+    found = get_method("stnet", hidden=0).fit(cohort, Run(device="cpu"))
+    shift = target.embedding[0] - target.embedding[1]
+    moved = replace(target, embedding=np.stack([target.embedding[i] + shift for i in range(len(target))]))
+    difference = found.predict(moved) - found.predict(target)
+    np.testing.assert_allclose(difference, np.tile(difference[:1], (len(target), 1)), atol=1e-4)
+
+
+# What they look at.
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_positions_are_used_where_they_are_needed(name: str, cohort: Cohort, target: Slide) -> None:
+    method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
+    moved = replace(target, coordinates=np.random.default_rng(0).permutation(target.coordinates))
+    unit = replace(target, coordinates=target.coordinates * 7 + 1000)
+    found = method.predict(target)
+    # mclSTExp has positions on the expression side only, that of the reference.
+    assert np.array_equal(method.predict(moved), found) == (name not in SPATIAL or name == "mclstexp")
+    np.testing.assert_array_equal(method.predict(unit), found)
+
+
+def test_mclstexp_uses_the_positions_of_the_reference(cohort: Cohort, target: Slide) -> None:
+    method = get_method("mclstexp", n_retrieved=3, **SMALL).fit(cohort, Run(device="cpu"))
+    rng = np.random.default_rng(0)
+    moved = replace(
+        cohort, slides=tuple(replace(s, coordinates=rng.permutation(s.coordinates)) for s in cohort), _canonical=True
+    )
+    again = get_method("mclstexp", n_retrieved=3, **SMALL).restore(method.state(), moved)
+    assert not np.array_equal(again.predict(target), method.predict(target))
+
+
+@pytest.mark.parametrize("name", ["histogene", "hist2st", "thitogene", "triplex"])
+def test_a_spot_is_seen_in_view_of_its_slide(name: str, cohort: Cohort, target: Slide) -> None:
+    method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
+    embedding = target.embedding.copy()
+    embedding[35] = -embedding[35]
+    changed = method.predict(replace(target, embedding=embedding)) != method.predict(target)
+    assert changed[0].any()
+
+
+def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, target: Slide) -> None:
+    method = get_method("m2ost", **SMALL).fit(cohort, Run(device="cpu"))
+    embedding = target.embedding.copy()
+    embedding[14] += 3
+    changed = (method.predict(replace(target, embedding=embedding)) != method.predict(target)).any(axis=1)
+    distance = np.linalg.norm(target.coordinates - target.coordinates[14], axis=1)
+    assert changed[distance < 1.5].all()
+    assert not changed[distance > 4].any()
+    views = method._inputs(target, cohort, Scale.fit(cohort))["views"]  # type: ignore[attr-defined]
+    for i in range(len(target)):
+        order = np.lexsort(
+            (np.arange(36), np.round(np.linalg.norm(target.coordinates - target.coordinates[i], axis=1), 9))
+        )
+        order = order[order != i]
+        for view, members in zip(views[i], ([i], order[:6], order[6:18]), strict=True):
+            np.testing.assert_allclose(view, target.embedding[members].mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bleep", "mclstexp"])
+def test_retrieval_against_a_plain_loop(name: str, cohort: Cohort, target: Slide) -> None:
+    method = get_method(name, n_retrieved=4, **SMALL).fit(cohort, Run(device="cpu"))
+    network = method._fitted  # type: ignore[attr-defined]
+    scale, bank = Scale.fit(cohort), []
+    with torch.no_grad():
+        for slide in cohort:
+            inputs = method._tensors(method._inputs(slide, cohort, scale))  # type: ignore[attr-defined]
+            bank.append(network.express(inputs, torch.from_numpy(scale(expression_of(slide)))).double().numpy())
+        images = network.image(torch.from_numpy(target.embedding)).double().numpy()
+    keys, values = np.concatenate(bank), cohort.expression()
+    for image, row in zip(images, method.predict(target), strict=True):
+        cosine = [image @ key / np.linalg.norm(image) / np.linalg.norm(key) for key in keys]
+        nearest = np.argsort(cosine)[::-1][:4]
+        np.testing.assert_allclose(row, values[nearest].mean(axis=0), atol=1e-4)
+
+
+def test_exemplars_against_a_plain_loop_and_never_of_the_slide_itself(cohort: Cohort, target: Slide) -> None:
+    method = get_method("egn", n_exemplars=4, **SMALL).fit(cohort, Run(device="cpu"))
+    assert isinstance(method, Neural)
+    scale = Scale.fit(cohort)
+
+    def check(inputs: Any, spots: np.ndarray, bank: np.ndarray, expression: np.ndarray) -> None:
+        for row, spot in zip(np.asarray(inputs["exemplars"]), spots, strict=True):
+            cosine = bank @ spot / np.linalg.norm(bank, axis=1) / np.linalg.norm(spot)
+            nearest = np.argsort(-cosine)[:4]
+            np.testing.assert_array_equal(np.asarray(inputs["exemplar_embedding"])[row], bank[nearest])
+            np.testing.assert_allclose(np.asarray(inputs["exemplar_expression"])[row], scale(expression[nearest]))
+
+    check(method._inputs(target, cohort, scale), target.embedding, cohort.embedding(), cohort.expression())
+    for slide, (inputs, _) in zip(cohort, method._steps(cohort, scale), strict=True):
+        others = cohort.subset([other.name for other in cohort if other.name != slide.name])
+        check(inputs, slide.embedding, others.embedding(), others.expression())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_training_shows_no_slide_its_own_expression(name: str, cohort: Cohort) -> None:
+    """The inputs of a slide are the same whatever is measured on it."""
+    method = get_method(name, **SMALL)
+    assert isinstance(method, Neural)
+    method._device = torch.device("cpu")
+    scale = Scale.fit(cohort)
+    first, *rest = cohort.slides
+    noise = np.random.default_rng(0).normal(size=expression_of(first).shape).astype(np.float32)
+    other = replace(cohort, slides=(replace(first, expression=noise), *rest))
+    before, after = method._steps(cohort, scale)[0][0], method._steps(other, scale)[0][0]
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_expression_held_out_while_choosing_epochs_trains_nothing(
+    name: str, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the number of epochs settled, networks of the inner folds do not depend on the fold that is held out."""
+
+    def fold(cohort: Cohort) -> dict[str, np.ndarray]:
+        method = get_method(name, epochs=2, hidden=16)
+        assert isinstance(method, Neural)
+        method._device = torch.device("cpu")
+        training = method._training(2, 0, Run(), "")
+        network, _ = method._train(cohort.subset(["a", "b"]), training, cohort.subset(["c"]))
+        return {key: value.numpy() for key, value in network.state_dict().items()}
+
+    *rest, last = cohort.slides
+    noise = np.random.default_rng(0).normal(size=expression_of(last).shape).astype(np.float32)
+    for key, value in fold(replace(cohort, slides=(*rest, replace(last, expression=noise)))).items():
+        np.testing.assert_array_equal(value, fold(cohort)[key])
+
+
+# In use.
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_a_large_slide(name: str, cohort: Cohort) -> None:
+    """Four thousand spots, as many as a Visium slide has."""
+    rng = np.random.default_rng(0)
+    n = 4000
+    large = Slide("t", None, rng.normal(size=(n, 12)).astype(np.float32), rng.uniform(0, 60, (n, 2)))
+    method: Method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
+    assert np.isfinite(method.predict(large)).all()
+
+
+def test_by_name_in_predict(planted: Any) -> None:
+    reference, target = planted({"A1": "A", "A2": "B"}), planted({"T1": "C"})
+    for name in BASELINES:
+        spahgc.tl.predict(reference, target, panel=4, method=name, method_params={"epochs": 2}, key_added=name)
+        assert target.uns[name]["params"]["method"] == name
+        assert np.isfinite(target.obsm[name].to_numpy()).all()
