@@ -165,7 +165,8 @@ class GatLayer(nn.Module):
         flat = members.reshape(-1)
         scores = leaky_relu(asked[:, None] + offered.index_select(0, flat).view(*members.shape, self.heads), 0.2)
         weights = scores.softmax(dim=1).unsqueeze(3)
-        return elu((weights * mapped.index_select(0, flat).view(*members.shape, *mapped.shape[1:])).sum(dim=1).flatten(1))
+        values = mapped.index_select(0, flat).view(*members.shape, self.heads, self.head_width)
+        return elu((weights * values).sum(dim=1).flatten(1))
 
 
 class Projection(nn.Module):
