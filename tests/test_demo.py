@@ -204,3 +204,41 @@ def test_real_slides_are_the_ones_named(data_dir: Path, monkeypatch: pytest.Monk
     example = _demo_slides.real_slides(data_dir)
     assert asked == [(data_dir / "her2st", ["B4", "C2", "C3", "C5"]), (data_dir / "her2st", ["C4"])]
     assert (example.reference, example.target, example.drawn) == ("B4+C2+C3+C5", "C4", False)
+
+
+def test_report_says_which_genes_to_trust(done: tuple[Path, list[str], _demo_slides.Result], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from spahgc.tl._trust import gene_trust, rule
+    from spahgc.tl._trust_slots import record
+
+    result = done[2]
+    target = result.target.copy()
+    panel = list(target.obsm["spahgc"].columns)
+    metrics = ("pearson", "pearson_depth_removed", "depth_only")
+    rows = [
+        ("spahgc", slide, "P1", gene, metric, 0.5 - 0.01 * i + 0.01 * j)
+        for i, gene in enumerate(panel)
+        for j, slide in enumerate(("S1", "S2", "S3"))
+        for metric in metrics
+    ]
+    table = pd.DataFrame(rows, columns=["method", "slide", "patient", "gene", "metric", "value"])
+    params = {
+        "label": "spahgc",
+        "level": 0.9,
+        "baseline": "ridge",
+        "rule": rule(0.9),
+        "split_by": "slide",
+        "same_patient": True,
+        "slides": ["S1", "S2", "S3"],
+        "patients": ["P1"],
+    }
+    target.uns["spahgc"]["trust"] = record(gene_trust(table, method="spahgc"), params)
+    with_trust = replace(result, target=target)
+    figures = _demo_report.draw(with_trust, tmp_path)
+    assert figures["trust"].is_file()
+    _demo_report.write(with_trust, figures, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Genes to trust" in page
+    assert page.count("data:image/png;base64,") == 5
+    assert page.count("<td>trusted</td>") == 10

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import matplotlib.pyplot as plt
 
 from . import _keys as keys
-from . import pl
+from . import get, pl
 from ._files import replacing
 from ._report import Facts, Items, Picture, Section, Table, Text, write_report
 
@@ -39,6 +39,8 @@ def draw(result: Result, folder: Path) -> dict[str, Path]:
         "support": pl.support(target, size=_SIZE, show=False),
         "training": pl.training(result.history, show=False),
     }
+    if "trust" in target.uns[keys.PREDICTION]:
+        axes["trust"] = pl.trust(target, show=False)
     files = {}
     for name, ax in axes.items():
         files[name] = folder / f"{name}.png"
@@ -164,6 +166,7 @@ def write(result: Result, figures: Mapping[str, Path], path: Path) -> None:
                 ),
             ],
         ),
+        *_trust_section(result, figures),
         Section(
             "Where the reference covers the slide",
             [
@@ -199,6 +202,33 @@ def write(result: Result, figures: Mapping[str, Path], path: Path) -> None:
         f"Research software, not for diagnosis.",
         sections=sections,
     )
+
+
+def _trust_section(result: Result, figures: Mapping[str, Path]) -> list[Section]:
+    """Which genes to trust; nothing where the reference was not cross-validated."""
+    if "trust" not in figures:
+        return []
+    trust = get.trust(result.target)
+    columns = {"expected_pearson": "expected Pearson", "low": "low", "high": "high", "verdict": "verdict"}
+    share = 100 * trust.attrs["level"]
+    return [
+        Section(
+            "Genes to trust",
+            [
+                Picture(
+                    figures["trust"],
+                    "What cross-validation on the reference leads to expect of each gene, known before the target was "
+                    f"scored, with the interval that the next slide's correlation is in with {share:g} %.",
+                    alt="Falling curve of expected Pearson correlation over genes with intervals, coloured by verdict.",
+                ),
+                Table(
+                    trust.head(_BEST)[list(columns)].rename(columns=columns),
+                    f"The {_BEST} genes with the highest expected correlation. {trust.attrs['rule']}.",
+                    digits=2,
+                ),
+            ],
+        )
+    ]
 
 
 def _summary_sentence(result: Result) -> str:

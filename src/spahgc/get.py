@@ -114,7 +114,8 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
         raise KeyError(
             f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on "
             f"a table with measured "
-            f"expression. Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
+            f"expression; what can be expected without one is in spahgc.get.trust. "
+            f"Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
     table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
     # A file gives the keys of a dict back in another order.
