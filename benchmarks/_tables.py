@@ -3,48 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 UNIT_NAMES = {
     "log1p": "log1p counts per 10k (depth-normalised, the default)",
     "log10": "log10(counts + 1) (depth left in)",
 }
+ORACLE = "depth oracle"
+_GROUPS = {
+    ("her2st", "same patient"): "breast, same patient",
+    ("her2st", "new patient"): "breast, new patient",
+    ("mob_st", "same patient"): "bulb",
+    ("mob_st", "new patient"): "bulb",
+    ("colon", "same section"): "colon",
+}
 
 
-def accuracy_table(content: Mapping[str, Any], unit: str) -> str:
-    """Mean per-gene Pearson, a row a method: every held-out slide, their mean, and that against ridge's.
+def case_scores(content: Mapping[str, Any], unit: str, embedding: str, metric: str = "pearson") -> dict[str, Any]:
+    """Score by method and case: the mean over a case's slides and over the seeds there are; `None` if there is none."""
+    cases, scores = content["protocol"]["cases"], {}
+    for method in content["protocol"]["methods"]:
+        scores[method] = {case: _score(content, (case, embedding, unit, method), metric) for case in cases}
+    if metric == "pearson":
+        scores[ORACLE] = {case: _score(content, (case, embedding, unit, "ridge"), "depth_only") for case in cases}
+    return scores
 
-    Parameters
-    ----------
-    content
-        What ``accuracy.py`` wrote.
-    unit
-        ``"log1p"`` or ``"log10"``.
-    """
-    results, targets = content["results"], content["protocol"]["targets"]
-    rows = {m: [results[f"{t}|{unit}|{m}"]["pearson"] for t in targets] for m in content["protocol"]["methods"]}
-    rows["depth oracle"] = [results[f"{t}|{unit}|ridge"]["depth_only"] for t in targets]
-    ridge = mean(rows["ridge"])
-    lines = []
-    for method, values in rows.items():
-        if None in values:
-            lines.append([method, *["n/a"] * (len(targets) + 2)])
-        else:
-            lines.append([method, *(f"{v:.3f}" for v in [*values, mean(values)]), f"{mean(values) / ridge - 1:+.1%}"])
-    return markdown(["method", *targets, "mean", "to ridge"], lines)
+
+def _score(content: Mapping[str, Any], run: tuple[str, ...], metric: str) -> float | None:
+    prefix = "|".join(run) + "|"
+    found = [
+        mean(slide[metric] for slide in result["slides"].values())
+        for name, result in content["results"].items()
+        if name.startswith(prefix) and all(slide[metric] is not None for slide in result["slides"].values())
+    ]
+    return mean(found) if found else None
+
+
+def accuracy_table(content: Mapping[str, Any], unit: str, embedding: str) -> str:
+    """A row a method: mean Pearson by kind of case, over all cases, and the difference to ridge with its interval."""
+    cases, scores = content["protocol"]["cases"], case_scores(content, unit, embedding)
+    names = list(dict.fromkeys(_GROUPS[entry["dataset"], entry["kind"]] for entry in cases.values()))
+    groups = {g: [c for c, entry in cases.items() if _GROUPS[entry["dataset"], entry["kind"]] == g] for g in names}
+    rows = []
+    for method, of_case in scores.items():
+        cells = [_number(_mean(of_case, members)) for members in groups.values()]
+        whole = _mean(of_case, cases)
+        rows.append([method, *cells, _number(whole), *_to_ridge(of_case, scores["ridge"])])
+    counts = [f"{g} ({len(members)})" for g, members in groups.items()]
+    return markdown(["method", *counts, f"mean of {len(cases)}", "to ridge", "95 % interval"], rows)
+
+
+def _to_ridge(of_case: Mapping[str, float | None], ridge: Mapping[str, float | None]) -> tuple[str, str]:
+    """Relative difference of the means, and the interval of the paired difference from drawing cases again."""
+    from spahgc.metrics import bootstrap
+
+    if None in of_case.values() or None in ridge.values():
+        return "n/a", "n/a"
+    whole, base = mean(of_case.values()), mean(ridge.values())
+    found = bootstrap([of_case[case] - ridge[case] for case in ridge], list(ridge))
+    return f"{whole / base - 1:+.1%}", f"{found.low:+.3f} to {found.high:+.3f}"
+
+
+def cases_table(content: Mapping[str, Any], unit: str, embedding: str) -> str:
+    """A row a method, a column a case."""
+    cases = list(content["protocol"]["cases"])
+    scores = case_scores(content, unit, embedding)
+    return markdown(["method", *cases], [[m, *(_number(of[case]) for case in cases)] for m, of in scores.items()])
+
+
+def seconds_table(content: Mapping[str, Any]) -> str:
+    """Median seconds of a run, by method and data set."""
+    cases = content["protocol"]["cases"]
+    datasets = list(dict.fromkeys(entry["dataset"] for entry in cases.values()))
+    rows = []
+    for method in content["protocol"]["methods"]:
+        times: dict[str, list[float]] = {name: [] for name in datasets}
+        for name, result in content["results"].items():
+            case, _, _, of, _ = name.split("|")
+            if of == method:
+                times[cases[case]["dataset"]].append(result["seconds"])
+        rows.append([method, *(f"{median(times[name]):.1f}" if times[name] else "n/a" for name in datasets)])
+    return markdown(["method", *datasets], rows)
 
 
 def protocol_table(content: Mapping[str, Any]) -> str:
     """Data, protocol and machine of a run."""
-    rows = [[key, str(value)] for key, value in content["protocol"].items() if key not in ("targets", "methods")]
+    listed = ("cases", "methods", "planned")
+    rows = [(key, str(value)) for key, value in content["protocol"].items() if key not in listed]
     machine = content["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rows.append(
-        ["machine", f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}"]
+        ("machine", f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}")
     )
-    rows.append(["commit", machine["commit"]])
+    rows.append(("commits", ", ".join(sorted({result["commit"] for result in content["results"].values()}))))
+    planned = content["protocol"]["planned"]
+    done = sum(name in content["results"] for name in planned)
+    rows.append(("runs", f"{done} of {len(planned)} done, {content['seconds'] / 60:.0f} minutes in all"))
     return "\n".join(f"- **{name}**: {value}" for name, value in rows)
+
+
+def _mean(of_case: Mapping[str, float | None], members: Any) -> float | None:
+    values = [of_case[case] for case in members]
+    return None if None in values else mean(values)
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

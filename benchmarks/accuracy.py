@@ -1,9 +1,11 @@
-"""Accuracy on real slides, each held out in turn: mean per-gene Pearson of every method beside the depth oracle.
+"""Accuracy on real slides, each held out in turn: every method, both embeddings, with the controls beside them.
 
-python benchmarks/accuracy.py --quick    C2, C4 and B4 of her2st, texture embeddings, one seed
+python benchmarks/accuracy.py                 everything; about two hours on two cores
+python benchmarks/accuracy.py --quick         three cases, texture embeddings, one seed; a few minutes
+python benchmarks/accuracy.py --minutes 30    what can be started within 30 minutes; the next call goes on
 
 Nothing that is fitted sees the held-out slide's expression: the target table that the methods get has none. A run
-that was stopped goes on where it was; ``--fresh`` starts anew. Results go to benchmarks/results/, a table is printed.
+that was stopped goes on where it was, every result is on disk before the next is waited for; ``--fresh`` starts anew.
 """
 
 from __future__ import annotations
@@ -12,124 +14,199 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-# One thread a process: the tasks themselves run side by side.
+# One thread a process: the runs themselves are side by side.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from _common import RESULTS, data_dir, machine, write_json  # noqa: E402
-from _tables import UNIT_NAMES, accuracy_table  # noqa: E402
+from _common import RESULTS, machine, write_json  # noqa: E402
+from _data import TASKS, Task, split, table  # noqa: E402
+from _tables import UNIT_NAMES, accuracy_table, cases_table, seconds_table  # noqa: E402
 
+PUBLISHED = ("stnet", "histogene", "hist2st", "thitogene", "egn", "bleep", "mclstexp", "m2ost", "triplex")
+CONTROLS = ("gene_mean", "cellularity", "coordinates", "knn", "ridge", "smoothed_ridge", "context_ridge")
 METHODS: dict[str, dict[str, Any]] = {
-    "gene_mean": {"method": "gene_mean"},
-    "knn": {"method": "knn"},
-    "ridge": {"method": "ridge"},
-    "context_ridge": {"method": "context_ridge"},
+    **{name: {"method": name} for name in CONTROLS},
+    "context_kernel": {"method": "context_kernel"},
+    "spahgc": {"method": "spahgc"},
+    **{name: {"method": name} for name in PUBLISHED},
     "spahgc (paper)": {"method": "spahgc", "preset": "paper"},
-    "spahgc": {"method": "spahgc", "preset": "default"},
 }
-TARGETS = ("C2", "C4", "B4")
-SAMPLES = ("B4", "C2", "C3", "C4", "C5")
+EMBEDDINGS = ("texture", "mobilenet")
 UNITS = ("log1p", "log10")
+SEEDS = (0, 1, 2)
 PANEL = 300
-PROTOCOL = {
-    "data": "HER2+ breast ST (Andersson et al. 2021), slides B4 C2 C3 C4 C5; patients B and C",
-    "split": "one slide held out, the other four are the reference; B4 is a new patient, C2 and C4 are not",
-    "embedding": "texture, standardised per slide",
-    "panel": f"{PANEL} genes with the best mean dispersion rank over the reference slides, in over 5 % of their spots",
-    "score": "mean over genes of the Pearson correlation over the spots of the held-out slide",
-    "seeds": 1,
-    "targets": list(TARGETS),
-    "methods": list(METHODS),
-}
+PAPER_CASES = ("C2", "C4", "B4")
+"""The paper's preset takes minutes a run: these, with texture embeddings, depth-normalised, one seed."""
+QUICK_CASES = ("C4", "mob_11", "colon q2")
+
+Run = tuple[str, str, str, str, int]
+"""Case, embedding, unit, method, seed."""
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="three slides, one embedding, one seed (all there is so far)"
-    )
+    parser.add_argument("--quick", action="store_true", help="three cases, texture embeddings, one seed")
     parser.add_argument("--fresh", action="store_true", help="forget results of an earlier run")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing after this time")
     parser.add_argument("--jobs", type=int, default=-1, help="processes; -1 takes all cores")
-    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy_quick.json")
+    parser.add_argument("--out", type=Path, help="JSON of the results")
     arguments = parser.parse_args()
-    if not arguments.quick:
-        parser.error("only --quick is there so far: the full run comes with the published baselines.")
+    out = arguments.out or RESULTS / ("accuracy_quick.json" if arguments.quick else "accuracy.json")
+    if arguments.fresh:
+        out.unlink(missing_ok=True)
+    content = json.loads(out.read_text()) if out.is_file() else {"results": {}, "seconds": 0.0}
+    runs = planned(quick=arguments.quick)
+    content["protocol"] = protocol(runs)
+    missing = [run for run in runs if key(run) not in content["results"]]
     started = time.perf_counter()
-    done = {} if arguments.fresh or not arguments.out.is_file() else json.loads(arguments.out.read_text())["results"]
-    tasks = [(t, unit, m) for m in METHODS for t in TARGETS for unit in UNITS if _key(t, unit, m) not in done]
-    if tasks:
-        run(tasks, done, arguments.out, arguments.jobs)
-    print_tables(json.loads(arguments.out.read_text()))
-    took = time.perf_counter() - started
-    print(f"\n{len(tasks)} of {len(TARGETS) * len(UNITS) * len(METHODS)} runs were missing; this took {took:.0f} s.")
+    for name in {case(run[0]).dataset for run in missing}:
+        table(name)  # made once, before there are several processes
+    execute(missing, content, out, arguments.jobs, until=started + 60 * arguments.minutes)
+    print_tables(content)
+    done = sum(key(run) in content["results"] for run in runs)
+    print(
+        f"\n{done} of {len(runs)} runs are there. This call took {time.perf_counter() - started:.0f} s, all calls "
+        f"together {content['seconds']:.0f} s."
+    )
 
 
-def run(tasks: list[tuple[str, str, str]], done: dict[str, Any], out: Path, jobs: int) -> None:
-    """Run tasks side by side; each result is on disk before the next is waited for."""
+def planned(*, quick: bool) -> list[Run]:
+    """All runs, the most telling first: depth-normalised before log10, one seed of everything before the others."""
+    from spahgc.methods import METHODS as REGISTERED
+
+    runs: list[tuple[int, int, int, Run]] = []
+    for i, method in enumerate(METHODS):
+        paper = method == "spahgc (paper)"
+        seeds = SEEDS if REGISTERED[METHODS[method]["method"]].stochastic and not paper else SEEDS[:1]
+        for unit in UNITS:
+            for seed in seeds:
+                for embedding in EMBEDDINGS:
+                    for j, task in enumerate(TASKS):
+                        plain = (unit, embedding, seed) == ("log1p", "texture", 0)
+                        if paper and (quick or not plain or task.name not in PAPER_CASES):
+                            continue
+                        if quick and (not plain or task.name not in QUICK_CASES):
+                            continue
+                        phase = 1 if paper else 2 * UNITS.index(unit) + (seed > 0)
+                        runs.append((phase, i, j, (task.name, embedding, unit, method, seed)))
+    return [run for *_, run in sorted(runs)]
+
+
+def protocol(runs: list[Run]) -> dict[str, Any]:
+    """What the tables need to know, and what a reader does."""
+    cases = [task.name for task in TASKS if any(run[0] == task.name for run in runs)]
+    return {
+        "data": "HER2+ breast ST (Andersson et al. 2021; B4, C2-C5), mouse olfactory bulb ST (Stahl et al. 2016; 01, "
+        "02, 11), mouse colon Visium (Parigi et al. 2022; section 1 in four blocks by angle, 300 um gap)",
+        "split": "one slide, block or patient held out; all other slides of the data set are the reference ('C from "
+        "B4': B4 alone)",
+        "embeddings": "texture (378 statistics, no weights), mobilenet (1024, ImageNet); standardised per slide",
+        "panel": f"{PANEL} genes with the best mean dispersion rank over the reference slides, in over 5 % of their "
+        "spots",
+        "score": "mean over genes of the Pearson correlation over the spots of the held-out slide",
+        "seeds": f"{len(SEEDS)} for methods that depend on one, averaged; the paper's preset: 1",
+        "cases": {task.name: {"dataset": task.dataset, "kind": task.kind} for task in TASKS if task.name in cases},
+        "methods": [method for method in METHODS if any(run[3] == method for run in runs)],
+        "planned": [key(run) for run in runs],
+    }
+
+
+def case(name: str) -> Task:
+    """The case of a name."""
+    return next(task for task in TASKS if task.name == name)
+
+
+def key(run: Run) -> str:
+    """Name of a run in the JSON."""
+    return "|".join(map(str, run))
+
+
+def execute(runs: list[Run], content: dict[str, Any], out: Path, jobs: int, *, until: float) -> None:
+    """Run side by side; each result is on disk before the next is waited for, and nothing is started after `until`."""
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    import spahgc
+    if not runs:
+        return
+    content["machine"] = machine()
+    before, started, written = content["seconds"], time.perf_counter(), 0.0
 
-    spahgc.settings.progress = False
-    sdata = spahgc.datasets.her2st(data_dir() / "her2st", samples=list(SAMPLES))
-    spahgc.pp.image_embedding(sdata, encoder="texture")
-    table = sdata["table"]
-    del sdata
-    # The longest tasks first, so that no core is idle at the end.
-    tasks = sorted(tasks, key=lambda task: ("paper" not in task[2], task[2] != "spahgc"))
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(score)(table, *task) for task in tasks)
-    for key, result in tqdm(results, total=len(tasks), unit="run"):
-        done[key] = result
-        write_json(out, {"protocol": PROTOCOL, "machine": machine(), "results": done})
+    def in_time() -> Iterator[Any]:
+        for run in runs:
+            if time.perf_counter() > until:
+                return
+            yield delayed(score)(run)
+
+    results = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="n_jobs")(in_time())
+    for name, result in tqdm(results, total=len(runs), unit="run", mininterval=10):
+        content["results"][name] = {**result, "commit": content["machine"]["commit"]}
+        content["seconds"] = round(before + time.perf_counter() - started, 1)
+        if time.perf_counter() - written > 5:
+            write_json(out, content)
+            written = time.perf_counter()
+    write_json(out, content)
 
 
-def score(table: Any, target: str, unit: str, method: str) -> tuple[str, dict[str, Any]]:
-    """Hold out one slide, predict it from its H&E, score it."""
+def score(run: Run) -> tuple[str, dict[str, Any]]:
+    """Hold out, predict from H&E, score; means over genes, by slide."""
     import torch
 
     import spahgc
 
     torch.set_num_threads(1)
     spahgc.settings.progress = False
-    reference = table[table.obs["region"] != target].copy()
-    measured = table[table.obs["region"] == target].copy()
-    blind = measured[:, :0].copy()
+    spahgc.settings.verbosity = "error"  # one reference slide: said in the table's text
+    name, embedding, unit, method, seed = run
+    reference, target = split(case(name))
+    measured = target.copy()
+    blind = target[:, :0].copy()
     started = time.perf_counter()
-    spahgc.tl.predict(reference, blind, panel=PANEL, normalize=unit, rng=0, **METHODS[method])
+    split_by = "patient" if case(name).kind == "new patient" else "slide"
+    spahgc.tl.predict(
+        reference,
+        blind,
+        panel=PANEL,
+        normalize=unit,
+        use_rep=f"image_{embedding}",
+        library_key="region",
+        split_by=split_by,
+        rng=seed,
+        **METHODS[method],
+    )
     seconds = time.perf_counter() - started
     for slot in ("obsm", "uns"):
         getattr(measured, slot)["spahgc"] = getattr(blind, slot)["spahgc"]
-    spahgc.tl.evaluate(measured)
-    scores = spahgc.get.scores(measured).pivot(index="gene", columns="metric", values="value")
-    summary = {
-        name: _mean(scores[name]) for name in ("pearson", "spearman", "pearson_depth_removed", "depth_only", "rmse")
+    spahgc.tl.evaluate(measured, library_key="region")
+    scores = spahgc.get.scores(measured)
+    slides = {
+        str(slide): {
+            **{str(metric): _mean(values["value"]) for metric, values in of_slide.groupby("metric")},
+            "share_above_0.3": round(float((of_slide.loc[of_slide["metric"] == "pearson", "value"] > 0.3).mean()), 4),
+        }
+        for slide, of_slide in scores.groupby("slide")
     }
-    share = float((scores["pearson"] > 0.3).mean())
-    return _key(target, unit, method), {**summary, "share_above_0.3": share, "seconds": round(seconds, 1)}
+    return key(run), {"slides": slides, "seconds": round(seconds, 2)}
 
 
 def _mean(values: Any) -> float | None:
     return None if values.isna().all() else round(float(values.mean()), 4)
 
 
-def _key(target: str, unit: str, method: str) -> str:
-    return f"{target}|{unit}|{method}"
-
-
 def print_tables(content: dict[str, Any]) -> None:
-    """All tables, and how long each method took."""
-    for unit in UNITS:
-        print(f"\nMean per-gene Pearson, {UNIT_NAMES[unit]}, {PANEL} genes\n\n{accuracy_table(content, unit)}")
-    print("\nSeconds per held-out slide, one thread (training and prediction, median):")
-    for method in METHODS:
-        seconds = median(content["results"][_key(t, u, method)]["seconds"] for t in TARGETS for u in UNITS)
-        print(f"  {method:16}{seconds:8.1f}")
+    """All tables."""
+    units = {name.split("|")[2] for name in content["results"]}
+    embeddings = {name.split("|")[1] for name in content["results"]}
+    for unit in (unit for unit in UNITS if unit in units):
+        for embedding in (embedding for embedding in EMBEDDINGS if embedding in embeddings):
+            print(f"\nMean per-gene Pearson, {UNIT_NAMES[unit]}, {embedding} embeddings, {PANEL} genes\n")
+            print(accuracy_table(content, unit, embedding))
+            print(f"\n{cases_table(content, unit, embedding)}")
+    print(f"\nSeconds per case (training and prediction, one thread), median\n\n{seconds_table(content)}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
     "default": Preset(
         network={
             "hidden": 64,
-            "n_layers": 2,
+            "n_layers": 1,
             "n_references": 15,
             "learning_rate": 1e-3,
             "epochs": 40,
@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
         context=True,
         kernel=True,
         n_components=32,
-        n_seeds=3,
+        n_seeds=5,
     ),
 }
 
@@ -81,7 +81,7 @@ class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
     ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
-    is three small networks on the same graph, whose nodes carry the embeddings of a spot and of its surroundings,
+    is five small networks on the same graph, whose nodes carry the embeddings of a spot and of its surroundings,
     trained for 40 epochs on expression relative to each slide; their mean is averaged with kernel ridge regression over
     all reference spots. With a single reference slide the graph has no other slide to refer to while training, and the
     default is the kernel alone.
