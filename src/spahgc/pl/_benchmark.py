@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ._scores import LABELS
 from ._style import GREY, finish, palette, single_axes, style
@@ -29,7 +30,8 @@ def benchmark(
     """Draw methods beside each other, each slide a point, with the difference to a baseline.
 
     A slide's score is its mean over genes. The mark of a method is the mean over slides, then patients, and its bar
-    the bootstrap interval over patients. At the right stands the paired difference to the baseline, with its interval.
+    the bootstrap interval over patients (of one patient, over slides). At the right stands the paired difference to the
+    baseline, with its interval.
     Below five patients intervals are not meaningful: they say how these slides vary, and little about others; bars are
     then dashed, and the title says so. For Pearson correlations, a dotted line is the score of an oracle that knows
     each spot's depth and nothing else.
@@ -100,6 +102,7 @@ def benchmark(
         ax.set_yticks(np.arange(len(summary)), [_shown(method) for method in summary.index])
         ax.set_ylim(len(summary) - 0.5, -0.5)
         ax.set_xlabel(f"mean over genes of {LABELS.get(metric, metric.replace('_', ' '))}")
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         _differences(ax, summary, baseline)
         legend = ax.legend(
             handles=handles,
@@ -146,7 +149,7 @@ def _differences(ax: Axes, summary: pd.DataFrame, baseline: str) -> None:
     ax.annotate(
         f"difference to {_shown(baseline)}",
         (1.0, 0.0),
-        xytext=(5, -8),
+        xytext=(5, -16),
         xycoords="axes fraction",
         textcoords="offset points",
         va="top",
@@ -165,7 +168,7 @@ def _title(table: pd.DataFrame, summary: pd.DataFrame, level: float, *, meaningf
     ]
     if label := table.attrs.get("label"):
         parts.append(str(label))
-    interval = f"{100 * level:g} % interval over patients"
+    interval = f"{100 * level:g} % interval over {'slides' if n_patients == 1 else 'patients'}"
     if not meaningful:
         interval += f", not meaningful: {n_patients} patient{'s' if n_patients != 1 else ''}"
     return f"{', '.join(parts)}\n{interval}"
