@@ -122,12 +122,13 @@ def trust_for(
     differing: set[str] = set()
     for of_method in entry["methods"].values():
         params = plain(dict(of_method[keys.PARAMS]))
+        if params["method"] != method.name:
+            continue
         made = get_method(params["method"], **params["method_params"]).params()
         found = _identity(params["method"], made, params["normalize"], params["use_rep"], params["slides"])
         if found == wanted:
             return _plain_record(of_method, list(recipe.genes))
-        if found["method"] == method.name:
-            differing |= {name for name in wanted if wanted[name] != found[name]}
+        differing |= {name for name in wanted if wanted[name] != found[name]}
     logger.warning(
         "The trust per gene in uns[%r] does not apply to this model (%s), and is left off. "
         "Run spahgc.tl.cross_validate on the reference slides with the method and parameters of the training.",
