@@ -159,7 +159,10 @@ def print_tables(content: dict[str, Any]) -> None:
     ]
     header = ["from one other slide, honest unit and panel", *(c for c in columns if c != PAPER)]
     print(f"\n{markdown(header, rows)}")
-    print(f"\nThe paper's network: {content['paper_epochs']} of its 200 epochs. This took {content['seconds']:.0f} s.")
+    print(
+        f"\nThe paper's network: {content['paper_epochs']} of its 200 epochs. This call took {content['seconds']:.0f} s, "
+        f"beside fits that were finished before."
+    )
 
 
 if __name__ == "__main__":
