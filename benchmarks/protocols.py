@@ -160,8 +160,8 @@ def print_tables(content: dict[str, Any]) -> None:
     header = ["from one other slide, honest unit and panel", *(c for c in columns if c != PAPER)]
     print(f"\n{markdown(header, rows)}")
     print(
-        f"\nThe paper's network: {content['paper_epochs']} of its 200 epochs. This call took {content['seconds']:.0f} s, "
-        f"beside fits that were finished before."
+        f"\nThe paper's network: {content['paper_epochs']} of its 200 epochs. This took {content['seconds']:.0f} s; "
+        f"fits of an earlier call are not in that."
     )
 
 
