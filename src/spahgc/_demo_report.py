@@ -184,9 +184,9 @@ def write(result: Result, figures: Mapping[str, Path], path: Path) -> None:
             [
                 Picture(
                     figures["training"],
-                    "Training of spahgc on the reference slides: mean of the networks that are averaged. The number of "
-                    "epochs was chosen by the correlation on held-out reference slides (validation; 0 epochs is ridge "
-                    "and context ridge alone). The target slide plays no part.",
+                    "Training of spahgc's networks on the reference slides, mean of those that are averaged; the "
+                    "number of epochs is fixed. The correlation is that of the slides trained on. The target slide "
+                    "plays no part.",
                     alt="Curves of loss and correlation over epochs.",
                 )
             ],

@@ -60,7 +60,7 @@ def make_slide(name: str = "S1", *, measured: bool = True, seed: int = 0) -> ad.
             "loss": [3.0, 2.0, 1.5, 1.2],
             "mse": [2.0, 1.5, 1.0, 0.9],
             "pearson": [0.1, 0.2, 0.3, 0.35],
-            "validation": [0.05, 0.1, 0.2, 0.25, 0.22],
+            "validation": [0.1, 0.2, 0.25, 0.22],
             "chosen_epoch": [3],
         },
     }

@@ -30,8 +30,8 @@ def test_losses_left_scores_right_chosen_epoch_marked(slide: ad.AnnData) -> None
     np.testing.assert_array_equal(loss.get_ydata(), [3.0, 2.0, 1.5, 1.2])
     assert list(mark.get_xdata()) == [3, 3]
     validation = right.lines[1]
-    np.testing.assert_array_equal(validation.get_xdata(), [0, 1, 2, 3, 4])
-    np.testing.assert_array_equal(validation.get_ydata(), [0.05, 0.1, 0.2, 0.25, 0.22])
+    np.testing.assert_array_equal(validation.get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(validation.get_ydata(), [0.1, 0.2, 0.25, 0.22])
     assert "chosen_epoch" in slide.uns["spahgc"]["training"]
 
 
@@ -50,11 +50,6 @@ def test_takes_a_model_or_the_history_itself(as_method: bool) -> None:
         assert labels(ax) == ["loss", "my curve"]
         assert len(ax.figure.axes) == 1
     assert history == {"loss": [2.0, 1.0], "my_curve": [0.1, 0.2]}
-
-
-def test_validation_of_a_training_without_a_choice_starts_at_epoch_1() -> None:
-    ax = spahgc.pl.training({"loss": [2.0, 1.0], "validation": [0.1, 0.2]}, ax=plt.subplots()[1])
-    np.testing.assert_array_equal(twin(ax).lines[0].get_xdata(), [1, 2])
 
 
 def test_several_chosen_epochs_share_one_entry() -> None:

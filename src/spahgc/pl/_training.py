@@ -41,8 +41,7 @@ def training(
     model
         A trained model (its ``history``), a table after :func:`spahgc.tl.predict` with a model that was trained there
         (``uns[key]["training"]``), or the history itself: a dict from the name of a curve to its value per epoch.
-        The numbers of epochs that were kept are in ``chosen_epoch``; beside it, ``validation`` starts with the score
-        before the first epoch.
+        The numbers of epochs that were kept are in ``chosen_epoch``.
     key
         Key of the prediction, where `model` is a table.
     ax
@@ -76,8 +75,7 @@ def training(
         if right:
             twin = ax.twinx()
             twin.spines["right"].set_visible(True)
-            # Where the number of epochs was chosen, 0 is one of the choices.
-            lines += _curves(twin, right, _SCORES, (0, (3, 1)), from_zero=("validation",) if chosen else ())
+            lines += _curves(twin, right, _SCORES, (0, (3, 1)))
             twin.set_ylabel("score (dashed)")
         for epoch in chosen:
             lines.append(ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":", zorder=0))
@@ -125,8 +123,6 @@ def _curves(
     curves: dict[str, Any],
     labels: dict[str, tuple[str, int]],
     dashes: Any,
-    *,
-    from_zero: tuple[str, ...] = (),
 ) -> list[Any]:
     """One line a curve, in the order of `labels`; curves with other names after them, under their names."""
     lines = []
@@ -137,7 +133,7 @@ def _curves(
     for name, (label, colour) in looks.items():
         values = np.ravel(np.asarray(curves[name], dtype=np.float64))
         (line,) = ax.plot(
-            np.arange(len(values)) + (name not in from_zero),
+            np.arange(len(values)) + 1,
             values,
             color=colours[colour],
             linestyle=dashes,
