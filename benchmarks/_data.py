@@ -51,6 +51,11 @@ TASKS = (
 )
 
 
+def case(name: str) -> Task:
+    """The case of a name."""
+    return next(task for task in TASKS if task.name == name)
+
+
 def table(dataset: str) -> Any:
     """Counts, positions, patient, cellularity and the embeddings ``image_texture`` and ``image_mobilenet``."""
     import anndata

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from _common import RESULTS, machine, write_json  # noqa: E402
-from _data import TASKS, Task, split, table  # noqa: E402
+from _common import RESULTS  # noqa: E402
+from _data import TASKS, case, table  # noqa: E402
+from _runs import PANEL, execute  # noqa: E402
 from _tables import UNIT_NAMES, accuracy_table, cases_table, seconds_table  # noqa: E402
 
 PUBLISHED = ("stnet", "histogene", "hist2st", "thitogene", "egn", "bleep", "mclstexp", "m2ost", "triplex")
@@ -38,7 +38,6 @@ METHODS: dict[str, dict[str, Any]] = {
 EMBEDDINGS = ("texture", "mobilenet")
 UNITS = ("log1p", "log10")
 SEEDS = (0, 1, 2)
-PANEL = 300
 PAPER_CASES = ("C2", "C4", "B4")
 """The paper's preset takes minutes a run: these, with texture embeddings, depth-normalised, one seed."""
 QUICK_CASES = ("C4", "mob_11", "colon q2")
@@ -66,7 +65,8 @@ def main() -> None:
     started = time.perf_counter()
     for name in {case(run[0]).dataset for run in missing}:
         table(name)  # made once, before there are several processes
-    execute(missing, content, out, arguments.jobs, until=started + 60 * arguments.minutes)
+    calls = {key(run): (*run[:3], run[4], METHODS[run[3]]) for run in missing}
+    execute(calls, content, out, jobs=arguments.jobs, until=started + 60 * arguments.minutes)
     print_tables(content)
     done = sum(key(run) in content["results"] for run in runs)
     print(
@@ -116,85 +116,9 @@ def protocol(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def case(name: str) -> Task:
-    """The case of a name."""
-    return next(task for task in TASKS if task.name == name)
-
-
 def key(run: Run) -> str:
     """Name of a run in the JSON."""
     return "|".join(map(str, run))
-
-
-def execute(runs: list[Run], content: dict[str, Any], out: Path, jobs: int, *, until: float) -> None:
-    """Run side by side; each result is on disk before the next is waited for, and nothing is started after `until`."""
-    from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
-
-    if not runs:
-        return
-    content["machine"] = machine()
-    before, started, written = content["seconds"], time.perf_counter(), 0.0
-
-    def in_time() -> Iterator[Any]:
-        for run in runs:
-            if time.perf_counter() > until:
-                return
-            yield delayed(score)(run)
-
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="n_jobs")(in_time())
-    for name, result in tqdm(results, total=len(runs), unit="run", mininterval=10):
-        content["results"][name] = {**result, "commit": content["machine"]["commit"]}
-        content["seconds"] = round(before + time.perf_counter() - started, 1)
-        if time.perf_counter() - written > 5:
-            write_json(out, content)
-            written = time.perf_counter()
-    write_json(out, content)
-
-
-def score(run: Run) -> tuple[str, dict[str, Any]]:
-    """Hold out, predict from H&E, score; means over genes, by slide."""
-    import torch
-
-    import spahgc
-
-    torch.set_num_threads(1)
-    spahgc.settings.progress = False
-    spahgc.settings.verbosity = "error"  # one reference slide: said in the table's text
-    name, embedding, unit, method, seed = run
-    reference, target = split(case(name))
-    measured = target.copy()
-    blind = target[:, :0].copy()
-    started = time.perf_counter()
-    split_by = "patient" if case(name).kind == "new patient" else "slide"
-    spahgc.tl.predict(
-        reference,
-        blind,
-        panel=PANEL,
-        normalize=unit,
-        use_rep=f"image_{embedding}",
-        library_key="region",
-        split_by=split_by,
-        rng=seed,
-        **METHODS[method],
-    )
-    seconds = time.perf_counter() - started
-    for slot in ("obsm", "uns"):
-        getattr(measured, slot)["spahgc"] = getattr(blind, slot)["spahgc"]
-    spahgc.tl.evaluate(measured, library_key="region")
-    scores = spahgc.get.scores(measured)
-    slides = {
-        str(slide): {
-            **{str(metric): _mean(values["value"]) for metric, values in of_slide.groupby("metric")},
-            "share_above_0.3": round(float((of_slide.loc[of_slide["metric"] == "pearson", "value"] > 0.3).mean()), 4),
-        }
-        for slide, of_slide in scores.groupby("slide")
-    }
-    return key(run), {"slides": slides, "seconds": round(seconds, 2)}
-
-
-def _mean(values: Any) -> float | None:
-    return None if values.isna().all() else round(float(values.mean()), 4)
 
 
 def print_tables(content: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy as np
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Slide, expression_of
 from ._linear import mean_pearson, pooled_expression, relative_expression
+from ._presets import PRESETS, Preset
 from .base import Method, Run, State, register
 from .context_kernel import ContextKernel
+from .context_ridge import ContextRidge
+from .ridge import Ridge
 
 if TYPE_CHECKING:
     import torch
@@ -24,56 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spahgc")
 
-
-@dataclass(frozen=True)
-class Preset:
-    """What a preset sets.
-
-    Parameters
-    ----------
-    network
-        Fields of :class:`spahgc.nn.Config` that differ from the paper's.
-    relative
-        Train on expression scaled to mean 0 and variance 1 per gene and slide, instead of expression as it is.
-    context
-        Nodes carry the embedding of the spot and of its surroundings, as in
-        :class:`~spahgc.methods.ContextKernel`, instead of the embedding alone.
-    kernel
-        Average the networks' prediction with that of kernel ridge regression over the reference spots
-        (:class:`~spahgc.methods.ContextKernel`), half and half. Needs `relative`.
-    n_components
-        Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
-    n_seeds
-        Networks that are trained and averaged; 0, with `kernel`, for the kernel alone.
-    """
-
-    network: Mapping[str, Any] = field(default_factory=dict)
-    relative: bool = False
-    context: bool = False
-    kernel: bool = False
-    n_components: int | None = None
-    n_seeds: int = 1
-
-
-PRESETS: dict[str, Preset] = {
-    "paper": Preset(),
-    "default": Preset(
-        network={
-            "hidden": 64,
-            "n_layers": 1,
-            "n_references": 15,
-            "learning_rate": 1e-3,
-            "epochs": 40,
-            "weight_target": 0.0,
-            "weight_reference": 0.0,
-        },
-        relative=True,
-        context=True,
-        kernel=True,
-        n_components=32,
-        n_seeds=5,
-    ),
-}
+_LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 
 
 @register
@@ -83,8 +37,9 @@ class SpaHGC(Method):
     ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
     is five small networks on the same graph, whose nodes carry the embeddings of a spot and of its surroundings,
     trained for 40 epochs on expression relative to each slide; their mean is averaged with kernel ridge regression over
-    all reference spots. With a single reference slide the graph has no other slide to refer to while training, and the
-    default is the kernel alone.
+    all reference spots. For targets of new patients (:class:`~spahgc.methods.Run`) the result is averaged with ridge
+    and context ridge, a third each. With a single reference slide the graph has no other slide to refer to while
+    training, and no network is trained.
 
     Parameters
     ----------
@@ -95,7 +50,8 @@ class SpaHGC(Method):
     n_seeds
         Networks to average; `None` takes the preset's.
     changes
-        Further fields of the preset to change, for ablations: ``relative``, ``context``, ``kernel``, ``n_components``.
+        Further fields of the preset to change, for ablations: ``relative``, ``context``, ``kernel``,
+        ``linear_for_new``, ``n_components``.
     """
 
     name: ClassVar[str] = "spahgc"
@@ -124,8 +80,10 @@ class SpaHGC(Method):
         self._preset = replace(
             chosen, network={**chosen.network, **self.network}, n_seeds=chosen.n_seeds if n_seeds is None else n_seeds
         )
-        if self._preset.kernel and not self._preset.relative:
-            raise ValueError("kernel=True needs relative=True: both sides of the average are on that scale.")
+        if (self._preset.kernel or self._preset.linear_for_new) and not self._preset.relative:
+            raise ValueError(
+                "kernel=True and linear_for_new=True need relative=True: all sides of the average are on that scale."
+            )
         if self._preset.n_seeds < (0 if self._preset.kernel else 1):
             raise ValueError(f"n_seeds is at least 1 (0 with the kernel), not {n_seeds}.")
         self._history: dict[str, list[float]] = {}
@@ -143,8 +101,8 @@ class SpaHGC(Method):
         n_networks = self._preset.n_seeds
         if len(cohort) == 1 and self._preset.kernel:
             logger.warning(
-                "There is one reference slide, %r: no other slide for it to refer to while training, so spahgc is "
-                "kernel ridge regression alone.",
+                "There is one reference slide, %r, and no other for it to refer to while training: spahgc trains no "
+                "network, and predicts by kernel ridge regression.",
                 cohort.slides[0].name,
             )
             n_networks = 0
@@ -196,7 +154,9 @@ class SpaHGC(Method):
             sides.append(np.mean(outputs, axis=0))
         if self._preset.kernel and part.kernel is not None:
             sides.append(part.kernel.relative_values(slide))
-        return part.unscaled(np.mean(sides, axis=0))
+        blend = np.mean(sides, axis=0)
+        linear = [method.relative_values(slide) for method in part.linear]
+        return part.unscaled(np.mean([blend, *linear], axis=0))
 
     def state(self) -> State:
         arrays = {
@@ -248,22 +208,27 @@ class _Part:
     kernel: ContextKernel | None
     """What the networks are averaged with, and what makes the features of the nodes."""
     context: bool
+    linear: tuple[Ridge, ...]
+    """What that is averaged with for new patients."""
 
     @classmethod
     def prepare(cls, cohort: Cohort, preset: Preset, config: Config, run: Run) -> Self:
-        """Scale the expression, and fit the kernel."""
+        """Scale the expression, and fit the kernel and the linear methods."""
         kernel = ContextKernel().fit(cohort, run) if preset.kernel or preset.context else None
-        return cls._made(cohort, preset, config, kernel)
+        wanted = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
+        return cls._made(cohort, preset, config, kernel, tuple(kind(relative=True).fit(cohort, run) for kind in wanted))
 
     @classmethod
-    def _made(cls, cohort: Cohort, preset: Preset, config: Config, kernel: ContextKernel | None) -> Self:
+    def _made(
+        cls, cohort: Cohort, preset: Preset, config: Config, kernel: ContextKernel | None, linear: tuple[Ridge, ...]
+    ) -> Self:
         n_genes = len(cohort.genes)
         values, level, spread = (
             relative_expression(cohort)
             if preset.relative
             else (pooled_expression(cohort), np.zeros(n_genes), np.ones(n_genes))
         )
-        part = cls(config, cohort, values, level, spread, kernel, preset.context)
+        part = cls(config, cohort, values, level, spread, kernel, preset.context, linear)
         part.nodes = replace(cohort, slides=tuple(part.node_features(slide) for slide in cohort))
         return part
 
@@ -317,13 +282,25 @@ class _Part:
 
     def arrays(self) -> State:
         """What :meth:`restore` needs beside the cohort."""
-        return {} if self.kernel is None else {f"kernel.{key}": value for key, value in self.kernel.state().items()}
+        parts: list[Method] = [*self.linear, *([] if self.kernel is None else [self.kernel])]
+        return {f"{part.name}.{key}": value for part in parts for key, value in part.state().items()}
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:
         """Inverse of :meth:`arrays`."""
-        kept = {key.removeprefix("kernel."): value for key, value in state.items() if key.startswith("kernel.")}
-        return cls._made(cohort, preset, config, ContextKernel().restore(kept, cohort) if kept else None)
+
+        def of(method: Ridge | ContextKernel) -> State:
+            prefix = f"{method.name}."
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+        kernel, linear = ContextKernel(), [kind(relative=True) for kind in _LINEAR]
+        return cls._made(
+            cohort,
+            preset,
+            config,
+            kernel.restore(of(kernel), cohort) if of(kernel) else None,
+            tuple(method.restore(of(method), cohort) for method in linear if of(method)),
+        )
 
 
 def _peek(part: _Part, slide: Slide | None, device: torch.device) -> Callable[[Network], float] | None:

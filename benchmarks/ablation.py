@@ -1,0 +1,135 @@
+"""What each part of the model is worth: the default with one part taken away or added, and the paper's parts one by one.
+
+python benchmarks/ablation.py               twelve cases, texture embeddings, two seeds; about 15 minutes on two cores
+python benchmarks/ablation.py --minutes 5   what can be started within 5 minutes; the next call goes on
+
+One network a fit, so that the seeds can be told apart. Every variant is compared with the whole on the same cases and
+seeds; the interval is from drawing cases again, and cases and seeds stay paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from _common import RESULTS  # noqa: E402
+from _data import TASKS, table  # noqa: E402
+from _runs import PANEL, execute  # noqa: E402
+from _tables import markdown  # noqa: E402
+
+WHOLE = "default, one network"
+_NO_CS = {"use_refer": False, "use_pooling": False}
+_MASKED = {"weight_target": 0.2, "weight_reference": 0.1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    WHOLE: {},
+    "- cross-slice edges (no CNDA, no CNAP)": {"network": _NO_CS},
+    "- CNDA": {"network": {"use_refer": False}},
+    "- CNAP": {"network": {"use_pooling": False}},
+    "- spatial edges (TS)": {"network": {"use_near": False}},
+    "- reference edges (RS)": {"network": {"use_close": False}},
+    "- all edges": {"network": {**_NO_CS, "use_near": False, "use_close": False}},
+    "+ masked contrast with EMA": {"network": _MASKED},
+    "+ masked contrast without EMA": {"network": {**_MASKED, "ema_decay": 0.0}},
+    "+ a second layer": {"network": {"n_layers": 2}},
+    "+ a second layer, - cross-slice edges": {"network": {"n_layers": 2, **_NO_CS}},
+    "- kernel": {"changes": {"kernel": False}},
+    "- networks (kernel alone)": {"n_seeds": 0},
+    "- surroundings in the embedding": {"changes": {"context": False}},
+    "- components (all genes)": {"changes": {"n_components": None}},
+    "- relative expression and kernel": {"changes": {"relative": False, "kernel": False, "linear_for_new": False}},
+    "- kernel, cross-slice edges": {"network": _NO_CS, "changes": {"kernel": False}},
+}
+SEEDS = (0, 1)
+CASES = tuple(task.name for task in TASKS if len(task.references) > 1)
+"""Cases with more than one reference slide: with one, no network is trained."""
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--fresh", action="store_true", help="forget results of an earlier run")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing after this time")
+    parser.add_argument("--jobs", type=int, default=-1, help="processes; -1 takes all cores")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ablation.json")
+    arguments = parser.parse_args()
+    if arguments.fresh:
+        arguments.out.unlink(missing_ok=True)
+    content = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"results": {}, "seconds": 0.0}
+    content["protocol"] = {
+        "cases": list(CASES),
+        "embedding": "texture, standardised per slide",
+        "unit": "log1p counts per 10k",
+        "panel": PANEL,
+        "seeds": len(SEEDS),
+        "variants": list(VARIANTS),
+    }
+    calls = {
+        key(variant, case, seed): (
+            case,
+            "texture",
+            "log1p",
+            seed,
+            {"method": "spahgc", "method_params": {"n_seeds": 1, **VARIANTS[variant]}},
+        )
+        for seed in SEEDS
+        for variant in VARIANTS
+        for case in CASES
+    }
+    started = time.perf_counter()
+    for dataset in {task.dataset for task in TASKS}:
+        table(dataset)
+    missing = {name: call for name, call in calls.items() if name not in content["results"]}
+    execute(missing, content, arguments.out, jobs=arguments.jobs, until=started + 60 * arguments.minutes)
+    print(f"Mean per-gene Pearson over {len(CASES)} held-out cases, {len(SEEDS)} seeds\n\n{ablation_table(content)}")
+    done = sum(name in content["results"] for name in calls)
+    print(f"\n{done} of {len(calls)} runs are there; all calls together took {content['seconds']:.0f} s.")
+
+
+def key(variant: str, case: str, seed: int) -> str:
+    """Name of a run in the JSON."""
+    return f"{variant}|{case}|{seed}"
+
+
+def ablation_table(content: Mapping[str, Any]) -> str:
+    """A row a variant: its mean, and the paired difference to the whole with its interval."""
+    from spahgc.metrics import bootstrap
+
+    protocol, results = content["protocol"], content["results"]
+    seeds = range(protocol["seeds"])
+
+    def of_case(variant: str, case: str) -> float:
+        values = [slide["pearson"] for seed in seeds for slide in results[key(variant, case, seed)]["slides"].values()]
+        return sum(values) / len(values)
+
+    rows = []
+    for variant in protocol["variants"]:
+        if any(key(variant, case, seed) not in results for case in protocol["cases"] for seed in seeds):
+            rows.append([variant, *["n/a"] * 5])
+            continue
+        scores = [of_case(variant, case) for case in protocol["cases"]]
+        differences = [score - of_case(WHOLE, case) for score, case in zip(scores, protocol["cases"], strict=True)]
+        found = bootstrap(differences, protocol["cases"])
+        whole = sum(scores) / len(scores)
+        rows.append(
+            [
+                variant,
+                f"{whole:.4f}",
+                f"{found.mean:+.4f}",
+                f"{found.low:+.4f} to {found.high:+.4f}",
+                f"{found.mean / (whole - found.mean):+.1%}",
+                f"{sum(d < 0 for d in differences)} of {len(differences)}",
+            ]
+        )
+    return markdown(["variant", "mean", "difference", "95 % interval", "relative", "cases below"], rows)
+
+
+if __name__ == "__main__":
+    main()
