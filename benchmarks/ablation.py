@@ -1,4 +1,4 @@
-"""What each part of the model is worth: the default with one part taken away or added, and the paper's parts one by one.
+"""What each part of the model is worth: the default with one part changed, and the parts of the paper one by one.
 
 python benchmarks/ablation.py               twelve cases, texture embeddings, two seeds; about 15 minutes on two cores
 python benchmarks/ablation.py --minutes 5   what can be started within 5 minutes; the next call goes on
