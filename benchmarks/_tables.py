@@ -87,6 +87,93 @@ def seconds_table(content: Mapping[str, Any]) -> str:
     return markdown(["method", *datasets], rows)
 
 
+def ablation_table(content: Mapping[str, Any]) -> str:
+    """A row a variant: its mean, and the paired difference to the whole with its interval."""
+    from spahgc.metrics import bootstrap
+
+    protocol, results = content["protocol"], content["results"]
+    reference = protocol["whole"]
+    seeds = range(protocol["seeds"])
+
+    def of_case(variant: str, case: str) -> float:
+        values = [
+            slide["pearson"] for seed in seeds for slide in results[f"{variant}|{case}|{seed}"]["slides"].values()
+        ]
+        return sum(values) / len(values)
+
+    rows = []
+    for variant in protocol["variants"]:
+        if any(f"{variant}|{case}|{seed}" not in results for case in protocol["cases"] for seed in seeds):
+            rows.append([variant, *["n/a"] * 5])
+            continue
+        scores = [of_case(variant, case) for case in protocol["cases"]]
+        differences = [score - of_case(reference, case) for score, case in zip(scores, protocol["cases"], strict=True)]
+        found = bootstrap(differences, protocol["cases"])
+        whole = sum(scores) / len(scores)
+        rows.append(
+            [
+                variant,
+                f"{whole:.4f}",
+                f"{found.mean:+.4f}",
+                f"{found.low:+.4f} to {found.high:+.4f}",
+                f"{found.mean / (whole - found.mean):+.1%}",
+                f"{sum(d < 0 for d in differences)} of {len(differences)}",
+            ]
+        )
+    return markdown(["variant", "mean", "difference", "95 % interval", "relative", "cases below"], rows)
+
+
+_TRUST = (
+    ("spearman", "Spearman"),
+    ("mean", "all"),
+    ("mean_top", "top 50"),
+    ("mean_oracle", "oracle 50"),
+    ("mean_trusted", "trusted"),
+    ("mean_weak", "weak"),
+    ("mean_not predictable", "not pred."),
+    ("coverage", "coverage"),
+    ("coverage_top", "cov. top 50"),
+    ("width", "width"),
+)
+
+
+def trust_table(results: Mapping[str, Any]) -> str:
+    """A row a method and held-out slide; then the mean over the slides whose patient is in the reference."""
+    rows = []
+    for method in dict.fromkeys(name.split()[0] for name in results):
+        of = {name.split()[1]: row for name, row in results.items() if name.split()[0] == method}
+        rows += [[method, slide, row["kind"], *(_number(row[name]) for name, _ in _TRUST)] for slide, row in of.items()]
+        same = [row for row in of.values() if row["kind"] == "same patient"]
+        if same:
+            means = [
+                _mean({str(i): row[name] for i, row in enumerate(same)}, map(str, range(len(same))))
+                for name, _ in _TRUST
+            ]
+            rows.append([method, "mean", "same patient", *map(_number, means)])
+    return markdown(["method", "slide", "kind", *(title for _, title in _TRUST)], rows)
+
+
+_COMPARED = ("ridge", "spahgc", "paper's network", "depth oracle")
+
+
+def steps_table(content: Mapping[str, Any]) -> str:
+    """From the honest protocol to the published ones: a row a step."""
+    rows = []
+    for step in content["steps"].values():
+        means = {name: mean(of.values()) for name, of in step["scores"].items()}
+        rows.append([step["text"], *(f"{means[c]:.3f}" if c in means else "" for c in _COMPARED)])
+    return markdown(["protocol", *_COMPARED], rows)
+
+
+def pairs_table(content: Mapping[str, Any]) -> str:
+    """Each slide from a single other one: what the patient is worth."""
+    columns = [c for c in _COMPARED if all(c in of for of in content["pairs"].values())]
+    rows = [
+        [f"{kind} ({of['n']} predictions)", *(f"{of[c]:.3f}" for c in columns)] for kind, of in content["pairs"].items()
+    ]
+    return markdown(["from one other slide, honest unit and panel", *columns], rows)
+
+
 def protocol_table(content: Mapping[str, Any]) -> str:
     """Data, protocol and machine of a run."""
     listed = ("cases", "methods", "planned")

@@ -24,7 +24,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from _common import RESULTS, machine, write_json  # noqa: E402
 from _data import CACHE, table  # noqa: E402
-from _tables import markdown  # noqa: E402
+from _tables import pairs_table, steps_table  # noqa: E402
 
 from spahgc.tl._protocols import PROTOCOLS, Protocol  # noqa: E402
 
@@ -147,18 +147,7 @@ def _rounded(values: Any) -> dict[str, float]:
 
 def print_tables(content: dict[str, Any]) -> None:
     """The steps, and the pairs."""
-    columns = ["ridge", "spahgc", PAPER, "depth oracle"]
-    rows = []
-    for step in content["steps"].values():
-        means = {name: sum(of.values()) / len(of) for name, of in step["scores"].items()}
-        rows.append([step["text"], *(f"{means[c]:.3f}" if c in means else "" for c in columns)])
-    print(f"\nMean per-gene Pearson over the five slides\n\n{markdown(['protocol', *columns], rows)}")
-    rows = [
-        [f"{kind} ({of['n']} predictions)", *(f"{of[c]:.3f}" for c in columns if c in of)]
-        for kind, of in content["pairs"].items()
-    ]
-    header = ["from one other slide, honest unit and panel", *(c for c in columns if c != PAPER)]
-    print(f"\n{markdown(header, rows)}")
+    print(f"\nMean per-gene Pearson over the five slides\n\n{steps_table(content)}\n\n{pairs_table(content)}")
     print(
         f"\nThe paper's network: {content['paper_epochs']} of its 200 epochs. This took {content['seconds']:.0f} s; "
         f"fits of an earlier call are not in that."

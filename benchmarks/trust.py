@@ -22,8 +22,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from _common import RESULTS, machine, write_json  # noqa: E402
 from _data import CACHE, table  # noqa: E402
+from _tables import trust_table  # noqa: E402
 
 PANEL, TOP, UNIT = 300, 50, "log1p"
+LEGEND = "Mean Pearson of genes on the held-out slide; 90 % intervals; trust from cross-validation by slide"
 METHODS = ("ridge", "spahgc")
 TARGETS = {"C2": "same patient", "C3": "same patient", "C4": "same patient", "C5": "same patient", "B4": "new patient"}
 PROTOCOL = {
@@ -37,18 +39,6 @@ PROTOCOL = {
     "tl.predict therefore gives no interval there, and calls no gene more than weak",
     "left out": "C from B4: one reference slide cannot be cross-validated, so no gene has trust",
 }
-COLUMNS = (
-    ("spearman", "Spearman"),
-    ("mean", "all"),
-    ("mean_top", f"top {TOP}"),
-    ("mean_oracle", f"oracle {TOP}"),
-    ("mean_trusted", "trusted"),
-    ("mean_weak", "weak"),
-    ("mean_not predictable", "not pred."),
-    ("coverage", "coverage"),
-    ("coverage_top", f"cov. top {TOP}"),
-    ("width", "width"),
-)
 
 
 def main() -> None:
@@ -71,7 +61,7 @@ def main() -> None:
             done[key] = run(adata, target, method, seeds=arguments.seeds, jobs=arguments.jobs)
             print(f"{key}: {done[key]['seconds']} s", flush=True)
             write_json(arguments.out, {"protocol": PROTOCOL, "machine": machine(), "results": done})
-    print_table(done)
+    print(f"\n{LEGEND}\n\n{trust_table(done)}\n\n{PROTOCOL['new patient']}.\n{PROTOCOL['left out']}.")
 
 
 def run(adata: Any, target: str, method: str, *, seeds: int, jobs: int) -> dict[str, Any]:
@@ -127,22 +117,6 @@ def compare(trust: Any, realised: Any) -> dict[str, Any]:
     counts = {f"n_{verdict}": int((both["verdict"] == verdict).sum()) for verdict in verdicts}
     rounded = {name: None if value != value else round(float(value), 4) for name, value in found.items()}
     return {**rounded, **counts, "n_genes": len(both), "n_panel": len(realised)}
-
-
-def print_table(results: dict[str, Any]) -> None:
-    """A row a run."""
-    print("\nmean Pearson of genes on the held-out slide; 90 % intervals; trust from cross-validation by slide\n")
-    print("".join(["method   slide  kind         "] + [f"{name:>13}" for _, name in COLUMNS]))
-    for key, row in results.items():
-        method, target = key.split()
-        cells = ["n/a" if row[name] is None else f"{row[name]:.3f}" for name, _ in COLUMNS]
-        print(f"{method:<9}{target:<7}{row['kind']:<13}" + "".join(f"{cell:>13}" for cell in cells))
-    for method in dict.fromkeys(key.split()[0] for key in results):
-        same = [r for key, r in results.items() if key.split()[0] == method and r["kind"] == "same patient"]
-        if same:
-            cells = [sum(r[name] or 0 for r in same) / len(same) for name, _ in COLUMNS]
-            print(f"{method:<9}{'mean':<7}{'same patient':<13}" + "".join(f"{cell:>13.3f}" for cell in cells))
-    print(f"\n{PROTOCOL['new patient']}.\n{PROTOCOL['left out']}.")
 
 
 if __name__ == "__main__":

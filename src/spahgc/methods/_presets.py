@@ -17,29 +17,31 @@ class Preset:
         Fields of :class:`spahgc.nn.Config` that differ from the paper's.
     relative
         Train on expression scaled to mean 0 and variance 1 per gene and slide, instead of expression as it is.
-    context
-        Nodes carry the embedding of the spot and of its surroundings, as in
-        :class:`~spahgc.methods.ContextKernel`, instead of the embedding alone.
+    views
+        What the nodes carry, in turn for the networks that are averaged: ``"spot"``, the embedding, or ``"context"``,
+        the embeddings of the spot and of its surroundings (:class:`~spahgc.methods.ContextKernel`).
     kernel
-        Average the networks' prediction with that of kernel ridge regression over the reference spots
-        (:class:`~spahgc.methods.ContextKernel`), half and half. Needs `relative`.
+        Share of kernel ridge regression over the reference spots (:class:`~spahgc.methods.ContextKernel`) in the
+        average with the networks, 0 to 1. Above 0 it needs `relative`.
     linear_for_new
         Average further with ridge and context ridge, a third each, where targets are of new patients
         (``Run.split_by="patient"``): what bends less carries over better. Needs `relative`.
     n_components
         Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
     n_seeds
-        Networks that are trained and averaged; 0, with `kernel`, for the kernel alone.
+        Networks that are trained and averaged; 0, with a `kernel`, for the kernel alone.
     """
 
     network: Mapping[str, Any] = field(default_factory=dict)
     relative: bool = False
-    context: bool = False
-    kernel: bool = False
+    views: tuple[str, ...] = ("spot",)
+    kernel: float = 0.0
     linear_for_new: bool = False
     n_components: int | None = None
     n_seeds: int = 1
 
+
+VIEWS = ("spot", "context")
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(),
@@ -54,10 +56,10 @@ PRESETS: dict[str, Preset] = {
             "weight_reference": 0.0,
         },
         relative=True,
-        context=True,
-        kernel=True,
+        views=("context", "spot"),
+        kernel=1 / 3,
         linear_for_new=True,
         n_components=32,
-        n_seeds=5,
+        n_seeds=6,
     ),
 }

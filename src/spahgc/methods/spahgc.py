@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Slide, expression_of
 from ._linear import mean_pearson, pooled_expression, relative_expression
-from ._presets import PRESETS, Preset
+from ._presets import PRESETS, VIEWS, Preset
 from .base import Method, Run, State, register
 from .context_kernel import ContextKernel
 from .context_ridge import ContextRidge
@@ -35,11 +36,11 @@ class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
     ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
-    is five small networks on the same graph, whose nodes carry the embeddings of a spot and of its surroundings,
-    trained for 40 epochs on expression relative to each slide; their mean is averaged with kernel ridge regression over
-    all reference spots. For targets of new patients (:class:`~spahgc.methods.Run`) the result is averaged with ridge
-    and context ridge, a third each. With a single reference slide the graph has no other slide to refer to while
-    training, and no network is trained.
+    is six small networks on the same graph, trained for 40 epochs on expression relative to each slide; the nodes of
+    three carry the embeddings of a spot and of its surroundings, those of the other three the spot's alone. Their mean
+    is averaged with kernel ridge regression over all reference spots, which counts a third. For targets of new patients
+    (:class:`~spahgc.methods.Run`) the result is averaged with ridge and context ridge, a third each. With a single
+    reference slide the graph has no other slide to refer to while training, and no network is trained.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ class SpaHGC(Method):
     n_seeds
         Networks to average; `None` takes the preset's.
     changes
-        Further fields of the preset to change, for ablations: ``relative``, ``context``, ``kernel``,
+        Further fields of the preset to change, for ablations: ``relative``, ``views``, ``kernel``,
         ``linear_for_new``, ``n_components``.
     """
 
@@ -77,12 +78,16 @@ class SpaHGC(Method):
                 f"changes has no {', '.join(map(repr, unknown))}. Available: {', '.join(map(repr, changeable))}."
             )
         chosen = replace(PRESETS[preset], **self.changes)
+        if not chosen.views or not set(chosen.views) <= set(VIEWS):
+            raise ValueError(f"views is one or more of {', '.join(map(repr, VIEWS))}, not {list(chosen.views)}.")
+        if not 0 <= chosen.kernel <= 1:
+            raise ValueError(f"kernel is a share between 0 and 1, not {chosen.kernel}.")
         self._preset = replace(
             chosen, network={**chosen.network, **self.network}, n_seeds=chosen.n_seeds if n_seeds is None else n_seeds
         )
         if (self._preset.kernel or self._preset.linear_for_new) and not self._preset.relative:
             raise ValueError(
-                "kernel=True and linear_for_new=True need relative=True: all sides of the average are on that scale."
+                "kernel and linear_for_new need relative=True: all sides of the average are on that scale."
             )
         if self._preset.n_seeds < (0 if self._preset.kernel else 1):
             raise ValueError(f"n_seeds is at least 1 (0 with the kernel), not {n_seeds}.")
@@ -112,12 +117,12 @@ class SpaHGC(Method):
         seeds = [int(s) for s in np.random.SeedSequence(run.seed).generate_state(n_networks)]
         self._part = part = _Part.prepare(cohort, self._preset, config, run)
         self._device, self._networks = device, []
-        graphs = part.graphs() if seeds else []
         components = part.components(self._preset.n_components)
         curves = []
-        for seed in seeds:
+        graphs = {view: part.graphs(view) for view in self._preset.views[: len(seeds)]}
+        for seed, view in zip(seeds, cycle(self._preset.views), strict=False):
             network, history = train(
-                graphs,
+                graphs[view],
                 config,
                 seed=seed,
                 device=device,
@@ -142,19 +147,19 @@ class SpaHGC(Method):
     def predict(self, slide: Slide) -> Float32:
         import torch
 
-        part, sides = self._part, []
-        if self._networks:
-            data = part.graph(slide).to(str(self._device))
-            outputs = []
-            for network in self._networks:
-                network.to(self._device)
-                with torch.no_grad():
-                    outputs.append(network(data).double().cpu().numpy())
-                network.cpu()
-            sides.append(np.mean(outputs, axis=0))
-        if self._preset.kernel and part.kernel is not None:
-            sides.append(part.kernel.relative_values(slide))
-        blend = np.mean(sides, axis=0)
+        part, share, outputs = self._part, self._preset.kernel, []
+        used = self._preset.views[: len(self._networks)]
+        graphs = {view: part.graph(slide, view).to(str(self._device)) for view in used}
+        for network, view in zip(self._networks, cycle(self._preset.views), strict=False):
+            network.to(self._device)
+            with torch.no_grad():
+                outputs.append(network(graphs[view]).double().cpu().numpy())
+            network.cpu()
+        blend = np.mean(outputs, axis=0) if outputs else np.zeros(())
+        if share > 0 and part.kernel is not None:
+            # Alone where there is no network.
+            share = share if outputs else 1.0
+            blend = (1 - share) * blend + share * part.kernel.relative_values(slide)
         linear = [method.relative_values(slide) for method in part.linear]
         return part.unscaled(np.mean([blend, *linear], axis=0))
 
@@ -177,13 +182,13 @@ class SpaHGC(Method):
         self._device = settings.torch_device()
         n_networks = len({key.split(".")[0] for key in state if key.startswith("network")})
         self._networks = []
-        for i in range(n_networks):
+        for i, view in zip(range(n_networks), cycle(self._preset.views), strict=False):
             prefix = f"network{i}."
             weights = {
                 key.removeprefix(prefix): torch.from_numpy(state[key].copy()) for key in state if key.startswith(prefix)
             }
             network = Network(
-                self._part.nodes.slides[0].embedding.shape[1],
+                self._part.nodes[view].slides[0].embedding.shape[1],
                 len(cohort.genes),
                 config,
                 components=weights.get("components"),
@@ -198,8 +203,8 @@ class _Part:
     """Reference slides made ready for the network: scaled expression, what nodes carry, the kernel."""
 
     config: Config
-    nodes: Cohort
-    """The reference slides with what their nodes carry as the embedding."""
+    nodes: dict[str, Cohort]
+    """By view, the reference slides with what their nodes carry as the embedding."""
     values: dict[str, Float64]
     """Expression that the network is trained on, by slide."""
     level: Float64
@@ -207,14 +212,13 @@ class _Part:
     """Prediction = output * spread + level."""
     kernel: ContextKernel | None
     """What the networks are averaged with, and what makes the features of the nodes."""
-    context: bool
     linear: tuple[Ridge, ...]
     """What that is averaged with for new patients."""
 
     @classmethod
     def prepare(cls, cohort: Cohort, preset: Preset, config: Config, run: Run) -> Self:
         """Scale the expression, and fit the kernel and the linear methods."""
-        kernel = ContextKernel().fit(cohort, run) if preset.kernel or preset.context else None
+        kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or "context" in preset.views else None
         wanted = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
         return cls._made(cohort, preset, config, kernel, tuple(kind(relative=True).fit(cohort, run) for kind in wanted))
 
@@ -228,32 +232,33 @@ class _Part:
             if preset.relative
             else (pooled_expression(cohort), np.zeros(n_genes), np.ones(n_genes))
         )
-        part = cls(config, cohort, values, level, spread, kernel, preset.context, linear)
-        part.nodes = replace(cohort, slides=tuple(part.node_features(slide) for slide in cohort))
+        part = cls(config, {}, values, level, spread, kernel, linear)
+        for view in preset.views:
+            part.nodes[view] = replace(cohort, slides=tuple(part.node_features(slide, view) for slide in cohort))
         return part
 
-    def node_features(self, slide: Slide) -> Slide:
+    def node_features(self, slide: Slide, view: str) -> Slide:
         """The slide with what its nodes carry as the embedding; of mean square 1 where it has the surroundings."""
-        if not self.context or self.kernel is None:
+        if view == "spot" or self.kernel is None:
             return slide
         context = self.kernel.context
         scale = np.sqrt(np.mean(context.scale**2))
         return replace(slide, embedding=(context(slide) / max(float(scale), 1e-12)).astype(np.float32))
 
-    def graphs(self) -> list[tuple[HeteroData, torch.Tensor]]:
+    def graphs(self, view: str) -> list[tuple[HeteroData, torch.Tensor]]:
         """Graph of each reference slide as the target, with references from the others, and its expression."""
         import torch
 
-        made = []
-        for slide in self.nodes:
-            others = self.nodes.subset([other.name for other in self.nodes if other.name != slide.name])
+        made, nodes = [], self.nodes[view]
+        for slide in nodes:
+            others = nodes.subset([other.name for other in nodes if other.name != slide.name])
             expression = torch.from_numpy(self.values[slide.name].astype(np.float32))
             made.append((self._graph(slide, others), expression))
         return made
 
-    def graph(self, slide: Slide) -> HeteroData:
+    def graph(self, slide: Slide, view: str) -> HeteroData:
         """Graph of a slide to predict, with references from all reference slides."""
-        return self._graph(self.node_features(slide), self.nodes)
+        return self._graph(self.node_features(slide, view), self.nodes[view])
 
     def _graph(self, slide: Slide, references: Cohort) -> HeteroData:
         from ..nn import build_graph
@@ -274,7 +279,7 @@ class _Part:
 
         if size is None:
             return None
-        return torch.from_numpy(_leading_axes(np.concatenate([self.values[slide.name] for slide in self.nodes]), size))
+        return torch.from_numpy(_leading_axes(np.concatenate(list(self.values.values())), size))
 
     def unscaled(self, values: np.ndarray) -> Float32:
         """From the scale that the network is trained on to the unit of the expression."""
@@ -307,7 +312,7 @@ def _peek(part: _Part, slide: Slide | None, device: torch.device) -> Callable[[N
     """Score of a network on the very slide that is scored: how the published checkpoint was chosen (:class:`Run`)."""
     if slide is None:
         return None
-    graph = part.graph(slide.without_expression()).to(str(device))
+    graph = part.graph(slide.without_expression(), "spot").to(str(device))
     return lambda network: mean_pearson(expression_of(slide), network(graph).double().cpu().numpy())
 
 
