@@ -41,27 +41,38 @@ def _score(content: Mapping[str, Any], run: tuple[str, ...], metric: str) -> flo
 
 
 def accuracy_table(content: Mapping[str, Any], unit: str, embedding: str) -> str:
-    """A row a method: mean Pearson by kind of case, over all cases, and the difference to ridge with its interval."""
+    """A row a method: mean Pearson by kind of case, over all cases, and the difference to ridge with its interval.
+
+    A method that was not to be run on some case (it needs more reference slides, say) has its mean over the others, and
+    their number beside it; the difference to ridge is over the same cases. A run that is still missing is n/a.
+    """
     cases, scores = content["protocol"]["cases"], case_scores(content, unit, embedding)
-    names = list(dict.fromkeys(_GROUPS[entry["dataset"], entry["kind"]] for entry in cases.values()))
-    groups = {g: [c for c, entry in cases.items() if _GROUPS[entry["dataset"], entry["kind"]] == g] for g in names}
+    kinds = {case: _GROUPS[entry["dataset"], entry["kind"]] for case, entry in cases.items()}
+    groups = {kind: [case for case in cases if kinds[case] == kind] for kind in dict.fromkeys(_GROUPS.values())}
+    groups = {kind: members for kind, members in groups.items() if members}
     rows = []
     for method, of_case in scores.items():
-        cells = [_number(_mean(of_case, members)) for members in groups.values()]
-        whole = _mean(of_case, cases)
-        rows.append([method, *cells, _number(whole), *_to_ridge(of_case, scores["ridge"])])
-    counts = [f"{g} ({len(members)})" for g, members in groups.items()]
+        prefixes = {case: f"{case}|{embedding}|{unit}|{'ridge' if method == ORACLE else method}|" for case in cases}
+        has = [c for c in cases if any(name.startswith(prefixes[c]) for name in content["protocol"]["planned"])]
+        if not has:
+            continue
+        cells = [_number(_mean(of_case, members) if set(members) <= set(has) else None) for members in groups.values()]
+        whole = _number(_mean(of_case, has)) + ("" if len(has) == len(cases) else f" (of {len(has)})")
+        rows.append([method, *cells, whole, *_to_ridge(of_case, scores["ridge"], has)])
+    counts = [f"{kind} ({len(members)})" for kind, members in groups.items()]
     return markdown(["method", *counts, f"mean of {len(cases)}", "to ridge", "95 % interval"], rows)
 
 
-def _to_ridge(of_case: Mapping[str, float | None], ridge: Mapping[str, float | None]) -> tuple[str, str]:
+def _to_ridge(
+    of_case: Mapping[str, float | None], ridge: Mapping[str, float | None], cases: Sequence[str]
+) -> tuple[str, str]:
     """Relative difference of the means, and the interval of the paired difference from drawing cases again."""
     from spahgc.metrics import bootstrap
 
-    if None in of_case.values() or None in ridge.values():
+    whole, base = _mean(of_case, cases), _mean(ridge, cases)
+    if whole is None or base is None:
         return "n/a", "n/a"
-    whole, base = mean(of_case.values()), mean(ridge.values())
-    found = bootstrap([of_case[case] - ridge[case] for case in ridge], list(ridge))
+    found = bootstrap([of_case[case] - ridge[case] for case in cases], list(cases))
     return f"{whole / base - 1:+.1%}", f"{found.low:+.3f} to {found.high:+.3f}"
 
 

@@ -88,6 +88,8 @@ def planned(*, quick: bool) -> list[Run]:
                 for embedding in EMBEDDINGS:
                     for j, task in enumerate(TASKS):
                         plain = (unit, embedding, seed) == ("log1p", "texture", 0)
+                        if len(task.references) < REGISTERED[METHODS[method]["method"]].min_slides:
+                            continue
                         if paper and (quick or not plain or task.name not in PAPER_CASES):
                             continue
                         if quick and (not plain or task.name not in QUICK_CASES):
