@@ -10,6 +10,7 @@ UNIT_NAMES = {
     "log1p": "log1p counts per 10k (depth-normalised, the default)",
     "log10": "log10(counts + 1) (depth left in)",
 }
+EMBEDDING_NAMES = {"texture": "Texture embeddings (no weights)", "mobilenet": "MobileNet embeddings (ImageNet)"}
 ORACLE = "depth oracle"
 _GROUPS = {
     ("her2st", "same patient"): "breast, same patient",

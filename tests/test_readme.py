@@ -11,10 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("unit", ["log1p", "log10"])
-def test_accuracy_table(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("embedding", ["texture", "mobilenet"])
+def test_accuracy_table(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     from _tables import accuracy_table
 
-    content = json.loads((ROOT / "benchmarks" / "results" / "accuracy_quick.json").read_text())
-    assert accuracy_table(content, unit) in (ROOT / "README.md").read_text()
+    content = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())
+    assert accuracy_table(content, "log1p", embedding) in (ROOT / "README.md").read_text()
+
+
+def test_trust_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    from _tables import trust_table
+
+    content = json.loads((ROOT / "benchmarks" / "results" / "trust.json").read_text())
+    of_spahgc = {name: row for name, row in content["results"].items() if name.startswith("spahgc")}
+    assert trust_table(of_spahgc) in (ROOT / "README.md").read_text()
