@@ -42,6 +42,18 @@ PAPER_CASES = ("C2", "C4", "B4")
 """The paper's preset takes minutes a run: these, with texture embeddings, depth-normalised, one seed."""
 QUICK_CASES = ("C4", "mob_11", "colon q2")
 
+_PHASES = {
+    ("log1p", False, True): 0,
+    ("log1p", False, False): 0,
+    ("log1p", True, True): 1,
+    ("log10", False, True): 2,
+    ("log10", False, False): 2,
+    ("log1p", True, False): 3,
+    ("log10", True, True): 4,
+    ("log10", True, False): 5,
+}
+"""When a run's turn comes, by unit, whether it is one of the further seeds, and whether it is spahgc's."""
+
 Run = tuple[str, str, str, str, int]
 """Case, embedding, unit, method, seed."""
 
@@ -76,7 +88,7 @@ def main() -> None:
 
 
 def planned(*, quick: bool) -> list[Run]:
-    """All runs, the most telling first: depth-normalised before log10, one seed of everything before the others."""
+    """All runs, the most telling first: one seed of every method, spahgc's other seeds, log10, other seeds, the paper's."""
     from spahgc.methods import METHODS as REGISTERED
 
     runs: list[tuple[int, int, int, Run]] = []
@@ -94,7 +106,7 @@ def planned(*, quick: bool) -> list[Run]:
                             continue
                         if quick and (not plain or task.name not in QUICK_CASES):
                             continue
-                        phase = 1 if paper else 2 * UNITS.index(unit) + (seed > 0)
+                        phase = 6 if paper else _PHASES[unit, seed > 0, method == "spahgc"]
                         runs.append((phase, i, j, (task.name, embedding, unit, method, seed)))
     return [run for *_, run in sorted(runs)]
 
