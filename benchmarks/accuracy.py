@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def planned(*, quick: bool) -> list[Run]:
-    """All runs, the most telling first: one seed of every method, spahgc's other seeds, log10, other seeds, the paper's."""
+    """All runs, the most telling first: one seed of all, then of spahgc the others, log10, the rest."""
     from spahgc.methods import METHODS as REGISTERED
 
     runs: list[tuple[int, int, int, Run]] = []
