@@ -1,0 +1,91 @@
+"""What the default of SpaHGC is made of."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spahgc._slides import Cohort, Slide, expression_of
+from spahgc.methods import ContextKernel, ContextRidge, Ridge, Run, SpaHGC
+from spahgc.methods._linear import relative_expression
+
+SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
+
+
+def relative(method: SpaHGC, cohort: Cohort, slide: Slide) -> np.ndarray:
+    """A prediction on the scale that is trained on."""
+    _, level, spread = relative_expression(cohort)
+    return (method.predict(slide).astype(np.float64) - level) / np.where(spread > 0, spread, 1.0)
+
+
+def fit(cohort: Cohort, run: Run, **params: Any) -> SpaHGC:
+    return SpaHGC(network=SMALL, **params).fit(cohort, run)
+
+
+def test_the_kernel_counts_a_third(cohort: Cohort, target: Slide) -> None:
+    run = Run(split_by="slide")
+    whole = relative(fit(cohort, run, n_seeds=2), cohort, target)
+    networks = relative(fit(cohort, run, n_seeds=2, changes={"kernel": 0.0}), cohort, target)
+    kernel = ContextKernel().fit(cohort, run).relative_values(target)
+    np.testing.assert_allclose(whole, 2 / 3 * networks + kernel / 3, atol=1e-4)
+
+
+def test_networks_take_turns_in_what_they_see(cohort: Cohort, target: Slide) -> None:
+    run = Run(split_by="slide")
+    both = fit(cohort, run, n_seeds=2)
+    widths = [network.n_features for network in both._networks]
+    assert widths == [both._part.nodes["context"].slides[0].embedding.shape[1], target.embedding.shape[1]]
+    assert widths[0] > widths[1]
+    one = fit(cohort, run, n_seeds=2, changes={"views": ["spot"]})
+    assert [network.n_features for network in one._networks] == [target.embedding.shape[1]] * 2
+
+
+def test_new_patients_get_the_linear_methods_too(cohort: Cohort, target: Slide) -> None:
+    known, new = fit(cohort, Run(split_by="slide"), n_seeds=1), fit(cohort, Run(split_by="patient"), n_seeds=1)
+    linear = [kind(relative=True).fit(cohort, Run(split_by="patient")) for kind in (Ridge, ContextRidge)]
+    expected = [relative(known, cohort, target), *(method.relative_values(target) for method in linear)]
+    np.testing.assert_allclose(relative(new, cohort, target), np.mean(expected, axis=0), atol=1e-4)
+    without = fit(cohort, Run(split_by="patient"), n_seeds=1, changes={"linear_for_new": False})
+    np.testing.assert_array_equal(without.predict(target), known.predict(target))
+
+
+def test_one_slide_is_the_kernel_alone(cohort: Cohort, target: Slide, caplog: pytest.LogCaptureFixture) -> None:
+    one = cohort.subset(["a"])
+    with caplog.at_level(logging.WARNING, logger="spahgc"):
+        found = fit(one, Run(split_by="slide"))
+    assert "one reference slide, 'a'" in caplog.text
+    np.testing.assert_allclose(
+        found.predict(target), ContextKernel().fit(one, Run()).predict(target), rtol=1e-5, atol=1e-5
+    )
+    assert found.history() == {}
+
+
+def test_a_network_refers_to_other_slides_only(cohort: Cohort) -> None:
+    """The nodes of a training graph hold no expression of the slide that is the target."""
+    method = fit(cohort, Run(split_by="slide"), n_seeds=1)
+    part = method._part
+    for slide, (graph, values) in zip(part.nodes["context"], part.graphs("context"), strict=True):
+        assert len(values) == len(slide)
+        own = {tuple(row) for row in np.round(part.values[slide.name], 4)}
+        assert not own & {tuple(row) for row in np.round(graph["reference"].y.numpy().astype(np.float64), 4)}
+        assert expression_of(slide).shape[0] == graph["target"].num_nodes
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"preset": "best"}, "No preset 'best'. Available: paper, default"),
+        ({"changes": {"n_seed": 2}}, "changes has no 'n_seed'. Available: 'relative', 'views'"),
+        ({"changes": {"views": ["moon"]}}, "views is one or more of 'spot', 'context', not"),
+        ({"changes": {"kernel": 2.0}}, "kernel is a share between 0 and 1"),
+        ({"changes": {"relative": False}}, "kernel and linear_for_new need relative=True"),
+        ({"n_seeds": -1}, "n_seeds is at least 1"),
+        ({"preset": "paper", "n_seeds": 0}, "n_seeds is at least 1"),
+    ],
+)
+def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpaHGC(**params)
