@@ -34,8 +34,8 @@ ACCURACY = {
     "gene at all scores as shown in the last row.",
     "seconds": "Median seconds to train on the reference of a case and to predict it, on one thread of a machine "
     "that ran other jobs beside it.",
-    "ablation": "`benchmarks/ablation.py`: the default with two networks, one of each view, and the same with one "
-    "part changed; texture embeddings, depth-normalised, all cases with at least two reference slides. "
+    "ablation": "`benchmarks/ablation.py`: the default with one network, the surroundings in view, and the same with "
+    "one part changed; texture embeddings, depth-normalised, all cases with at least two reference slides. "
     "The interval is of the paired difference, from drawing cases again.",
     "trust": "`benchmarks/trust.py`: genes are ranked by what cross-validation on the reference slides leads to "
     "expect, before the held-out slide is scored. *Spearman* compares expected and realised Pearson over "
