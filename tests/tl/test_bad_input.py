@@ -389,13 +389,12 @@ def test_backed_table(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) 
 # Too few slides.
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData, preset: Any) -> None:
+def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData) -> None:
     one = reference[reference.obs["region"] == "A1"].copy()
     with pytest.raises(ValueError, match="at least two reference slides.*only 'A1'.*method='ridge'.*possible"):
-        spahgc.tl.predict(one, target, panel=5, preset=preset)
+        spahgc.tl.predict(one, target, panel=5, preset="paper")
     assert "spahgc" not in target.obsm
-    for method in ("ridge", "context_ridge", "knn", "gene_mean"):
+    for method in ("spahgc", "ridge", "context_ridge", "knn", "gene_mean"):
         spahgc.tl.predict(one, target, panel=5, method=method)
         assert target.obs["spahgc_support"].between(0, 1).all()
         assert np.isfinite(target.obsm["spahgc"].to_numpy()).all()

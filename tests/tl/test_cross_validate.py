@@ -295,9 +295,8 @@ def test_fixed_ridge_is_that_of_hest(cohort: ad.AnnData, predictions: Callable[.
     scaled = np.empty_like(cohort.obsm["image_toy"])
     for slide in ("A1", "A2", "B1", "C1"):
         rows = (cohort.obs["region"] == slide).to_numpy()
-        scaled[rows] = standardize(
-            Slide(slide, None, scaled[rows] * 0 + cohort.obsm["image_toy"][rows], None)
-        ).embedding  # type: ignore[arg-type]
+        embedding = cohort.obsm["image_toy"][rows]
+        scaled[rows] = standardize(Slide(slide, None, embedding, cohort.obsm["spatial"][rows])).embedding
     held = (cohort.obs["region"] == "C1").to_numpy()
     values = np.log1p(cohort[:, genes].X.toarray())
     pca = PCA().fit(scaled[~held])

@@ -15,6 +15,7 @@ import spatialdata as sd
 from spatialdata.models import ShapesModel, TableModel
 
 import spahgc
+from spahgc._keys import METRICS
 
 Models = Callable[[str], spahgc.tl.Model]
 Trip = Callable[[ad.AnnData], ad.AnnData]
@@ -92,7 +93,7 @@ def test_next_steps_take_what_was_read(models: Models, target: ad.AnnData, trip:
     pd.testing.assert_frame_equal(spahgc.get.scores(again), spahgc.get.scores(target), check_dtype=False)
     assert spahgc.get.scores(again)["value"].dtype == np.float64
     columns = [name for name in target.var if name.startswith("spahgc_")]
-    assert len(columns) == 6
+    assert len(columns) == len(METRICS)
     pd.testing.assert_frame_equal(again.var[columns], target.var[columns], check_index_type=False)
     prediction = spahgc.get.predicted(again)
     np.testing.assert_array_equal(prediction.X, target.obsm["spahgc"].to_numpy())

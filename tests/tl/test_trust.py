@@ -159,14 +159,14 @@ def test_skill_that_is_depth_alone_is_not_trusted() -> None:
     assert unknown["difference_to_depth"].isna().all()
 
 
-def test_one_slide_has_no_interval_and_two_hardly_one() -> None:
+def test_one_slide_or_two_have_no_interval() -> None:
     values = np.array([[0.30], [0.37], [0.34]]) + drawn(np.random.default_rng(3), ["A"] * 3, slide=0, slope=0)
-    one = gene_trust(whole(values[:1]), method="ridge")
-    assert one[["low", "high"]].isna().all(axis=None)
-    assert "trusted" not in set(one["verdict"])
-    assert one["expected_pearson"].notna().all()
-    two, three = (gene_trust(whole(values[:n]), method="ridge") for n in (2, 3))
-    assert (two["high"] - two["low"]).mean() > 1.5 * (three["high"] - three["low"]).mean()
+    for n_slides in (1, 2):
+        few = gene_trust(whole(values[:n_slides]), method="ridge")
+        assert few[["low", "high"]].isna().all(axis=None)
+        assert "trusted" not in set(few["verdict"])
+        assert few["expected_pearson"].notna().all()
+    assert gene_trust(whole(values), method="ridge")[["low", "high"]].notna().all(axis=None)
 
 
 def test_missing_scores() -> None:
@@ -191,7 +191,7 @@ def test_missing_scores() -> None:
 def test_a_single_gene(n_slides: int) -> None:
     trust = gene_trust(whole(np.linspace(0.3, 0.4, n_slides)[:, None]), method="ridge")
     assert trust["expected_pearson"].item() == pytest.approx(0.35 if n_slides > 1 else 0.3, abs=0.01)
-    assert np.isfinite(trust["low"].item()) == (n_slides > 1)
+    assert np.isfinite(trust["low"].item()) == (n_slides > 2)
 
 
 def test_perfect_and_equal_scores() -> None:
@@ -226,8 +226,9 @@ def test_what_was_held_out() -> None:
     pd.testing.assert_frame_equal(by_slide, gene_trust(alone, method="ridge", split_by="slide"))
     by_patient = gene_trust(table, method="ridge", split_by="patient")
     assert by_patient["n_slides"].max() == 5
-    # Two patients: hardly anything is known of a third.
-    assert (by_patient["high"] - by_patient["low"]).mean() > 2 * (by_slide["high"] - by_slide["low"]).mean()
+    # Two patients: too little is known of a third for an interval.
+    assert by_patient["low"].isna().all()
+    assert by_slide["low"].notna().all()
     assert same_patient(table, "slide")
     assert not same_patient(table, "patient")
     assert same_patient(alone, "patient")

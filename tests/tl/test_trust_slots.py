@@ -183,7 +183,7 @@ def test_columns_of_the_user_are_not_overwritten(validated: ad.AnnData, same: ad
 
 
 def test_planted_genes_are_trusted_and_others_not_predictable() -> None:
-    sdata = spahgc.datasets.synthetic_cohort()
+    sdata = spahgc.datasets.synthetic_cohort(n_patients=3)
     spahgc.pp.image_embedding(sdata, encoder="texture")
     table = sdata["table"]
     spahgc.tl.cross_validate(table, methods=["ridge"], panel=list(table.var_names), n_jobs=1)

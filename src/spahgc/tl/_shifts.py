@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from .._slides import Float64
 
+MIN_UNITS = 3
+"""Slides (or patients) held out from which on there is an interval: two may agree by chance, and hide all shift."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
@@ -23,7 +26,7 @@ class Shifts:
     """Variance of a new slide's residual, and its degrees of freedom."""
     shift: tuple[Float64, float]
     """Variance of a new slide's shift around the mean of the known ones, (n_genes,), and its degrees of freedom; NaN
-    and 0 with a single unit."""
+    and 0 with fewer than three units."""
 
     @classmethod
     def fit(cls, z: Float64, units: NDArray[np.intp]) -> Shifts:
@@ -51,7 +54,7 @@ class Shifts:
             centre + kept * (means - centre),
             kept * variance / n,
             (float(residual[0]), residual[1]),
-            _total((between, n_units - 1.0), within[0]),
+            _total((between, n_units - 1.0), within[0]) if n_units >= MIN_UNITS else (np.full(len(n), np.nan), 0.0),
         )
 
     def interval(self, level: float) -> tuple[Float64, Float64]:

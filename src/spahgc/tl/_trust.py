@@ -42,8 +42,8 @@ def gene_trust(
     **prediction**: it covers the correlation that the gene will have on one more slide with probability `level`. Its
     variance is that of the shrunken mean, of the next slide's residual, and of the shift. There are few slides, so
     the variance of the shift is hardly known: the quantile is that of the sum of a t with as many degrees of freedom
-    as there are slides less one, and of the residual's (Behrens and Fisher). With two slides it is therefore
-    nearly without use, and with one there is none.
+    as there are slides less one, and of the residual's (Behrens and Fisher). Two slides
+    may agree by chance, so with fewer than three there is no interval.
 
     Where patients were held out, a patient's slides are averaged first, patients take the place of slides in all of
     this, and the variance between slides of one patient is added. Where slides were held out (``split_by="slide"``),
@@ -55,7 +55,7 @@ def gene_trust(
         expected Pearson of at least 0.3, interval above 0, and expected Pearson of at least 0.15 with depth removed
         (not asked where depth is not known for any gene).
     ``weak``
-        all others: also a gene whose skill is depth alone, and every gene where a single slide was held out.
+        all others: also a gene whose skill is depth alone, and every gene where there is no interval.
     ``not predictable``
         expected Pearson below 0.15.
     ``not assessed``
