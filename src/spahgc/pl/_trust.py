@@ -127,16 +127,18 @@ def colours() -> dict[str, Any]:
 
 def _points(ax: Axes, shown: pd.DataFrame, *, rows: bool) -> None:
     places = np.arange(len(shown)) + (0 if rows else 1)
-    width = 1.2 if rows else min(1.2, max(0.5, 200 / len(shown)))
     for verdict, colour in colours().items():
         own = (shown["verdict"] == verdict).to_numpy()
         if not own.any():
             continue
         part, at = shown[own], places[own]
         known = part["low"].notna().to_numpy()
-        line = ax.hlines if rows else ax.vlines
-        pale = 0.7 if rows else 0.35
-        line(at[known], part["low"][known], part["high"][known], color=colour, linewidth=width, alpha=pale, zorder=2)
+        low, high = part["low"][known], part["high"][known]
+        if rows:
+            ax.hlines(at[known], low, high, color=colour, linewidth=1.2, alpha=0.7, zorder=2)
+        else:
+            # Bars that touch: lines would leave gaps.
+            ax.bar(at[known], high - low, bottom=low, width=1.0, color=colour, alpha=0.35, linewidth=0, zorder=2)
         values = part["expected_pearson"]
         across, up = (values, at) if rows else (at, values)
         ax.plot(across, up, "o", color=colour, markersize=3.2 if rows else 2.0, zorder=3)
