@@ -1,6 +1,6 @@
 """What each part of the model is worth: the default with one part changed, and the parts of the paper one by one.
 
-python benchmarks/ablation.py               twelve cases, texture embeddings, two seeds; about 15 minutes on two cores
+python benchmarks/ablation.py               twelve cases, texture embeddings, two seeds; an hour on one busy core
 python benchmarks/ablation.py --minutes 5   what can be started within 5 minutes; the next call goes on
 
 One network a fit, with the surroundings in view, so that the seeds can be told apart. Every variant is compared with

@@ -1,6 +1,6 @@
 """Accuracy on real slides, each held out in turn: every method, both embeddings, with the controls beside them.
 
-python benchmarks/accuracy.py                 everything; about two hours on two cores
+python benchmarks/accuracy.py                 everything; hours on two cores, the most telling runs first
 python benchmarks/accuracy.py --quick         three cases, texture embeddings, one seed; a few minutes
 python benchmarks/accuracy.py --minutes 30    what can be started within 30 minutes; the next call goes on
 
