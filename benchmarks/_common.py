@@ -41,14 +41,15 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit of the package's code; results that are being written do not make it another one."""
+    source = str(Path(__file__).parents[1] / "src")
+    commit = _git("describe", "--always") or "unknown"
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--", source) else commit
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return done.stdout.strip()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -198,8 +198,24 @@ def protocol_table(content: Mapping[str, Any]) -> str:
     rows.append(("commits", ", ".join(sorted({result["commit"] for result in content["results"].values()}))))
     planned = content["protocol"]["planned"]
     done = sum(name in content["results"] for name in planned)
+    rows.append(("seeds so far, depth-normalised", _seeds_so_far(content)))
     rows.append(("runs", f"{done} of {len(planned)} done, {content['seconds'] / 60:.0f} minutes in all"))
     return "\n".join(f"- **{name}**: {value}" for name, value in rows)
+
+
+def _seeds_so_far(content: Mapping[str, Any]) -> str:
+    """Of the methods that are planned with several seeds: how many each has on all its cases."""
+    done: dict[str, int] = {}
+    planned = {tuple(name.rsplit("|", 1)) for name in content["protocol"]["planned"] if "|log1p|" in name}
+    several = {run for run, seed in planned if seed != "0"}
+    for run in several:
+        n = sum(f"{run}|{seed}" in content["results"] for of, seed in planned if of == run)
+        method = run.split("|")[3]
+        done[method] = min(n, done.get(method, n))
+    return "; ".join(
+        f"{n}: {', '.join(m for m in content['protocol']['methods'] if done.get(m) == n)}"
+        for n in sorted(set(done.values()), reverse=True)
+    )
 
 
 def _mean(of_case: Mapping[str, float | None], members: Any) -> float | None:

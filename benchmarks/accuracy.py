@@ -123,7 +123,7 @@ def protocol(runs: list[Run]) -> dict[str, Any]:
         "panel": f"{PANEL} genes with the best mean dispersion rank over the reference slides, in over 5 % of their "
         "spots",
         "score": "mean over genes of the Pearson correlation over the spots of the held-out slide",
-        "seeds": f"{len(SEEDS)} for methods that depend on one, averaged; the paper's preset: 1",
+        "seeds": f"{len(SEEDS)} planned for methods that depend on one, averaged; the paper's preset: 1",
         "cases": {task.name: {"dataset": task.dataset, "kind": task.kind} for task in TASKS if task.name in cases},
         "methods": [method for method in METHODS if any(run[3] == method for run in runs)],
         "planned": [key(run) for run in runs],
