@@ -100,39 +100,38 @@ def seconds_table(content: Mapping[str, Any]) -> str:
 
 
 def ablation_table(content: Mapping[str, Any]) -> str:
-    """A row a variant: its mean, and the paired difference to the whole with its interval."""
+    """A row a variant: its mean, and the paired difference to the whole, on the same cases and seeds, with its interval.
+
+    A variant is shown with the seeds that it has on all cases.
+    """
     from spahgc.metrics import bootstrap
 
     protocol, results = content["protocol"], content["results"]
-    reference = protocol["whole"]
-    seeds = range(protocol["seeds"])
+    cases, reference = protocol["cases"], protocol["whole"]
 
-    def of_case(variant: str, case: str) -> float:
-        values = [
-            slide["pearson"] for seed in seeds for slide in results[f"{variant}|{case}|{seed}"]["slides"].values()
-        ]
-        return sum(values) / len(values)
+    def of_case(variant: str, case: str, seeds: Sequence[int]) -> float:
+        return mean(s["pearson"] for i in seeds for s in results[f"{variant}|{case}|{i}"]["slides"].values())
 
     rows = []
     for variant in protocol["variants"]:
-        if any(f"{variant}|{case}|{seed}" not in results for case in protocol["cases"] for seed in seeds):
-            rows.append([variant, *["n/a"] * 5])
+        seeds = [i for i in range(protocol["seeds"]) if all(f"{variant}|{case}|{i}" in results for case in cases)]
+        if not seeds:
             continue
-        scores = [of_case(variant, case) for case in protocol["cases"]]
-        differences = [score - of_case(reference, case) for score, case in zip(scores, protocol["cases"], strict=True)]
-        found = bootstrap(differences, protocol["cases"])
-        whole = sum(scores) / len(scores)
+        scores = [of_case(variant, case, seeds) for case in cases]
+        differences = [score - of_case(reference, case, seeds) for score, case in zip(scores, cases, strict=True)]
+        found = bootstrap(differences, cases)
         rows.append(
             [
                 variant,
-                f"{whole:.4f}",
+                str(len(seeds)),
+                f"{mean(scores):.4f}",
                 f"{found.mean:+.4f}",
                 f"{found.low:+.4f} to {found.high:+.4f}",
-                f"{found.mean / (whole - found.mean):+.1%}",
+                f"{found.mean / (mean(scores) - found.mean):+.1%}",
                 f"{sum(d < 0 for d in differences)} of {len(differences)}",
             ]
         )
-    return markdown(["variant", "mean", "difference", "95 % interval", "relative", "cases below"], rows)
+    return markdown(["variant", "seeds", "mean", "difference", "95 % interval", "relative", "cases below"], rows)
 
 
 _TRUST = (

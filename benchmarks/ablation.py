@@ -80,8 +80,8 @@ def main() -> None:
             seed,
             {"method": "spahgc", "method_params": {"n_seeds": 1, **VARIANTS[variant]}},
         )
-        for variant in VARIANTS
         for seed in SEEDS
+        for variant in VARIANTS
         for case in CASES
     }
     started = time.perf_counter()
