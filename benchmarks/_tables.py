@@ -100,7 +100,7 @@ def seconds_table(content: Mapping[str, Any]) -> str:
 
 
 def ablation_table(content: Mapping[str, Any]) -> str:
-    """A row a variant: its mean, and the paired difference to the whole, on the same cases and seeds, with its interval.
+    """A row a variant: its mean, and the paired difference to the whole with its interval, on the same cases and seeds.
 
     A variant is shown with the seeds that it has on all cases.
     """
