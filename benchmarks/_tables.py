@@ -64,6 +64,23 @@ def accuracy_table(content: Mapping[str, Any], unit: str, embedding: str) -> str
     return markdown(["method", *counts, f"mean of {len(cases)}", "to ridge", "95 % interval"], rows)
 
 
+DESIGNED_ON = ("C3", "C5", "mob_02", "colon q1")
+"""Cases whose scores were in view while the default was designed."""
+
+
+def untouched(content: Mapping[str, Any], embedding: str) -> str:
+    """The default against ridge and context ridge on the cases that it was not designed on, depth-normalised."""
+    scores = case_scores(content, "log1p", embedding)
+    cases = [case for case in content["protocol"]["cases"] if case not in DESIGNED_ON]
+    whole, ridge, context = (_mean(scores[m], cases) for m in ("spahgc", "ridge", "context_ridge"))
+    if whole is None or ridge is None or context is None:
+        return "n/a"
+    return (
+        f"On the {len(cases)} cases that the default was not designed on ({embedding}): spahgc {whole:.3f}, ridge "
+        f"{ridge:.3f} ({whole / ridge - 1:+.1%}), context ridge {context:.3f} ({whole / context - 1:+.1%})."
+    )
+
+
 def _to_ridge(
     of_case: Mapping[str, float | None], ridge: Mapping[str, float | None], cases: Sequence[str]
 ) -> tuple[str, str]:

@@ -124,6 +124,9 @@ def protocol(runs: list[Run]) -> dict[str, Any]:
         "spots",
         "score": "mean over genes of the Pearson correlation over the spots of the held-out slide",
         "seeds": f"{len(SEEDS)} planned for methods that depend on one, averaged; the paper's preset: 1",
+        "spahgc (paper)": "three runs of commit 9d0372b, whose network is the same, on another machine (AMD EPYC)",
+        "code": "between the commits below the package's code differs in spahgc's default, which was run again, and in "
+        "no other method",
         "cases": {task.name: {"dataset": task.dataset, "kind": task.kind} for task in TASKS if task.name in cases},
         "methods": [method for method in METHODS if any(run[3] == method for run in runs)],
         "planned": [key(run) for run in runs],

@@ -99,6 +99,7 @@ def accuracy_page(repository: Path) -> str:
                 tables.accuracy_table(accuracy, unit, embedding),
                 "",
             ]
+            lines += [tables.untouched(accuracy, embedding), ""] if unit == "log1p" else []
             lines += ["Case by case:", "", tables.cases_table(accuracy, unit, embedding), ""]
     lines += ["## What it takes", "", ACCURACY["seconds"], "", tables.seconds_table(accuracy), ""]
     lines += ["## What each part is worth", "", ACCURACY["ablation"], "", tables.ablation_table(found["ablation"]), ""]
