@@ -24,6 +24,34 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 ROOT = Path(__file__).parents[1]
 
 
+def _mend_torchvision() -> None:
+    """Declare the two operators whose absence keeps torchvision from being imported beside a torch without CUDA.
+
+    The torchvision that pip finds beside CI's CPU build of torch is built for CUDA, so its compiled operators do not
+    load. None of the models uses them.
+    """
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEEP.append(library)
+
+
+_KEEP: list[Any] = []
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> None:
+    """Ask for this wherever timm, transformers, lazyslide-models or lazyslide are used."""
+    _mend_torchvision()
+
+
 @pytest.fixture(autouse=True)
 def _default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts from the same settings: the CPU, no progress bars; changes to them are undone."""
