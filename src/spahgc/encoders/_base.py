@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ class Encoder:
     """Side of its tiles in pixels."""
     threads: bool
     """It runs on one core without the interpreter lock, so that calling it from several threads uses several cores."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """All that decides whether two embeddings are comparable: str, bool, int, float, and lists and dicts of these."""
+    microns_per_pixel: float | None = None
+    """Resolution it was trained at, micrometres per pixel of its tiles; `None` where that is not known."""
+    precision: str = "float32"
+    """What its network computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What it returns is float32."""
 
 
 def _texture() -> Encoder:
@@ -41,8 +47,8 @@ def _texture() -> Encoder:
 ENCODERS: dict[str, Callable[[], Encoder]] = {"texture": _texture}
 
 
-def resolve(encoder: str | Encode) -> Encoder:
-    """The encoder that a name or a callable stands for.
+def resolve(encoder: str | Encode | Encoder, *, device: str | None = None, precision: str | None = None) -> Encoder:
+    """The encoder that a name or a callable stands for; an :class:`Encoder` stands for itself.
 
     Parameters
     ----------
@@ -57,6 +63,8 @@ def resolve(encoder: str | Encode) -> Encoder:
     ValueError
         If the name is unknown.
     """
+    if isinstance(encoder, Encoder):
+        return encoder
     if isinstance(encoder, str):
         if encoder not in ENCODERS:
             raise ValueError(
