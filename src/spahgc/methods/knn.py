@@ -36,7 +36,7 @@ class KNN(Method):
         return self.restore({}, cohort)
 
     def predict(self, slide: Slide) -> Float32:
-        from ..nn.neighbors import cosine_topk
+        from ..nn.retrieval import cosine_topk
 
         index, _ = cosine_topk(slide.embedding, self._embedding, self.n_neighbors)
         return self._expression[index].mean(axis=1, dtype=np.float64).astype(np.float32)

@@ -12,8 +12,9 @@ from .graph import GraphTensors, build_graph, graph_tensors
 from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
 from .masking import TargetEncoder, complementary_masks
 from .model import SpaHGC
-from .neighbors import cosine_topk, spatial_knn
+from .neighbors import SpatialNeighbors, spatial_knn
 from .pooling import CrossNodeAttentionPooling
+from .retrieval import cosine_topk
 from .training import train
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "GraphTensors",
     "HeteroEncoder",
     "SpaHGC",
+    "SpatialNeighbors",
     "TargetEncoder",
     "Terms",
     "build_graph",

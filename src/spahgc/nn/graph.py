@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from .neighbors import cosine_topk, matrix, spatial_knn
+from ._check import matrix
+from .neighbors import spatial_knn
+from .retrieval import cosine_topk
 
 NEAR = ("target", "near", "target")
 REFER = ("reference", "refer", "target")
