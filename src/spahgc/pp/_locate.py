@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
+from .._links import affine_between, centres_of, regions, shapes_of, systems_of
+from .._scale import PLAUSIBLE_MPP, microns_per_unit
 from .._slides import Float64
 from .._validate import listed
 from ._tiles import Level
@@ -18,8 +21,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-PLAUSIBLE_MPP = (0.05, 20.0)
-"""Micrometres per pixel of an H&E image; beyond, a cell is smaller than a pixel or a tile larger than memory."""
+logger = logging.getLogger("spahgc")
+
+COARSE_MPP = 3.0
+"""Micrometres per pixel above which cells are not seen: Space Ranger's hires image has 4 to 6."""
+_SAME = 1.001  # ratio of resolutions that count as one
+_RGB = {"r", "g", "b", "red", "green", "blue"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,31 @@ class LocatedSlide:
     """The image, finest resolution first."""
     microns_per_pixel: float
     """Micrometres per unit of the shapes' coordinates: per full-resolution pixel."""
+    mpp_source: str
+    """Where `microns_per_pixel` is from."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """An image that holds spots of a slide."""
+
+    key: str
+    arrays: tuple[Any, ...]
+    """Its resolutions, finest first, (3, y, x)."""
+    affines: tuple[Float64, ...]
+    """From spot coordinates to pixels of each."""
+    inside: NDArray[np.bool_]
+    """Which spots lie in it."""
+
+    @property
+    def pixels_per_unit(self) -> float:
+        return _stretch(self.affines[0])
+
+    def footprint(self) -> Float64:
+        """Its corners in spot coordinates, (2, 2)."""
+        height, width = self.arrays[0].shape[1:]
+        back = np.linalg.inv(self.affines[0])
+        return np.asarray(np.array([[0, 0, 1], [width, height, 1]]) @ back[:2].T)
 
 
 def locate(
@@ -45,148 +77,112 @@ def locate(
     microns_per_pixel: float | Mapping[str, float] | None,
     image_key: str | Mapping[str, str] | None,
 ) -> list[LocatedSlide]:
-    """The slides of a table, each with its spots and its image."""
-    slides = []
-    for name, rows, instances in _regions(table):
-        shapes = _shapes(sdata, name)
-        centres = _centres(shapes, instances, name)
-        mpp = _microns_per_pixel(table, name, microns_per_pixel)
+    """The slides of a table, each with its spots and its image.
+
+    The image is the one that shares a coordinate system with the shapes, is 8-bit RGB, holds the spots, and has the
+    most pixels per micrometre. The micrometres per pixel are, in this order: given; those of ``uns["spatial"]``; those
+    that ``sdata.attrs["microns_per_pixel"]`` records for the image; those that the format proves (Visium's pitch,
+    Visium HD's bins, Xenium's cell areas).
+    """
+    parts = []
+    for name, rows, instances in regions(table):
+        shapes = shapes_of(sdata, table, name, rows, instances)
+        centres = centres_of(shapes, name)
         wanted = image_key.get(name) if isinstance(image_key, Mapping) else image_key
-        image, levels = _image(sdata, shapes, centres, name, mpp, wanted)
-        slides.append(LocatedSlide(name, rows, centres, image, levels, mpp))
+        parts.append((name, rows, shapes, centres, wanted, _candidates(sdata, shapes, centres, name, wanted)))
+    holders: dict[str, int] = {}
+    for *_, found in parts:
+        for candidate in found:
+            holders[candidate.key] = holders.get(candidate.key, 0) + 1
+    recorded = sdata.attrs.get(keys.MPP)
+    slides = []
+    for name, rows, shapes, centres, wanted, found in parts:
+        image = _choice(found, name, holders)
+        scales = [
+            (f"sdata.attrs['{keys.MPP}'][{part.key!r}]", recorded.get(part.key), part.pixels_per_unit)
+            for part in (image, *found)
+            if isinstance(recorded, Mapping)
+        ]
+        mpp, source = microns_per_unit(table, name, rows, shapes, centres, given=microns_per_pixel, recorded=scales)
+        slides.append(LocatedSlide(name, rows, centres, image.key, _levels(image, name, mpp, wanted), mpp, source))
+        logger.info(
+            "%s: %d spots in image %r, %.4g um per pixel (%.4g um per unit of the spots' coordinates, from %s).",
+            name, len(rows), image.key, slides[-1].levels[0].microns_per_pixel, mpp, source,
+        )  # fmt: skip
     return slides
 
 
-def _regions(table: AnnData) -> list[tuple[str, NDArray[np.intp], Any]]:
-    """Slide name, rows and instance ids of each region of a table."""
-    attrs = table.uns.get(keys.SPATIALDATA_ATTRS)
-    if not attrs or any(attrs.get(key) is None for key in ("region", "region_key", "instance_key")):
-        raise KeyError(
-            f"The table is not linked to shapes: uns['{keys.SPATIALDATA_ATTRS}'] is missing or incomplete. Read the "
-            "slide with spahgc.io.read_st or spatialdata_io, or link it: spatialdata.models.TableModel.parse(table, "
-            "region=<shapes>, region_key=<column>, instance_key=<column>)."
-        )
-    names = [attrs["region"]] if isinstance(attrs["region"], str) else list(attrs["region"])
-    for key in ("region_key", "instance_key"):
-        if attrs[key] not in table.obs:
-            raise KeyError(
-                f"table.obs has no column {attrs[key]!r}, its {key} in uns['{keys.SPATIALDATA_ATTRS}']. Available: "
-                f"{listed(table.obs.columns)}."
-            )
-    of_spot = table.obs[attrs["region_key"]].astype(str).to_numpy()
-    unknown = ~np.isin(of_spot, names)
-    if unknown.any():
-        raise ValueError(
-            f"{int(unknown.sum())} spots have a {attrs['region_key']!r} that is not among the table's regions "
-            f"({listed(names)}): {listed(sorted(set(of_spot[unknown])))}."
-        )
-    instances = table.obs[attrs["instance_key"]].to_numpy()
-    found = ((name, np.flatnonzero(of_spot == name)) for name in names)
-    return [(name, rows, instances[rows]) for name, rows in found if len(rows)]
-
-
-def _shapes(sdata: SpatialData, name: str) -> Any:
-    if name in sdata.shapes:
-        return sdata.shapes[name]
-    where = " It is a labels element: spahgc needs circles or polygons." if name in sdata.labels else ""
-    raise KeyError(
-        f"The table annotates {name!r}, which is not among the shapes.{where} Available shapes: {listed(sdata.shapes)}."
-    )
-
-
-def _centres(shapes: Any, instances: Any, name: str) -> Float64:
-    """Centres of the shapes that belong to the spots, in the shapes' coordinates."""
-    if not shapes.index.is_unique:
-        raise ValueError(f"The index of shapes {name!r} has duplicates: spots cannot be told apart.")
-    at = shapes.index.get_indexer(instances)
-    if (at < 0).any():
-        raise KeyError(
-            f"{int((at < 0).sum())} of {len(at)} spots of slide {name!r} have no shape, e.g. "
-            f"{listed(instances[at < 0], most=3)}; the shapes' index is like {listed(shapes.index[:3])} "
-            f"({shapes.index.dtype})."
-        )
-    points = shapes.geometry.iloc[at].centroid
-    centres = np.column_stack([points.x, points.y]).astype(np.float64)
-    if not np.isfinite(centres).all():
-        bad = ~np.isfinite(centres).all(axis=1)
-        raise ValueError(
-            f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. {listed(instances[bad], most=3)}."
-        )
-    return centres
-
-
-def _microns_per_pixel(table: AnnData, name: str, given: float | Mapping[str, float] | None) -> float:
-    """Micrometres per full-resolution pixel: given, or as the table says."""
-    source = "microns_per_pixel"
-    value: Any = given.get(name) if isinstance(given, Mapping) else given
-    if value is None:
-        source = f"uns['{keys.SPATIAL}'][{name!r}]['scalefactors']['{keys.MPP}']"
-        value = table.uns.get(keys.SPATIAL, {}).get(name, {}).get("scalefactors", {}).get(keys.MPP)
-    if value is None:
-        raise ValueError(
-            f"How many micrometres a full-resolution pixel of slide {name!r} measures is not known: {source} is "
-            f"missing. Pass microns_per_pixel=<number>, or a dict by slide: {{{name!r}: <number>}}. On Visium it is "
-            "65 / spot_diameter_fullres; else distance of neighbouring spots in um over the same in pixels."
-        )
-    low, high = PLAUSIBLE_MPP
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not low <= float(value) <= high:
-        raise ValueError(
-            f"{source} of slide {name!r} is {value!r}; an H&E image has between {low:g} and {high:g} um per pixel (a "
-            "20x scan about 0.5). Pass microns_per_pixel=<number>."
-        )
-    return float(value)
-
-
-def _image(
-    sdata: SpatialData, shapes: Any, centres: Float64, name: str, mpp: float, wanted: str | None
-) -> tuple[str, tuple[Level, ...]]:
-    """The image of a slide: 3-channel uint8, holds the spots, and has the most pixels per unit."""
-    from spatialdata.transformations import get_transformation
-
+def _candidates(sdata: SpatialData, shapes: Any, centres: Float64, name: str, wanted: str | None) -> list[_Candidate]:
+    """The images that hold spots of a slide; an error that says why each does not, if none does."""
     if wanted is not None and wanted not in sdata.images:
         raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {listed(sdata.images)}.")
-    systems = set(get_transformation(shapes, get_all=True))
+    systems = systems_of(shapes)
     reasons: list[str] = []
-    found: list[tuple[float, str, tuple[Level, ...]]] = []
+    found: list[_Candidate] = []
     for key in [wanted] if wanted is not None else list(sdata.images):
         element = sdata.images[key]
-        shared = systems & set(get_transformation(element, get_all=True))
-        problem = _problem(_arrays(element)[0]) if shared else "shares no coordinate system with the spots"
+        own = systems_of(element)
+        problem = _problem(key, _arrays(element)[0], named=wanted is not None)
+        if not systems & own:
+            problem = (
+                f"shares no coordinate system with the spots (the image is in {listed(sorted(own))}, the spots in "
+                f"{listed(sorted(systems))})"
+            )
         if problem:
             reasons.append(f"{key!r} {problem}")
             continue
-        levels = _levels(element, shapes, name if name in shared else min(shared), key, mpp)
-        inside = _inside(levels[0], centres)
-        if not inside.any():
-            height, width = levels[0].array.shape[1:]
+        candidate = _placed(element, shapes, centres, key, name, systems & own)
+        if candidate.inside.any():
+            found.append(candidate)
+        else:
             reasons.append(
-                f"{key!r} ({width} x {height} pixels) holds none of the spots, whose centres lie around "
-                f"x {_span(levels[0], centres, 0)}, y {_span(levels[0], centres, 1)}"
+                f"{key!r} ({_size(candidate)}) holds none of the spots, whose centres {_spans(candidate, centres)}"
             )
-            continue
-        found.append((levels[0].microns_per_pixel, key, levels))
     if not found:
-        raise ValueError(
-            f"No image for slide {name!r}. " + ("; ".join(reasons) + "." if reasons else "There are no images.")
+        hint = (
+            " If one of them is the slide's image in the same pixels, say so: spatialdata.transformations."
+            f"set_transformation(sdata.images[<name>], Identity(), {min(systems)!r})."
+            if any("shares no" in reason for reason in reasons)
+            else ""
         )
-    found.sort(key=lambda item: item[0])
-    if len(found) > 1 and found[1][0] <= found[0][0] * 1.001:
-        same = [key for size, key, _ in found if size <= found[0][0] * 1.001]
+        raise ValueError(
+            f"No image for slide {name!r}. " + ("; ".join(reasons) + "." if reasons else "There are no images.") + hint
+        )
+    found.sort(key=lambda candidate: -candidate.pixels_per_unit)
+    best = found[0]
+    whole = [part for part in found if part.inside.all()]
+    # A much coarser picture is no way out: the image that was meant is this one.
+    if not best.inside.all() and not any(part.pixels_per_unit > 0.5 * best.pixels_per_unit for part in whole):
+        raise ValueError(
+            f"{int((~best.inside).sum())} of {len(best.inside)} spots of slide {name!r} lie outside its image "
+            f"{best.key!r} ({_size(best)}); the centres {_spans(best, centres)}. Are x and y swapped, or the "
+            "coordinates those of another resolution?"
+        )
+    return whole
+
+
+def _choice(found: list[_Candidate], name: str, holders: Mapping[str, int]) -> _Candidate:
+    """The image with the most pixels per unit; an error where that does not settle it."""
+    # The scan of a section at several resolutions covers one area. Images that cover different areas and hold the spots
+    # of several slides may be those of other slides that lie in the same coordinate system.
+    first = found[0].footprint()
+    apart = [part for part in found if np.abs(part.footprint() - first).max() > 0.01 * np.ptp(first, axis=0).max()]
+    if apart and max(holders[part.key] for part in found) > 1:
+        own = [part for part in found if part.key.startswith(name)]
+        if not own:
+            raise ValueError(
+                f"Several images hold the spots of slide {name!r}, and those of other slides too: "
+                f"{listed(part.key for part in found)}. Pass image_key={{{name!r}: <name>, ...}}, or give each slide a "
+                "coordinate system of its own."
+            )
+        found = own
+    same = [part.key for part in found if part.pixels_per_unit * _SAME >= found[0].pixels_per_unit]
+    if len(same) > 1:
         raise ValueError(
             f"Several images fit slide {name!r} at the same resolution: {listed(same)}. Pass image_key=<name>, or a "
             "dict by slide."
         )
-    _, key, levels = found[0]
-    inside = _inside(levels[0], centres)
-    if not inside.all():
-        height, width = levels[0].array.shape[1:]
-        raise ValueError(
-            f"{int((~inside).sum())} of {len(inside)} spots of slide {name!r} lie outside its image {key!r} ({width} x "
-            f"{height} pixels); the centres lie around x {_span(levels[0], centres, 0)}, y "
-            f"{_span(levels[0], centres, 1)}. Are x and y swapped, or the coordinates those of another resolution?"
-        )
-    return key, levels
+    return found[0]
 
 
 def _arrays(element: Any) -> list[Any]:
@@ -197,10 +193,18 @@ def _arrays(element: Any) -> list[Any]:
     return [element]
 
 
-def _problem(array: Any) -> str:
+def _problem(key: str, array: Any, *, named: bool) -> str:
     """Why an image cannot be used, and how to convert it; empty if it can."""
     if set(array.dims) != {"c", "y", "x"}:
         return f"has the dimensions {array.dims}, not (c, y, x)"
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    if not named and any(not name.isdigit() and name.lower() not in _RGB | {"a", "alpha"} for name in names):
+        return (
+            f"has the channels {listed(names)}, as fluorescence has, and not r, g, b; if it is H&E all the same, pass "
+            f"image_key={key!r}"
+        )
+    if not named and key.startswith("morphology_"):
+        return "is Xenium's fluorescence image, not H&E"
     channels = array.sizes["c"]
     if channels == 4:
         return "has four channels (RGBA): put it on white and parse it again with three, e.g. PIL's alpha_composite"
@@ -213,44 +217,70 @@ def _problem(array: Any) -> str:
     return ""
 
 
-def _levels(element: Any, shapes: Any, system: str, key: str, mpp: float) -> tuple[Level, ...]:
-    """Each resolution with its own affine map from spot coordinates: sizes that do not divide make odd factors."""
-    from spatialdata.transformations import get_transformation
+def _placed(element: Any, shapes: Any, centres: Float64, key: str, name: str, shared: set[str]) -> _Candidate:
+    """An image with the affine map from spot coordinates to each of its resolutions.
 
-    axes = ("x", "y")
-    levels = []
-    to_system = get_transformation(shapes, system).to_affine_matrix(axes, axes)
-    for array in _arrays(element):
-        affine = np.linalg.inv(get_transformation(array, system).to_affine_matrix(axes, axes)) @ to_system
-        stretch = np.linalg.svd(affine[:2, :2], compute_uv=False)
-        if not stretch[0] <= 1.05 * stretch[1]:
+    Each has its own, because sizes that do not divide make odd factors.
+    """
+    arrays = _arrays(element)
+    system = name if name in shared else min(shared, key=lambda system: (len(system), system))
+    affines = tuple(affine_between(shapes, array, system) for array in arrays)
+    for other in shared - {system}:
+        off = np.abs(_pixels(affine_between(shapes, arrays[0], other), centres) - _pixels(affines[0], centres)).max()
+        if off > 1:
             raise ValueError(
-                f"The transformation from the spots to image {key!r} stretches x and y differently "
-                f"({stretch[0]:.3g} and {stretch[1]:.3g}): square tiles would not be square. Resample the image first."
+                f"The spots of slide {name!r} lie at other places of image {key!r} in the coordinate system {other!r} "
+                f"than in {system!r} ({off:.0f} pixels apart). Remove the wrong one: spatialdata.transformations."
+                f"remove_transformation(sdata.images[{key!r}], <system>)."
             )
-        unit = float(np.sqrt(stretch.prod()))
-        data = array.transpose("c", "y", "x").data
-        levels.append(Level(data, affine, mpp / unit))
-    low, high = PLAUSIBLE_MPP
-    if not low <= levels[0].microns_per_pixel <= high:
+    stretch = np.linalg.svd(affines[0][:2, :2], compute_uv=False)
+    if not stretch[0] <= 1.05 * stretch[1]:
         raise ValueError(
-            f"Image {key!r} would have {levels[0].microns_per_pixel:.3g} um per pixel, with {mpp:g} um per unit of the "
+            f"The transformation from the spots to image {key!r} stretches x and y differently "
+            f"({stretch[0]:.3g} and {stretch[1]:.3g}): square tiles would not be square. Resample the image first."
+        )
+    ordered = tuple(array.transpose("c", "y", "x").data for array in arrays)
+    height, width = ordered[0].shape[1:]
+    pixels = _pixels(affines[0], centres)
+    inside = ((pixels >= 0) & (pixels <= (width, height))).all(axis=1)
+    return _Candidate(key, ordered, affines, np.asarray(inside))
+
+
+def _levels(image: _Candidate, name: str, mpp: float, wanted: str | None) -> tuple[Level, ...]:
+    finest = mpp / image.pixels_per_unit
+    low, high = PLAUSIBLE_MPP
+    if not low <= finest <= high:
+        raise ValueError(
+            f"Image {image.key!r} would have {finest:.3g} um per pixel, with {mpp:g} um per unit of the "
             f"spots' coordinates; an H&E image has between {low:g} and {high:g}. Check microns_per_pixel and the "
             "transformations."
         )
-    return tuple(levels)
+    if finest > COARSE_MPP and wanted is None:
+        logger.warning(
+            "The finest image of slide %r is %r with %.2g um per pixel, too coarse to see cells. Add the image at full "
+            "resolution (spatialdata_io.visium and visium_hd: fullres_image_file=...), or pass image_key=%r if this "
+            "is meant.",
+            name, image.key, finest, image.key,
+        )  # fmt: skip
+    return tuple(
+        Level(array, affine, mpp / _stretch(affine)) for array, affine in zip(image.arrays, image.affines, strict=True)
+    )
 
 
-def _pixels(level: Level, centres: Float64) -> Float64:
-    return np.asarray(centres @ level.affine[:2, :2].T + level.affine[:2, 2])
+def _stretch(affine: Float64) -> float:
+    """Pixels per unit."""
+    return float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
 
 
-def _inside(level: Level, centres: Float64) -> NDArray[np.bool_]:
-    height, width = level.array.shape[1:]
-    pixels = _pixels(level, centres)
-    return np.asarray(((pixels >= 0) & (pixels <= (width, height))).all(axis=1))
+def _pixels(affine: Float64, centres: Float64) -> Float64:
+    return np.asarray(centres @ affine[:2, :2].T + affine[:2, 2])
 
 
-def _span(level: Level, centres: Float64, axis: int) -> str:
-    values = _pixels(level, centres)[:, axis]
-    return f"{values.min():.0f} to {values.max():.0f}"
+def _size(image: _Candidate) -> str:
+    height, width = image.arrays[0].shape[1:]
+    return f"{width} x {height} pixels"
+
+
+def _spans(image: _Candidate, centres: Float64) -> str:
+    low, high = (part(_pixels(image.affines[0], centres), axis=0) for part in (np.min, np.max))
+    return f"lie around x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}"

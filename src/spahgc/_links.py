@@ -1,0 +1,172 @@
+"""From a table to its shapes and from shapes to images: which table, which slides, where the spots lie."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _keys as keys
+from ._slides import Float64
+from ._validate import listed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("spahgc")
+
+AXES = ("x", "y")
+
+
+def pick_table(sdata: SpatialData, table_key: str | None = None) -> str:
+    """Name of the table to work on.
+
+    Parameters
+    ----------
+    sdata
+        Slides.
+    table_key
+        Name of the table; `None` takes the only one, or ``"table"``, or the only one that is linked to shapes.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, none at all, or several fit.
+    """
+    tables = sdata.tables
+    if table_key is not None:
+        if table_key not in tables:
+            raise KeyError(f"sdata has no table {table_key!r} (table_key). Available: {listed(tables)}.")
+        return table_key
+    linked = [name for name in tables if tables[name].uns.get(keys.SPATIALDATA_ATTRS)]
+    for found in (list(tables), [keys.TABLE] if keys.TABLE in tables else [], linked):
+        if len(found) == 1:
+            return str(found[0])
+    if not tables:
+        raise KeyError(
+            "sdata has no table. A slide with H&E only gets one with spots on the tissue from spahgc.pp.tissue_grid."
+        )
+    told = "; ".join(f"{name!r}: {tables[name].n_obs} rows on {_region(tables[name])}" for name in tables)
+    raise KeyError(f"sdata has {len(tables)} tables ({told}). Pass table_key=<one of them>.")
+
+
+def _region(table: AnnData) -> str:
+    region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region")
+    if not region:
+        return "no shapes"
+    return listed([region] if isinstance(region, str) else region, most=3)
+
+
+def regions(table: AnnData) -> list[tuple[str, NDArray[np.intp], Any]]:
+    """Slide name, rows and instance ids of each region of a table."""
+    attrs = table.uns.get(keys.SPATIALDATA_ATTRS)
+    if not attrs or any(attrs.get(key) is None for key in ("region", "region_key", "instance_key")):
+        raise KeyError(
+            f"The table is not linked to shapes: uns['{keys.SPATIALDATA_ATTRS}'] is missing or incomplete. Read the "
+            "slide with spahgc.io.read_st or spatialdata_io, or link it: spatialdata.models.TableModel.parse(table, "
+            "region=<shapes>, region_key=<column>, instance_key=<column>)."
+        )
+    names = [attrs["region"]] if isinstance(attrs["region"], str) else list(attrs["region"])
+    for key in ("region_key", "instance_key"):
+        if attrs[key] not in table.obs:
+            raise KeyError(
+                f"table.obs has no column {attrs[key]!r}, its {key} in uns['{keys.SPATIALDATA_ATTRS}']. Available: "
+                f"{listed(table.obs.columns)}."
+            )
+    of_spot = table.obs[attrs["region_key"]].astype(str).to_numpy()
+    unknown = ~np.isin(of_spot, names)
+    if unknown.any():
+        raise ValueError(
+            f"{int(unknown.sum())} spots have a {attrs['region_key']!r} that is not among the table's regions "
+            f"({listed(names)}): {listed(sorted(set(of_spot[unknown])))}."
+        )
+    instances = table.obs[attrs["instance_key"]].to_numpy()
+    found = ((name, np.flatnonzero(of_spot == name)) for name in names)
+    return [(name, rows, instances[rows]) for name, rows in found if len(rows)]
+
+
+def shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.intp], instances: Any) -> Any:
+    """The shapes of a slide's spots, in the order of the rows.
+
+    Where the table annotates labels (as `spatialdata_io.xenium` reads cells), the shapes that have the same ids, if
+    there is one such element.
+    """
+    if name not in sdata.shapes:
+        shapes, instances = _instead_of_labels(sdata, table, name, rows)
+    else:
+        shapes = sdata.shapes[name]
+    if not shapes.index.is_unique:
+        raise ValueError(f"The index of shapes {name!r} has duplicates: spots cannot be told apart.")
+    at = shapes.index.get_indexer(instances)
+    if (at < 0).any():
+        raise KeyError(
+            f"{int((at < 0).sum())} of {len(at)} spots of slide {name!r} have no shape, e.g. "
+            f"{listed(instances[at < 0], most=3)}; the shapes' index is like {listed(shapes.index[:3])} "
+            f"({shapes.index.dtype})."
+        )
+    attrs = shapes.attrs
+    shapes = shapes.iloc[at]
+    shapes.attrs = attrs  # the transformations, which not every version of pandas carries over
+    return shapes
+
+
+def _instead_of_labels(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.intp]) -> tuple[Any, Any]:
+    """Shapes with the ids that a text column of the table has, and these ids."""
+    if name not in sdata.labels:
+        raise KeyError(
+            f"The table annotates {name!r}, which is not among the shapes. Available shapes: {listed(sdata.shapes)}."
+        )
+    found = []
+    for column in table.obs:
+        values = table.obs[column].to_numpy()[rows]
+        # Numbers would fit by chance: every element may count from 1.
+        if isinstance(values[0], str):
+            found += [(key, column, values) for key, shapes in sdata.shapes.items() if _all_in(values, shapes.index)]
+    if len(found) == 1:
+        key, column, values = found[0]
+        logger.info("%r is a labels element: taking the shapes %r, which have the ids in obs[%r].", name, key, column)
+        return sdata.shapes[key], values
+    link = "sdata.set_table_annotates_spatialelement(<table>, region=<shapes>, region_key=<column>, instance_key=<ids>)"
+    fits = ", ".join(f"region={key!r} with instance_key={column!r}" for key, column, _ in found)
+    raise KeyError(
+        f"The table annotates {name!r}, which is not among the shapes. It is a labels element: spahgc needs circles or "
+        f"polygons. {f'Several shapes have its ids ({fits})' if found else 'No shapes have its ids'}; available "
+        f"shapes: {listed(sdata.shapes)}. "
+        + ("" if found else f"Make some: sdata['{name}_shapes'] = spatialdata.to_polygons(sdata[{name!r}]). ")
+        + f"Set the region column of obs to the shapes' name and link the table to them: {link}. Xenium: read it with "
+        "spatialdata_io.xenium(..., cells_as_circles=True)."
+    )
+
+
+def _all_in(values: NDArray[Any], index: Any) -> bool:
+    return values[0] in index and bool((index.get_indexer(values) >= 0).all()) if index.is_unique else False
+
+
+def centres_of(shapes: Any, name: str) -> Float64:
+    """Centres of shapes in their own coordinates, (n, 2)."""
+    points = shapes.geometry.centroid
+    centres = np.column_stack([points.x, points.y]).astype(np.float64)
+    bad = ~np.isfinite(centres).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. {listed(shapes.index[bad], most=3)}."
+        )
+    return centres
+
+
+def systems_of(element: Any) -> set[str]:
+    """Names of the coordinate systems that an element lies in."""
+    from spatialdata.transformations import get_transformation
+
+    return set(get_transformation(element, get_all=True))
+
+
+def affine_between(shapes: Any, raster: Any, system: str) -> Float64:
+    """From coordinates of the shapes (x, y, 1) to pixels of one resolution of an image, through a system of both."""
+    from spatialdata.transformations import get_transformation
+
+    to_system = get_transformation(shapes, system).to_affine_matrix(AXES, AXES)
+    return np.asarray(np.linalg.inv(get_transformation(raster, system).to_affine_matrix(AXES, AXES)) @ to_system)
