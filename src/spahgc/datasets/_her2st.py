@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from os import PathLike
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._settings import settings
 from .._validate import listed
+from ._fetch import fetch
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
-
-logger = logging.getLogger("spahgc")
 
 BASE_URL = "https://raw.githubusercontent.com/almaan/her2st/master/"
 CLONE = "git clone https://github.com/almaan/her2st, and pass the folder: her2st(path=...)"
@@ -68,7 +66,7 @@ def her2st(
     ValueError
         If a name in `samples` is unknown, or a downloaded file has not the known checksum.
     ConnectionError
-        If a download fails.
+        If a download fails; the next call goes on where it stopped.
 
     References
     ----------
@@ -159,29 +157,10 @@ def _registered(registry: dict[str, str]) -> list[str]:
 
 
 def _download(folder: Path, sample: str, registry: dict[str, str], *, base_url: str, progress: bool | None) -> None:
-    """Fetch the files of a slide that are missing or differ; a file appears only once it is whole and checked."""
-    import pooch
-    import requests
-
+    """Fetch the files of a slide that are missing or differ."""
     of_sample = (f"data/ST-cnts/{sample}.tsv", f"data/ST-spotfiles/{sample}_", f"data/ST-imgs/{sample[0]}/{sample}/")
-    show = settings.progress if progress is None else progress
     for file, checksum in registry.items():
-        if not file.startswith(of_sample):
-            continue
-        url = f"{base_url.rstrip('/')}/{file}"
-        target = folder / Path(file).relative_to("data")
-        try:
-            pooch.retrieve(
-                url,
-                known_hash=checksum,
-                fname=target.name,
-                path=target.parent,
-                downloader=pooch.HTTPDownloader(progressbar=show),
-            )
-        except requests.exceptions.RequestException as error:
-            raise ConnectionError(f"Could not download {url}: {error}. Try again, or {CLONE}.") from error
-        except ValueError as error:
-            raise ValueError(
-                f"{url} is not the file that spahgc knows (expected {checksum}); nothing was kept. "
-                f"If you trust the source, {CLONE}."
-            ) from error
+        if file.startswith(of_sample):
+            url = f"{base_url.rstrip('/')}/{file}"
+            name = file.removeprefix("data/")
+            fetch(url, folder, name, checksum=checksum, progress=progress, by_hand=CLONE)

@@ -1,0 +1,165 @@
+"""Downloads against a server on this machine: whole, broken off, changed, wrong, absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from spahgc.datasets._fetch import CHUNK, RECORD, fetch, unpack
+
+if TYPE_CHECKING:
+    from conftest import Server
+
+BODY = np.random.default_rng(0).bytes(3_000_000)
+SHA = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, serve: Callable[[Path], Server]) -> Server:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.bin").write_bytes(BODY)
+    return serve(tmp_path / "web")
+
+
+@pytest.fixture
+def get(server: Server, tmp_path: Path) -> Callable[..., Path]:
+    def run(**kwargs: str) -> Path:
+        return fetch(f"{server.url}a.bin?download=1", tmp_path / "home", "sub/a.bin", by_hand="put it there", **kwargs)
+
+    return run
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("[!.]*") if path.is_file())
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob(".*") if path.name != ".lock")
+
+
+def test_whole(get: Callable[..., Path], server: Server, tmp_path: Path) -> None:
+    path = get(checksum=SHA)
+    assert path == tmp_path / "home" / "sub" / "a.bin"
+    assert path.read_bytes() == BODY
+    assert get(checksum=SHA) == path
+    assert len(server.asked) == 1
+    assert visible(tmp_path / "home") == ["a.bin"]
+    assert hidden(tmp_path / "home") == []
+    path.write_bytes(b"damaged")
+    assert get(checksum=SHA).read_bytes() == BODY
+
+
+def test_md5_is_a_checksum_too(get: Callable[..., Path]) -> None:
+    assert get(checksum=f"md5:{hashlib.md5(BODY).hexdigest()}").read_bytes() == BODY
+
+
+def test_goes_on_where_it_stopped(get: Callable[..., Path], server: Server, tmp_path: Path) -> None:
+    server.cut = "a.bin?download=1"
+    with pytest.raises(ConnectionError, match=r"Could not download .*goes on from there.*Try again, or put it there\."):
+        get(checksum=SHA)
+    # three tries a call, each of which brings half of what is missing (but for a chunk that was cut off)
+    assert server.sent == pytest.approx([1_500_000, 750_000, 375_000], abs=CHUNK)
+    assert visible(tmp_path / "home") == []
+    server.cut = ""
+    assert get(checksum=SHA).read_bytes() == BODY
+    assert server.sent[-1] == pytest.approx(375_000, abs=2 * CHUNK)
+    assert hidden(tmp_path / "home") == []
+
+
+def test_starts_anew_without_ranges_and_where_the_file_changed(
+    get: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    server.cut, server.ranges = "a.bin?download=1", False
+    with pytest.raises(ConnectionError):
+        get(checksum=SHA)
+    assert server.sent == [1_500_000] * 3
+    server.cut, server.ranges = "", True
+    other = BODY[::-1]
+    web = tmp_path / "web" / "a.bin"
+    web.write_bytes(other)
+    os.utime(web, (1e9, 1e9))
+    assert get().read_bytes() == other
+    assert server.sent[-1] == len(other)
+
+
+def test_complete_part_file(get: Callable[..., Path], server: Server, tmp_path: Path) -> None:
+    """Killed after the last byte: the server has nothing after it, and the file comes again."""
+    server.cut = "a.bin?download=1"
+    with pytest.raises(ConnectionError):
+        get(checksum=SHA)
+    server.cut = ""
+    (tmp_path / "home" / "sub" / ".a.bin.part").write_bytes(BODY)
+    assert get(checksum=SHA).read_bytes() == BODY
+
+
+def test_wrong_checksum_keeps_nothing(get: Callable[..., Path], tmp_path: Path) -> None:
+    wrong = f"sha256:{'0' * 64}"
+    with pytest.raises(ValueError, match=r"is not the file that spahgc knows \(expected sha256:000.*nothing was kept"):
+        get(checksum=wrong)
+    assert visible(tmp_path / "home") == hidden(tmp_path / "home") == []
+
+
+def test_first_checksum_is_kept_and_compared(get: Callable[..., Path], server: Server, tmp_path: Path) -> None:
+    path = get()
+    assert (tmp_path / "home" / RECORD).read_text() == f"sub/a.bin {SHA}\n"
+    path.unlink()
+    assert get().read_bytes() == BODY
+    path.unlink()
+    (tmp_path / "web" / "a.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"is not the file of the first download, noted in .*checksums\.txt"):
+        get()
+    assert not path.exists()
+
+
+def test_not_found_and_no_network(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match=r"Could not download .*nowhere: 404.*Try again, or put it there"):
+        fetch(f"{server.url}nowhere", tmp_path / "home", "nowhere", by_hand="put it there")
+    with pytest.raises(ConnectionError, match=r"Could not download http://127\.0\.0\.1:9/.*or put it there\."):
+        fetch("http://127.0.0.1:9/x", tmp_path / "home", "x", by_hand="put it there")
+    assert visible(tmp_path / "home") == hidden(tmp_path / "home") == []
+
+
+def test_progress(get: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    get(progress=True)
+    told = capsys.readouterr().err
+    assert "a.bin" in told
+    assert "3.00M/3.00M" in told
+
+
+def test_unpack(tmp_path: Path) -> None:
+    (tmp_path / "in" / "spatial" / "s1").mkdir(parents=True)
+    (tmp_path / "in" / "spatial" / "s1" / "x.txt").write_text("new")
+    home = tmp_path / "home"
+    (home / "spatial" / "s0").mkdir(parents=True)
+    (home / "spatial" / "s0" / "x.txt").write_text("old")
+    with tarfile.open(home / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "in" / "spatial", "spatial")
+    unpack(home / "a.tar.gz", home)
+    assert sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()) == [
+        "spatial/s0/x.txt",
+        "spatial/s1/x.txt",
+    ]
+
+
+def test_damaged_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"a\.tar\.gz cannot be unpacked: .*Delete it and call again"):
+        unpack(tmp_path / "a.tar.gz", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_archive_that_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "home").mkdir()
+    with tarfile.open(tmp_path / "home" / "a.tar", "w") as tar:
+        tar.add(tmp_path / "x.txt", "../evil.txt")
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        unpack(tmp_path / "home" / "a.tar", tmp_path / "home")
+    assert not (tmp_path / "evil.txt").exists()
