@@ -72,6 +72,17 @@ def read_image(image: str | PathLike[str] | NDArray[np.uint8]) -> Image:
     )
 
 
+def picture(path: Path) -> Image:
+    """Read an image file whole as 8-bit RGB, as :func:`read_image` does; what is transparent becomes white."""
+    from PIL import Image as pil
+
+    if path.suffix.lower() == ".png":
+        with _no_size_limit(), pil.open(path) as opened:
+            if opened.mode == "RGBA":
+                return pil.alpha_composite(pil.new("RGBA", opened.size, "white"), opened).convert("RGB")
+    return read_image(path)
+
+
 def _from_array(array: NDArray[Any], source: str) -> Image:
     from PIL import Image as pil
 
@@ -169,7 +180,7 @@ def pyramid(
         key=lambda level: level.size[0],
     )
     thumbnail = np.array(nearest if nearest.size == size else nearest.resize(size, pil.Resampling.BOX))
-    return _multiscale(levels, slide), thumbnail, thumb_scale
+    return multiscale([_chunked(level) for level in levels], slide), thumbnail, thumb_scale
 
 
 def _chunked(level: Image) -> Any:
@@ -192,20 +203,46 @@ def _chunked(level: Image) -> Any:
     return da.Array(graph, name, chunks=chunks, dtype=np.uint8)
 
 
-def _multiscale(levels: Sequence[Image], slide: str) -> DataTree:
+def multiscale(levels: Sequence[Any], slide: str) -> DataTree:
+    """A multiscale image element of the dask arrays (3, y, x) of its levels, in the coordinate system `slide`.
+
+    The factor of a level is that of its size to the finest one's: sizes that do not divide make odd factors.
+    """
     import xarray as xr
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, set_transformation
 
     datasets = {}
-    width, height = levels[0].size
+    height, width = levels[0].shape[1:]
     for index, level in enumerate(levels):
-        element = Image2DModel.parse(_chunked(level), c_coords=["r", "g", "b"], transformations={slide: Identity()})
+        element = Image2DModel.parse(
+            level, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={slide: Identity()}
+        )
         # pixel centres in full-resolution pixels, as spatialdata has them
-        xs = (np.arange(level.size[0]) + 0.5) * (width / level.size[0])
-        ys = (np.arange(level.size[1]) + 0.5) * (height / level.size[1])
+        xs = (np.arange(level.shape[2]) + 0.5) * (width / level.shape[2])
+        ys = (np.arange(level.shape[1]) + 0.5) * (height / level.shape[1])
         datasets[f"scale{index}"] = xr.Dataset({"image": element.assign_coords(y=ys, x=xs)})
     tree = xr.DataTree.from_dict(datasets)
     set_transformation(tree, Identity(), slide)
     Image2DModel().validate(tree)
     return tree
+
+
+def thumbnail(element: Any) -> tuple[NDArray[np.uint8], float]:
+    """Of an image element: uint8 (h, w, 3) with the longest side at most 1000 pixels, and its scale to full resolution.
+
+    Made from the coarsest level that is not smaller.
+    """
+    from PIL import Image as pil
+
+    arrays = [next(iter(level.data_vars.values())) for level in element.children.values()] or [element]
+    longest = [max(array.sizes["x"], array.sizes["y"]) for array in arrays]
+    size = min(THUMBNAIL, max(longest))
+    array = min(
+        (array for array, side in zip(arrays, longest, strict=True) if side >= size), key=lambda array: array.sizes["x"]
+    )
+    picture = pil.fromarray(np.ascontiguousarray(array.transpose("y", "x", "c").data.compute()))
+    scale = size / max(longest)
+    full = max(arrays, key=lambda array: array.sizes["x"])
+    target = (max(1, round(full.sizes["x"] * scale)), max(1, round(full.sizes["y"] * scale)))
+    return np.asarray(picture if picture.size == target else picture.resize(target, pil.Resampling.BOX)), scale
