@@ -16,6 +16,10 @@ def _default_data_dir() -> Path:
     return Path(os.environ.get("SPAHGC_DATA_DIR") or Path.home() / ".cache" / "spahgc")
 
 
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("SPAHGC_CACHE_DIR") or Path.home() / ".cache" / "spahgc" / "embeddings")
+
+
 @dataclass
 class Settings:
     """Settings of the package; the one instance is :data:`spahgc.settings`.
@@ -33,6 +37,9 @@ class Settings:
     """Level of the ``spahgc`` logger, one of ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``."""
     data_dir: Path = field(default_factory=_default_data_dir)
     """Folder where datasets are looked for and downloaded to; from ``SPAHGC_DATA_DIR`` if that is set."""
+    cache_dir: Path = field(default_factory=_default_cache_dir)
+    """Folder where :func:`spahgc.pp.image_embedding` keeps what is finished until all is; from ``SPAHGC_CACHE_DIR`` if
+    that is set."""
     n_jobs: int = -1
     """Processes or threads for work on the CPU that is split over cores; -1 takes all cores."""
 
@@ -44,7 +51,7 @@ class Settings:
             if value not in _VERBOSITY:
                 raise ValueError(f"settings.verbosity is one of {', '.join(_VERBOSITY)}, not {value!r}.")
             logging.getLogger("spahgc").setLevel(_VERBOSITY[value])
-        if name == "data_dir":
+        if name in {"data_dir", "cache_dir"}:
             value = Path(value)
         super().__setattr__(name, value)
 

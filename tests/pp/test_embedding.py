@@ -13,6 +13,7 @@ import pytest
 
 import spahgc
 from spahgc.encoders import texture, texture_names
+from spahgc.encoders._base import resolve
 
 from .conftest import HEIGHT, WIDTH, picture
 
@@ -45,6 +46,8 @@ def test_what_is_written(make_sdata: Callable[..., Any]) -> None:
     assert table.obsm[KEY].dtype == np.float32
     assert table.uns[KEY]["params"] == {
         "encoder": "texture",
+        "recipe": dict(resolve("texture").recipe),
+        "precision": "float32",
         "tile_um": 112.0,
         "tile_px": 32,
         "fields_of_view": [1.0, 2.0, 4.0],

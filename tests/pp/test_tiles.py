@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from spahgc.pp._resample import axis_weights, extent, mirrored, resample
-from spahgc.pp._tiles import Blocks, Level, TileReader, reading_order
+from spahgc.pp._tiles import Blocks, Cache, Level, TileReader, reading_order
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_tile_that_ends_at_the_border_is_not_padded(image: NDArray[np.uint8]) 
 
 
 def test_blocks_are_those_of_the_image(image: NDArray[np.uint8]) -> None:
-    blocks = Blocks(da.from_array(image, chunks=(3, (70, 70, 60), (100, 100, 60))))
+    blocks = Blocks(da.from_array(image, chunks=((1, 2), (70, 70, 60), (100, 100, 60))), Cache(10**6))
     for top, bottom, left, right in [(0, 200, 0, 260), (69, 71, 99, 101), (70, 140, 100, 200), (199, 200, 259, 260)]:
         np.testing.assert_array_equal(
             blocks.read(top, bottom, left, right), image[:, top:bottom, left:right], err_msg=f"{top} {left}"
@@ -114,9 +114,10 @@ def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
     lazy = da.map_blocks(
         decode, chunks=((3,), (64,) * 6, (64,) * 6), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
     )
-    blocks = Blocks(lazy, cache_bytes=16 * 3 * 64 * 64)
+    cache = Cache(limit=16 * 3 * 64 * 64)
+    blocks = Blocks(lazy, cache)
     centres = np.random.default_rng(0).uniform(0, 384, (300, 2))
-    order = reading_order(centres, side=64)
+    order = reading_order(centres, block=(64, 64), reach=16, n_blocks=16)
 
     def read(spot: int) -> None:
         x, y = centres[spot].astype(int)
@@ -127,7 +128,7 @@ def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
     assert blocks.decoded == len(calls)
     assert len(set(calls)) == 36
     assert len(calls) <= 1.5 * 36
-    assert len(blocks._cache) <= 16
+    assert cache.held <= cache.limit
 
 
 def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
@@ -135,10 +136,12 @@ def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
         raise OSError("truncated")
 
     lazy = da.map_blocks(decode, chunks=((3,), (64,), (64,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    blocks = Blocks(lazy)
+    cache = Cache(10**6)
+    blocks = Blocks(lazy, cache, "image 'he', level 0")
     for _ in range(2):
-        with pytest.raises(OSError, match="truncated"):
+        with pytest.raises(OSError, match=r"row 0, column 0 of the blocks of image 'he', level 0 .*OSError: truncated"):
             blocks.read(0, 5, 0, 5)
+    assert cache.held == 0
 
 
 def test_the_level_that_fits() -> None:
@@ -159,9 +162,40 @@ def test_a_coarser_level_gives_almost_the_same_tile() -> None:
     assert np.abs(one.read(0, 300)[0].astype(int) - two.read(0, 300)[0]).max() <= 1
 
 
-def test_reading_order_stays_in_one_square_at_a_time() -> None:
-    centres = np.random.default_rng(2).uniform(0, 1000, (500, 2))
-    order = reading_order(centres, side=250)
-    assert sorted(order) == list(range(500))
-    squares = (centres[order] // 250).astype(int)
-    assert (np.diff(squares, axis=0) != 0).any(axis=1).sum() == 15
+@pytest.mark.parametrize(("block", "reach"), [((64, 64), 50), ((64, 64), 200), ((512, 64), 50), ((100, 200), 90)])
+def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int], reach: int) -> None:
+    """Whatever the blocks and the tiles, if the cache holds a few rows of a narrow strip; at random, most are."""
+    side, most = 1600, 60
+    rng = np.random.default_rng(2)
+    centres = rng.uniform(0, side, (3000, 2))
+    height, width = block
+
+    def decoded(order: NDArray[np.intp]) -> float:
+        lazy = da.zeros((3, side, side), chunks=(3, *block), dtype=np.uint8)
+        blocks = Blocks(lazy, Cache(most * 3 * height * width))
+        for x, y in centres[order]:
+            top, left = (int(np.clip(at - reach / 2, 0, side - reach)) for at in (y, x))
+            blocks.read(top, top + reach, left, left + reach)
+        return blocks.decoded / lazy.npartitions
+
+    order = reading_order(centres, block=block, reach=reach, n_blocks=most)
+    assert sorted(order) == list(range(3000))
+    assert decoded(order) <= 1.7
+    assert decoded(rng.permutation(3000)) >= 3
+
+
+def test_the_cache_is_bounded_over_images_and_keeps_what_was_used_last() -> None:
+    cache = Cache(limit=250)
+    calls: list[str] = []
+
+    def get(key: str, size: int = 100) -> None:
+        cache.get(key, size, lambda: calls.append(key) or np.zeros(1, np.uint8))  # type: ignore[func-returns-value]
+
+    for key in "abacab":
+        get(key)
+    assert "".join(calls) == "abcb"
+    assert cache.held == 200
+    get("huge", 1000)  # larger than the limit: it is there alone
+    get("huge", 1000)
+    assert "".join(calls) == "abcbhuge"
+    assert cache.held == 1000

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import _keys as keys
+from .._parallel import dask_client
 from .._settings import settings
-from .._slides import Float32
 from .._validate import check_table, listed
-from ..encoders._base import Encode, Encoder, check_key, checked, resolve
+from ..encoders._base import Encode, Encoder, check_key, resolve
+from ._engine import Job, Tiling
+from ._jobs import Result, Run, run_here, run_jobs
 from ._locate import LocatedSlide, locate
-from ._tiles import TileReader, reading_order
+from ._tiles import CACHE_BYTES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,12 +31,15 @@ logger = logging.getLogger("spahgc")
 
 MANY_PADDED = 0.2
 """Share of tiles that leave the image from which on a warning says so."""
-_THREAD_BATCH = 16  # spots a thread takes at once: enough to reuse blocks, few enough to share the work
+OTHER_SCALE = 1.25
+"""Ratio of the micrometres per pixel of the tiles to those of the encoder's training from which on it is said."""
+UPSAMPLED = 2.0
+"""Ratio of the micrometres per pixel of the image to those of the tiles from which on it is said."""
 
 
 def image_embedding(
-    sdata: SpatialData,
-    encoder: str | Encode = "texture",
+    sdata: SpatialData | Sequence[SpatialData],
+    encoder: str | PathLike[str] | Encode | Encoder = "texture",
     *,
     table_key: str = keys.TABLE,
     tile_um: float = 112.0,
@@ -41,11 +48,14 @@ def image_embedding(
     microns_per_pixel: float | Mapping[str, float] | None = None,
     image_key: str | Mapping[str, str] | None = None,
     key_added: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    resume: bool = True,
     n_jobs: int | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | list[AnnData] | None:
     """Embed the H&E tile of every spot.
 
     Tiles are centred on the spots, have the same size in micrometres on every slide, and are read from the image as
@@ -54,15 +64,23 @@ def image_embedding(
     has the most pixels per micrometre. Embeddings are written as the encoder gives them; they are standardised per
     slide where they are used.
 
+    While the encoder works, threads read the next tiles. What takes longer than some seconds is kept on disk as it
+    goes; if it is stopped, the same call goes on from there (`resume`).
+
+    If a ``dask.distributed`` client is running and `n_jobs` is `None`, ranges of tiles of all slides are tasks of its
+    workers; those of a worker that is lost go to another. Each worker loads the encoder once. Slides on disk are
+    read by the workers, at the same path; images in memory are sent to them.
+
     Parameters
     ----------
     sdata
         Slides with images, shapes and a table that annotates the shapes, as from :func:`spahgc.io.read_st` or
-        spatialdata-io.
+        spatialdata-io; or a list of such objects.
     encoder
         ``"texture"`` (:func:`spahgc.encoders.texture`: 126 colour and texture statistics a field of view, no weights),
-        or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it is called from one thread, with
-        `batch_size` tiles at a time.
+        another name of :func:`spahgc.encoders.table`, a file of weights, a :class:`torch.nn.Module`, or a callable
+        from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it is called from one thread, with `batch_size`
+        tiles at a time.
     table_key
         Name of the table.
     tile_um
@@ -80,25 +98,37 @@ def image_embedding(
     image_key
         Name of the image, or a dict by slide; needed only where several images fit a slide at the same resolution.
     key_added
-        Where to write; `None` is ``"image_texture"``, or ``"image_"`` and the callable's name.
+        Where to write; `None` is ``"image_"`` and the encoder's name.
+    device
+        Torch device of the encoder; `None` takes :data:`spahgc.settings`.
+    precision
+        What the encoder's network computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None` leaves it to the
+        encoder. It does not decide whether embeddings are comparable.
+    resume
+        Keep what is finished in ``spahgc.settings.cache_dir`` until all is, and go on from what a run of the same call
+        left there that was stopped. The same are the encoder and its recipe, the tiles, the spots and the images; of
+        what is found, a batch is embedded again, and if it differs nothing of that run is used.
     n_jobs
-        Threads that read tiles, and that run ``"texture"``; `None` takes :data:`spahgc.settings`, -1 all cores.
+        Threads that read tiles, and that run ``"texture"``; `None` takes the workers of a running
+        ``dask.distributed`` client, else :data:`spahgc.settings`. -1 is all cores.
     batch_size
-        Tiles a call of a callable encoder gets; `None` takes :data:`spahgc.settings`.
+        Tiles that the encoder gets at a time (``"texture"`` goes tile by tile); `None` takes :data:`spahgc.settings`.
     progress
         Show a progress bar; `None` takes :data:`spahgc.settings`.
     copy
-        Write into a copy of the table and return that; `sdata` stays as it is.
+        Write into a copy of each table and return that; `sdata` stays as it is.
 
     Returns
     -------
-    `None`, or the copy of the table. Written into the table, once all tiles are embedded:
+    `None`, or the copy of the table (a list of them for a list). Written into a table, once all its tiles are embedded:
 
     ``obsm[key_added]``
         Embeddings, float32 (n_obs, d).
     ``uns[key_added]["params"]``
-        Encoder, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples), ``microns_per_pixel`` and ``image`` by slide,
-        ``n_padded`` (tiles that leave the image and were continued with its mirror image), version of spahgc.
+        ``encoder`` (its name), ``recipe`` (what decides whether embeddings are comparable: of a network the weights,
+        transform and pooling), ``precision``, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples),
+        ``microns_per_pixel`` and ``image`` by slide, ``n_padded`` (tiles that leave the image and were continued with
+        its mirror image), version of spahgc.
     ``obs["cellularity"]``
         Stain density, float32 (n_obs,): the mean haematoxylin of each spot's tile (first field of view), in the unit of
         `skimage.color.rgb2hed`, whatever the encoder. The control ``method="cellularity"`` predicts from it alone. It
@@ -114,67 +144,103 @@ def image_embedding(
         If `sdata` is not a SpatialData, or the encoder is no encoder or returns no array of floats.
     ValueError
         If no image or several fit, spots lie outside it, micrometres per pixel are not known or not plausible, the
-        encoder is not known or returns a wrong shape or values that are not finite, another argument is not usable, or
-        the table has an ``obs["cellularity"]`` or ``uns["cellularity"]`` of other origin.
-        In all cases nothing is written.
+        encoder is not known or returns a wrong shape or values that are not finite, a tile is larger than the image,
+        another argument is not usable, or the table has an ``obs["cellularity"]`` or ``uns["cellularity"]`` of other
+        origin.
+    OSError
+        If a part of an image cannot be read; the message names the image and the place.
+        In all cases nothing is written; of a list, nothing into the tables that are not complete.
+
+    Notes
+    -----
+    An image whose file is not stored in blocks is decoded as a whole for each block that is asked of it; that is so for
+    ``spatialdata_io.visium`` before it is written. Write it first, with ``sdata.write(path)``, and take
+    ``spatialdata.read_zarr(path)``. Memory grows with the blocks of the image, not with the image.
 
     Examples
     --------
     >>> spahgc.pp.image_embedding(sdata)
     >>> sdata["table"].obsm["image_texture"].shape
     (n_spots, 378)
+
+    Several objects on a cluster:
+
+    >>> client = distributed.Client("scheduler:8786")
+    >>> spahgc.pp.image_embedding([sdata_a, sdata_b], encoder="uni2")
     """
-    table = _table(sdata, table_key)
-    found = resolve(encoder)
+    several = isinstance(sdata, list | tuple)
+    objects: list[Any] = list(sdata) if isinstance(sdata, list | tuple) else [sdata]
+    if not objects:
+        raise ValueError("sdata is an empty list; it takes at least one SpatialData.")
+    found = resolve(encoder, device=device, precision=precision)  # type: ignore[arg-type]
     key = check_key(keys.image(found.name) if key_added is None else key_added)
     pixels = found.tile_px if tile_px is None else tile_px
     fields = tuple(found.fields_of_view if fields_of_view is None else fields_of_view)
     _check_tiles(tile_um, pixels, fields)
     batch = _positive(settings.batch_size if batch_size is None else batch_size, "batch_size")
+    tiling = Tiling(tuple(float(tile_um * field) for field in fields), int(pixels))
     workers = settings.workers(n_jobs)
-    _check_cellularity(table, table_key)
-    slides = locate(sdata, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
+    tables, jobs = [], []
+    for number, item in enumerate(objects):
+        with _saying(f"In sdata[{number}]." if several else ""):
+            table = _table(item, table_key)
+            _check_cellularity(table, table_key)
+            slides = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
+            _check_images(slides, tiling)
+            tables.append(table.copy() if copy else table)
+            jobs.append(Job(tuple(slides), found, tiling, batch))
+    _check_scale(jobs, tile_um)
 
-    embedding, cellularity, n_padded = _embed(
-        slides,
-        found,
-        n_obs=table.n_obs,
-        widths=[tile_um * field for field in fields],
-        pixels=pixels,
-        batch=batch,
-        workers=workers,
-        progress=settings.progress if progress is None else progress,
-    )
-    if n_padded > MANY_PADDED * table.n_obs * len(fields):
+    params = {
+        "encoder": found.name,
+        "recipe": dict(found.recipe),
+        "precision": found.precision,
+        "tile_um": float(tile_um),
+        "tile_px": int(pixels),
+        "fields_of_view": [float(field) for field in fields],
+        "version": version("spahgc"),
+    }
+    run: Run = partial(run_here, workers=workers)
+    client = dask_client() if n_jobs is None else None
+    if client is not None:
+        from ._distributed import EncoderSpec, run_on
+
+        place = settings.device if device is None else device
+        run = partial(run_on, client, EncoderSpec(uuid.uuid4().hex, encoder, place, precision, dict(found.recipe)))
+    shown = settings.progress if progress is None else progress
+    for number, result in run_jobs(jobs, run, resume=resume, progress=shown):
+        _write(tables[number], key, jobs[number], result, params)
+    if not copy:
+        return None
+    return tables if several else tables[0]
+
+
+def _write(table: AnnData, key: str, job: Job, result: Result, params: Mapping[str, Any]) -> None:
+    n_tiles = job.n_spots * len(job.tiling.widths)
+    if result.n_padded > MANY_PADDED * n_tiles:
         logger.warning(
             "%d of %d tiles leave the image and were continued with its mirror image. Are the coordinates and "
             "microns_per_pixel right?",
-            n_padded,
-            table.n_obs * len(fields),
+            result.n_padded,
+            n_tiles,
         )
-    target = table.copy() if copy else table
-    target.obsm[key] = embedding
-    target.uns[key] = {
+    table.obsm[key] = result.embedding
+    table.uns[key] = {
         keys.PARAMS: {
-            "encoder": found.name,
-            "tile_um": float(tile_um),
-            "tile_px": int(pixels),
-            "fields_of_view": [float(field) for field in fields],
-            keys.MPP: {slide.name: slide.microns_per_pixel for slide in slides},
-            "image": {slide.name: slide.image for slide in slides},
-            "n_padded": n_padded,
-            "version": version("spahgc"),
+            **params,
+            keys.MPP: {slide.name: slide.microns_per_pixel for slide in job.slides},
+            "image": {slide.name: slide.image for slide in job.slides},
+            "n_padded": result.n_padded,
         }
     }
-    target.obs[keys.CELLULARITY] = cellularity
-    target.uns[keys.CELLULARITY] = {
+    table.obs[keys.CELLULARITY] = result.cellularity
+    table.uns[keys.CELLULARITY] = {
         keys.PARAMS: {
-            "tile_um": float(tile_um * fields[0]),
-            "tile_px": int(pixels),
-            "version": version("spahgc"),
+            "tile_um": job.tiling.widths[0],
+            "tile_px": job.tiling.pixels,
+            "version": params["version"],
         }
     }
-    return target if copy else None
 
 
 def _check_cellularity(table: AnnData, table_key: str) -> None:
@@ -221,82 +287,69 @@ def _check_tiles(tile_um: float, tile_px: int, fields: Sequence[float]) -> None:
         raise ValueError(f"fields_of_view is one or more multiples of tile_um above 0, not {list(fields)}.")
 
 
-def _embed(
-    slides: Sequence[LocatedSlide],
-    encoder: Encoder,
-    *,
-    n_obs: int,
-    widths: Sequence[float],
-    pixels: int,
-    batch: int,
-    workers: int,
-    progress: bool,
-) -> tuple[Float32, Float32, int]:
-    """Embeddings of all spots (n_obs, d), the haematoxylin of their tiles (n_obs,), and how many tiles were padded."""
-    from tqdm.auto import tqdm
+def _check_images(slides: Sequence[LocatedSlide], tiling: Tiling) -> None:
+    """A tile fits its image, and what cannot be read in pieces is said."""
+    for slide in slides:
+        finest = slide.levels[0]
+        height, width = finest.array.shape[1:]
+        side = min(tiling.widths) / finest.microns_per_pixel
+        if side > min(height, width):
+            raise ValueError(
+                f"A tile of {min(tiling.widths):g} um is {side:.0f} pixels wide, and image {slide.image!r} of slide "
+                f"{slide.name!r} has {width} x {height} pixels, {width * finest.microns_per_pixel:.0f} x "
+                f"{height * finest.microns_per_pixel:.0f} um at {finest.microns_per_pixel:.3g} um per pixel. Is "
+                "microns_per_pixel right? Otherwise pass a smaller tile_um."
+            )
+        block = [min(side, of) for side, of in zip(finest.block, (height, width), strict=True)]
+        size = 3 * block[0] * block[1]
+        if hasattr(finest.array, "chunks") and size > CACHE_BYTES:
+            logger.warning(
+                "Image %r of slide %r is stored in blocks of %d x %d pixels, and each is decoded as a whole: it takes "
+                "%.1f GB of memory. Write it in smaller ones first: chunks of about 512 pixels, and sdata.write(path).",
+                slide.image,
+                slide.name,
+                block[1],
+                block[0],
+                size / 1e9,
+            )
 
-    rows_done: list[NDArray[np.intp]] = []
-    parts: list[Float32] = []
-    densities: list[Float32] = []
-    n_padded = 0
-    pool = ThreadPoolExecutor(workers)
+
+def _check_scale(jobs: Sequence[Job], tile_um: float) -> None:
+    """Say where tiles have another resolution than the encoder was trained at, or than the image can give."""
+    encoder, tiling = jobs[0].encoder, jobs[0].tiling
+    ours, trained = tile_um / tiling.pixels, encoder.microns_per_pixel
+    if trained is not None and max(ours / trained, trained / ours) > OTHER_SCALE:
+        logger.warning(
+            "Encoder %r was trained at %.3g um per pixel; tiles of %g um on %d pixels have %.3g. Pass tile_um=%g, or "
+            "tile_px=%d if the encoder takes it.",
+            encoder.name,
+            trained,
+            tile_um,
+            tiling.pixels,
+            ours,
+            round(trained * tiling.pixels, 6),
+            round(tile_um / trained),
+        )
+    finest = min(tiling.widths) / tiling.pixels
+    coarse = [slide for job in jobs for slide in job.slides if slide.levels[0].microns_per_pixel > UPSAMPLED * finest]
+    if coarse:
+        logger.warning(
+            "The images of %d of %d slides are coarser than the tiles: %s um per pixel, and the tiles have %.3g. They "
+            "are enlarged, which adds no detail; embeddings are less like those of finer images. Take a finer image "
+            "(image_key), or pass a larger tile_um or a smaller tile_px for all slides.",
+            len(coarse),
+            sum(len(job.slides) for job in jobs),
+            listed((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
+            finest,
+        )
+
+
+@contextmanager
+def _saying(note: str) -> Iterator[None]:
+    """Add a note to an error."""
     try:
-        with tqdm(total=n_obs, desc=f"embed ({encoder.name})", unit="spot", disable=not progress) as bar:
-            for slide in slides:
-                reader = TileReader(slide.levels, slide.centres, pixels)
-                finest = slide.levels[0]
-                order = reading_order(slide.centres @ finest.affine[:2, :2].T + finest.affine[:2, 2])
-                size = _THREAD_BATCH if encoder.threads else batch
-                batches = [order[at : at + size] for at in range(0, len(order), size)]
-                for spots, (values, density, padded) in zip(
-                    batches, _encoded(reader, batches, widths, encoder, pool), strict=True
-                ):
-                    if parts and values.shape[1] != parts[0].shape[1]:
-                        raise ValueError(
-                            f"encoder {encoder.name!r} returned embeddings of width {values.shape[1]} after ones of "
-                            f"width {parts[0].shape[1]}."
-                        )
-                    rows_done.append(slide.rows[spots])
-                    parts.append(values)
-                    densities.append(density)
-                    n_padded += padded
-                    bar.update(len(spots))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    out = np.empty((n_obs, parts[0].shape[1]), np.float32)
-    out[np.concatenate(rows_done)] = np.concatenate(parts)
-    cellularity = np.empty(n_obs, np.float32)
-    cellularity[np.concatenate(rows_done)] = np.concatenate(densities)
-    return out, cellularity, n_padded
-
-
-def _encoded(
-    reader: TileReader,
-    batches: Sequence[NDArray[np.intp]],
-    widths: Sequence[float],
-    encoder: Encoder,
-    pool: ThreadPoolExecutor,
-) -> Iterator[tuple[Float32, Float32, int]]:
-    """For each batch, in order: embeddings (n, d), haematoxylin at the first width (n,), number of tiles padded."""
-    from ..encoders._colour import haematoxylin
-
-    def embed(spots: NDArray[np.intp], each: Callable[..., Iterable[Any]]) -> tuple[Float32, Float32, int]:
-        fields: list[Float32] = []
-        densities: list[Float32] = []
-        n_padded = 0
-        for width in widths:
-            tiles, padded = zip(*each(reader.read, spots, [width] * len(spots)), strict=True)
-            stacked = np.stack(tiles)
-            if not densities:  # before the encoder gets its hands on the tiles
-                densities.append(haematoxylin(stacked))
-            fields.append(checked(encoder.encode(stacked), len(spots), name=encoder.name))
-            n_padded += sum(padded)
-        return np.concatenate(fields, axis=1), densities[0], n_padded
-
-    if encoder.threads:
-        # A thread takes a batch from the image to its embedding.
-        yield from pool.map(lambda spots: embed(spots, map), batches)
-    else:
-        # Threads read tiles; the encoder (often a GPU's) is called from here.
-        for spots in batches:
-            yield embed(spots, pool.map)
+        yield
+    except Exception as error:
+        if note:
+            error.add_note(note)
+        raise

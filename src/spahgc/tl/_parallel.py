@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
+from .._parallel import dask_client
 from .._settings import settings
 
 Key = TypeVar("Key")
@@ -29,7 +29,7 @@ def run_all(calls: Iterable[Call[Key]], *, n_jobs: int | None, device: str | Non
     device
         Torch device of the calls.
     """
-    client = _dask_client() if n_jobs is None else None
+    client = dask_client() if n_jobs is None else None
     if client is not None:
         n_workers = max(1, sum(client.nthreads().values()))
         yield from _run(calls, client.get_executor(pure=False), n_workers, share=client.scatter)
@@ -71,14 +71,3 @@ def _run(
     finally:
         for future in running:
             future.cancel()
-
-
-def _dask_client() -> Any | None:
-    """The running client of ``dask.distributed``; none is started, and nothing imported."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        return distributed.default_client()
-    except ValueError:
-        return None

@@ -1,0 +1,119 @@
+"""Run jobs on a ``dask.distributed`` cluster: ranges of tiles are its tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..encoders._base import Encoder, resolve
+from ._engine import Batch, Embedded, Job, Tiling, embed
+from ._jobs import Todo
+from ._locate import LocatedSlide
+from ._tiles import CACHE_BYTES
+
+RETRIES = 2
+"""Times that a task that failed is tried again; tasks of a worker that is lost do not count, dask moves them."""
+TASK_SPOTS = 2048
+"""Most spots of a task, unless a batch has more."""
+_TASKS_PER_THREAD = 8  # so that the last ones to finish do not keep the others waiting for long
+_READERS = 2  # threads that read for an encoder that is called from one
+
+_lock = threading.Lock()
+_encoding = threading.Lock()
+_encoders: dict[str, Encoder] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderSpec:
+    """An encoder as the user named it: each worker loads it once."""
+
+    token: str
+    encoder: Any
+    device: str | None
+    precision: str | None
+    recipe: dict[str, Any]
+    """What it has to be, as the client found it."""
+
+
+def run_on(client: Any, spec: EncoderSpec, jobs: Sequence[Job], todo: Todo) -> Iterator[tuple[int, int, Embedded]]:
+    """A :data:`~spahgc.pp._jobs.Run` on the workers of a client.
+
+    Images travel as their dask graphs: those on disk as a path, which the workers have to reach, those in memory whole.
+    """
+    from distributed import as_completed
+
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, batch in todo:
+        groups[number, jobs[number].batches[batch].slide].append(batch)
+    n_threads = max(1, sum(client.nthreads().values()))
+    n_spots = sum(len(jobs[number].batches[batch].spots) for (number, _), of in groups.items() for batch in of)
+    most = max(1, min(TASK_SPOTS, n_spots // (n_threads * _TASKS_PER_THREAD)))
+
+    # Tasks, and not scattered: what was on a worker that is lost is then made again.
+    shared = client.submit(_keep, spec, pure=False)
+    tasks: dict[Any, tuple[int, list[int]]] = {}
+    try:
+        for (number, slide), batches in groups.items():
+            job = jobs[number]
+            located = client.submit(_keep, job.slides[slide], pure=False)
+            for piece in _pieces(job, batches, most):
+                spots = [job.batches[batch].spots for batch in piece]
+                task = client.submit(_embed, located, shared, spots, job.tiling, pure=False, retries=RETRIES)
+                tasks[task] = number, piece
+        for task in as_completed(list(tasks)):
+            number, piece = tasks.pop(task)
+            for batch, embedded in zip(piece, task.result(), strict=True):
+                yield number, batch, embedded
+            task.release()
+    finally:
+        client.cancel(list(tasks))
+
+
+def _pieces(job: Job, batches: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Batches, one after another, of up to `most` spots together, but at least one."""
+    piece: list[int] = []
+    n_spots = 0
+    for batch in batches:
+        size = len(job.batches[batch].spots)
+        if piece and n_spots + size > most:
+            yield piece
+            piece, n_spots = [], 0
+        piece.append(batch)
+        n_spots += size
+    if piece:
+        yield piece
+
+
+def _keep(value: Any) -> Any:
+    """Runs on a worker: what tasks share."""
+    return value
+
+
+def _embed(slide: LocatedSlide, spec: EncoderSpec, spots: list[Any], tiling: Tiling) -> list[Embedded]:
+    """Runs on a worker."""
+    from distributed import get_worker
+
+    encoder = _loaded(spec)
+    batches = [Batch(0, of_batch) for of_batch in spots]
+    share = CACHE_BYTES // max(1, get_worker().state.nthreads)
+    if encoder.threads:
+        return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=1, cache_bytes=share))
+    with _encoding:  # it is called from one thread at a time
+        return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=_READERS, cache_bytes=share))
+
+
+def _loaded(spec: EncoderSpec) -> Encoder:
+    with _lock:
+        if spec.token not in _encoders:
+            encoder = resolve(spec.encoder, device=spec.device, precision=spec.precision)
+            if dict(encoder.recipe) != spec.recipe:
+                raise ValueError(
+                    f"Encoder {encoder.name!r} is another on a worker ({dict(encoder.recipe)}) than here "
+                    f"({spec.recipe}). Install the same packages and weights on the workers."
+                )
+            _encoders.clear()  # one at a time: weights are large
+            _encoders[spec.token] = encoder
+        return _encoders[spec.token]
