@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or
 # the run.
-_RUN_ONLY = {keys.MPP, "n_padded", "n_jobs", "batch_size", "version", "spahgc_version", "image", "images"}
+_RUN_ONLY = {keys.MPP, "precision", "n_padded", "n_jobs", "batch_size", "version", "spahgc_version", "image", "images"}
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,28 @@ def plain(value: Any) -> Any:
 def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any] | None, use_rep: str) -> None:
     if reference is None or target is None or reference == target:
         return
-    differing = sorted(key for key in reference.keys() | target.keys() if reference.get(key) != target.get(key))
-    said = "; ".join(f"{key}: reference {reference.get(key)!r}, target {target.get(key)!r}" for key in differing)
+    ours, theirs = _flat(reference), _flat(target)
+    said = "; ".join(
+        f"{key}: reference {_shown(ours, key)}, target {_shown(theirs, key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if _shown(ours, key) != _shown(theirs, key)
+    )
     raise ValueError(
         f"obsm[{use_rep!r}] was made differently in reference and target ({said}). Embed both alike with "
         f"spahgc.pp.image_embedding."
     )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of fields under names with dots, so that a message shows those that differ and no others."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not recorded"
 
 
 def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[Any]) -> NDArray[np.intp]:
