@@ -22,6 +22,9 @@ REGION = "region"
 INSTANCE = "spot_id"
 """``obs``: the index of each spot in its slide's shapes element, in tables that spahgc reads."""
 
+N_BINS = "n_bins"
+"""``obs``: bins or cells that a spot of `io.bin_to_spots` sums."""
+
 PATIENT = "patient"
 """``obs``: default column of the patient (donor)."""
 
@@ -45,6 +48,12 @@ MPP = "microns_per_pixel"
 
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
+
+GENES = "spahgc_genes"
+"""``uns``: what was done to the genes of a table to bring them to the names of others."""
+
+ALIGNMENT = "alignment"
+"""``uns``: verdict of :func:`spahgc.pp.check_alignment` on each slide, and what it mended."""
 
 SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""

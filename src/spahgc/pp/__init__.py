@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._check_alignment import check_alignment
 from ._embedding import image_embedding
+from ._genes import harmonize_genes
 
-__all__ = ["image_embedding"]
+__all__ = ["check_alignment", "harmonize_genes", "image_embedding"]
