@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from . import _keys as keys
+from ._gene_names import difference, kind_of
 from ._slides import Float32, Float64
 
 if TYPE_CHECKING:
@@ -224,21 +225,16 @@ def genes_in(wanted: Sequence[str], available: Any, *, what: str) -> None:
 
 
 def naming_hint(wanted: Sequence[str], available: Iterable[str]) -> str:
-    """What to do where one side has Ensembl ids and the other symbols, or the case differs; empty otherwise."""
-    available = list(available)
-    ours, theirs = _ensembl_share(wanted), _ensembl_share(available)
-    if (ours > 0.5) != (theirs > 0.5):
-        here, there = ("Ensembl ids", "symbols") if ours > 0.5 else ("symbols", "Ensembl ids")
-        return f" The one side uses {here}, the other {there}: put the same kind into var_names of both."
-    upper = {name.upper() for name in available}
-    if sum(name.upper() in upper for name in wanted) > 0.5 * max(1, len(wanted)):
-        return " The names differ in upper and lower case only (human and mouse symbols?): spell them alike in both."
-    return ""
-
-
-def _ensembl_share(names: Iterable[str]) -> float:
-    names = list(names)
-    return sum(name.startswith("ENS") and name[-4:].replace(".", "").isdigit() for name in names) / max(1, len(names))
+    """What to do where one side has Ensembl ids and the other symbols, or versions or case differ; empty otherwise."""
+    advice = {
+        "kind": "The one side uses {here}, the other {there}: put the same kind into var_names of both. "
+        "spahgc.pp.harmonize_genes does so where a table has both kinds",
+        "version": "The Ensembl ids differ in their versions only: spahgc.pp.harmonize_genes takes them off",
+        "case": "The names differ in upper and lower case only (human and mouse symbols?): spell them alike in both; "
+        "spahgc.pp.harmonize_genes(..., ignore_case=True) does",
+    }.get(difference(wanted, available := list(available)))
+    here, there = ("Ensembl ids", "symbols") if kind_of(wanted) == "ensembl" else ("symbols", "Ensembl ids")
+    return f" {advice.format(here=here, there=there)}." if advice else ""
 
 
 def _matrix_name(what: str, layer: str | None) -> str:
