@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _keys
@@ -15,6 +16,8 @@ from ._image import pyramid
 from ._spots import Spots
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
     from PIL.Image import Image
     from spatialdata import SpatialData
 
@@ -45,41 +48,84 @@ def assemble(
     """One slide as SpatialData: image ``{slide}_image``, circles ``{slide}``, and a table that annotates them."""
     from anndata import AnnData
     from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Identity
 
     n_spots = len(spots.array)
     names = pd.Index([f"{slide}_{x}x{y}" for x, y in spots.array], dtype=object)
-    diameter = spot_diameter_um / microns_per_pixel
-    obs = pd.DataFrame(
-        {
-            _keys.REGION: pd.Categorical([slide] * n_spots),
-            _keys.INSTANCE: names.to_numpy(),
-            "array_row": spots.array[:, 1],
-            "array_col": spots.array[:, 0],
-        },
-        index=names,
-    )
+    obs = pd.DataFrame({"array_row": spots.array[:, 1], "array_col": spots.array[:, 0]}, index=names)
     if patient is not None:
         obs[_keys.PATIENT] = pd.Categorical([str(patient)] * n_spots)
-    tree, thumbnail, thumbnail_scale = pyramid(image, slide, scale_factors)
-    matrix = sparse.csr_matrix(np.zeros((n_spots, 0), dtype=np.float32)) if counts is None else counts
+    tree, picture, picture_scale = pyramid(image, slide, scale_factors)
+    matrix = no_genes(n_spots) if counts is None else counts
     table = AnnData(X=matrix, obs=obs, var=var, obsm={_keys.SPATIAL: spots.pixel})
+    diameter = spot_diameter_um / microns_per_pixel
+    circles = link_spots(table, slide, picture, picture_scale, diameter=diameter, microns_per_pixel=microns_per_pixel)
+    return SpatialData(images={image_name(slide): tree}, shapes={slide: circles}, tables={_keys.TABLE: table})
+
+
+def image_name(slide: str) -> str:
+    """Name of the image of a slide."""
+    return f"{slide}_image"
+
+
+def no_genes(n_spots: int) -> sparse.csr_matrix:
+    """``X`` of a slide with H&E only."""
+    return sparse.csr_matrix(np.zeros((n_spots, 0), dtype=np.float32))
+
+
+def link_spots(
+    table: AnnData,
+    slide: str,
+    picture: NDArray[np.uint8],
+    picture_scale: float,
+    *,
+    diameter: float,
+    microns_per_pixel: float,
+    transformations: Mapping[str, Any] | None = None,
+) -> GeoDataFrame:
+    """Circles for the spots of a table of one slide; the table is linked to them, in place.
+
+    Written into the table: ``obs["region"]`` and ``obs["spot_id"]`` in front, the link, and ``uns["spatial"]``.
+
+    Parameters
+    ----------
+    table
+        One slide with the positions of its spots in ``obsm["spatial"]``, full-resolution pixels.
+    slide
+        Name of the slide, of the circles, and of their coordinate system.
+    picture, picture_scale
+        Thumbnail of the image, and its pixels per full-resolution pixel.
+    diameter
+        Of the spots, in full-resolution pixels.
+    microns_per_pixel
+        Micrometres per full-resolution pixel.
+    transformations
+        From full-resolution pixels to coordinate systems; `None` takes these pixels for those of the system `slide`.
+    """
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    names = table.obs_names.to_numpy(dtype=object)
+    rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
+    link = {_keys.REGION: pd.Categorical([slide] * table.n_obs), _keys.INSTANCE: names}
+    table.obs = pd.concat([pd.DataFrame(link, index=table.obs_names), rest], axis=1)
     table.uns[_keys.SPATIAL] = {
         slide: {
-            "images": {"hires": thumbnail},
+            "images": {"hires": picture},
             "scalefactors": {
-                "tissue_hires_scalef": float(thumbnail_scale),
+                "tissue_hires_scalef": float(picture_scale),
                 _keys.SPOT_DIAMETER: float(diameter),
                 _keys.MPP: float(microns_per_pixel),
             },
         }
     }
-    shapes = ShapesModel.parse(
-        spots.pixel, geometry=0, radius=diameter / 2, index=names, transformations={slide: Identity()}
+    TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
+    return ShapesModel.parse(
+        table.obsm[_keys.SPATIAL],
+        geometry=0,
+        radius=diameter / 2,
+        index=pd.Index(names),
+        transformations=dict(transformations or {slide: Identity()}),
     )
-    table = TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
-    return SpatialData(images={f"{slide}_image": tree}, shapes={slide: shapes}, tables={_keys.TABLE: table})
 
 
 def concat(slides: Sequence[SpatialData]) -> SpatialData:
@@ -96,8 +142,9 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     All images and shapes under their names, each in its slide's coordinate system, and one ``table``. Its genes are
     those of any slide: in the given order if all slides have the same ones, else sorted, with zeros where a slide lacks
     a gene (legacy tables leave out genes without counts). ``obsm`` and ``var`` columns are kept where all slides have
-    them (columns of ``var``: with the same values), ``uns["spatial"]`` is joined, other entries of ``uns`` are left
-    out.
+    them (columns of ``var``: with the same values), ``uns["spatial"]`` and ``attrs["microns_per_pixel"]`` are joined,
+    other entries of ``uns`` are left out. Where slides share names of spots (barcodes), the slide's name comes in front
+    of all.
 
     Raises
     ------
@@ -136,6 +183,8 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     same = all(len(table.var_names) == len(first) and table.var_names.isin(first).all() for table in tables)
     joined = joined[:, first if same else sorted(joined.var_names)].copy()
     joined.X = sparse.csr_matrix(joined.X)
+    if not joined.obs_names.is_unique:
+        joined.obs_names = joined.obs[_keys.REGION].astype(str) + "_" + joined.obs_names
     for column in (_keys.REGION, _keys.PATIENT):
         if column in joined.obs:
             joined.obs[column] = joined.obs[column].astype("category")
@@ -143,4 +192,6 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     table = TableModel.parse(joined, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
     images = {name: image for sdata in slides for name, image in sdata.images.items()}
     shapes = {name: shape for sdata in slides for name, shape in sdata.shapes.items()}
-    return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table})
+    scales = {name: mpp for sdata in slides for name, mpp in sdata.attrs.get(_keys.MPP, {}).items()}
+    attrs = {_keys.MPP: scales} if scales else {}
+    return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table}, attrs=attrs)

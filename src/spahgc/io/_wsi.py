@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _keys
 from .._scale import PLAUSIBLE_MPP
-from ._assemble import check_slide_name
+from ._assemble import check_slide_name, image_name
 from ._image import multiscale, picture, pyramid
 from ._slide_file import Backend, SlideLevel, TiffLevels, as_dask, block_shape, halved, open_file
 
@@ -113,7 +113,7 @@ def read_wsi(
     tree, scale = _read(path, slide, backend)
     from spatialdata import SpatialData
 
-    name = f"{slide}_image"
+    name = image_name(slide)
     mpp = _microns_per_pixel(scale, microns_per_pixel, path.name)
     attrs: dict[str, Any] = {} if mpp is None else {_keys.MPP: {name: mpp}}
     height, width = tree["scale0"]["image"].shape[1:]
