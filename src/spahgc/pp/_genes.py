@@ -125,7 +125,7 @@ def harmonize_genes(
     ]
     results = [table.copy() if copy else table for table in tables]
     for result, one, todo, label, n_shared in zip(results, genes, plans, labels, shared, strict=True):
-        params = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
+        params: dict[str, Any] = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
         params |= {"min_shared": min_shared, "n_before": result.n_vars, "n_after": len(todo.names)}
         params |= {"n_shared": n_shared, "version": version("spahgc")}
         _keep_other_kind(result, one, kind)
