@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._links import affine_between, centres_of, regions, shapes_of, systems_of
-from .._scale import PLAUSIBLE_MPP, microns_per_unit
+from .._scale import PLAUSIBLE_MPP, microns_per_unit, side_of
 from .._slides import Float64
 from .._validate import listed
 from ._tiles import Level
@@ -45,6 +45,8 @@ class LocatedSlide:
     """Micrometres per unit of the shapes' coordinates: per full-resolution pixel."""
     mpp_source: str
     """Where `microns_per_pixel` is from."""
+    spot_diameter: float
+    """Diameter of the spots, or side of square bins, in the coordinates of the shapes; the median."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +106,11 @@ def locate(
             if isinstance(recorded, Mapping)
         ]
         mpp, source = microns_per_unit(table, name, rows, shapes, centres, given=microns_per_pixel, recorded=scales)
-        slides.append(LocatedSlide(name, rows, centres, image.key, _levels(image, name, mpp, wanted), mpp, source))
+        levels = _levels(image, name, mpp, wanted)
+        slides.append(LocatedSlide(name, rows, centres, image.key, levels, mpp, source, side_of(shapes)))
         logger.info(
             "%s: %d spots in image %r, %.4g um per pixel (%.4g um per unit of the spots' coordinates, from %s).",
-            name, len(rows), image.key, slides[-1].levels[0].microns_per_pixel, mpp, source,
+            name, len(rows), image.key, levels[0].microns_per_pixel, mpp, source,
         )  # fmt: skip
     return slides
 
@@ -156,7 +159,8 @@ def _candidates(sdata: SpatialData, shapes: Any, centres: Float64, name: str, wa
         raise ValueError(
             f"{int((~best.inside).sum())} of {len(best.inside)} spots of slide {name!r} lie outside its image "
             f"{best.key!r} ({_size(best)}); the centres {_spans(best, centres)}. Are x and y swapped, or the "
-            "coordinates those of another resolution?"
+            "coordinates those of another resolution? If the image shows a part of the tissue only, take the other "
+            "spots out of the table."
         )
     return whole
 
