@@ -228,6 +228,14 @@ def multiscale(levels: Sequence[Any], slide: str) -> DataTree:
     return tree
 
 
+def resolutions(element: Any) -> list[Any]:
+    """The resolutions of an image element as DataArrays, finest first."""
+    if not hasattr(element, "children"):
+        return [element]
+    arrays = [next(iter(level.data_vars.values())) for level in element.children.values()]
+    return sorted(arrays, key=lambda array: -array.sizes["x"])
+
+
 def thumbnail(element: Any) -> tuple[NDArray[np.uint8], float]:
     """Of an image element: uint8 (h, w, 3) with the longest side at most 1000 pixels, and its scale to full resolution.
 
@@ -235,7 +243,7 @@ def thumbnail(element: Any) -> tuple[NDArray[np.uint8], float]:
     """
     from PIL import Image as pil
 
-    arrays = [next(iter(level.data_vars.values())) for level in element.children.values()] or [element]
+    arrays = resolutions(element)
     longest = [max(array.sizes["x"], array.sizes["y"]) for array in arrays]
     size = min(THUMBNAIL, max(longest))
     array = min(
@@ -243,6 +251,6 @@ def thumbnail(element: Any) -> tuple[NDArray[np.uint8], float]:
     )
     picture = pil.fromarray(np.ascontiguousarray(array.transpose("y", "x", "c").data.compute()))
     scale = size / max(longest)
-    full = max(arrays, key=lambda array: array.sizes["x"])
+    full = arrays[0]
     target = (max(1, round(full.sizes["x"] * scale)), max(1, round(full.sizes["y"] * scale)))
     return np.asarray(picture if picture.size == target else picture.resize(target, pil.Resampling.BOX)), scale

@@ -103,6 +103,30 @@ def read_wsi(
     >>> sdata = spahgc.io.read_wsi("biopsy.svs")
     >>> spahgc.pp.tissue_grid(sdata, reference=adata_ref)
     """
+    from spatialdata import SpatialData
+
+    found = load(path, slide=slide, microns_per_pixel=microns_per_pixel, backend=backend)
+    if found.microns_per_pixel is None:
+        logger.warning("%s", found.unknown)
+    attrs = {} if found.microns_per_pixel is None else {_keys.MPP: {image_name(found.slide): found.microns_per_pixel}}
+    return SpatialData(images={image_name(found.slide): found.tree}, attrs=attrs)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A slide file as an image element."""
+
+    slide: str
+    tree: DataTree
+    microns_per_pixel: float | None
+    unknown: str
+    """Why the micrometres per pixel are not known; empty if they are."""
+
+
+def load(
+    path: str | PathLike[str], *, slide: str | None, microns_per_pixel: float | None, backend: Backend | None = None
+) -> Loaded:
+    """What :func:`read_wsi` says, before it is put into a SpatialData."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No slide file {str(path)!r}.")
@@ -111,21 +135,11 @@ def read_wsi(
         slide = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
     check_slide_name(slide)
     tree, scale = _read(path, slide, backend)
-    from spatialdata import SpatialData
-
-    name = image_name(slide)
-    mpp = _microns_per_pixel(scale, microns_per_pixel, path.name)
-    attrs: dict[str, Any] = {} if mpp is None else {_keys.MPP: {name: mpp}}
+    mpp, unknown = _microns_per_pixel(scale, microns_per_pixel, path.name)
     height, width = tree["scale0"]["image"].shape[1:]
-    logger.info(
-        "%s: %d x %d pixels, %d levels, %s um per pixel.",
-        path.name,
-        width,
-        height,
-        len(tree.children),
-        mpp or "unknown",
-    )
-    return SpatialData(images={name: tree}, attrs=attrs)
+    told = "unknown" if mpp is None else f"{mpp:.4g}"
+    logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), told)
+    return Loaded(slide, tree, mpp, unknown)
 
 
 def _read(path: Path, slide: str, backend: Backend | None) -> tuple[DataTree, _Scale]:
@@ -236,8 +250,8 @@ def _tag_scale(page: Any) -> _Scale:
     return _Scale(*(unit / value for value in page.resolution), trusted=False)
 
 
-def _microns_per_pixel(scale: _Scale, given: float | None, name: str) -> float | None:
-    """Micrometres per pixel, given or the file's; `None` if there are none."""
+def _microns_per_pixel(scale: _Scale, given: float | None, name: str) -> tuple[float | None, str]:
+    """Micrometres per pixel, given or the file's, and why there are none."""
     low, high = PLAUSIBLE_MPP
     if given is not None:
         if not low <= given <= high:
@@ -245,25 +259,25 @@ def _microns_per_pixel(scale: _Scale, given: float | None, name: str) -> float |
                 f"microns_per_pixel={given!r}: an H&E image has between {low:g} and {high:g} um per pixel (a 20x scan "
                 "about 0.5)."
             )
-        return float(given)
+        return float(given), ""
     if scale.x is None or scale.y is None:
-        hint = (
-            f" It gives an objective of {scale.objective:g}x, from which the pixels' size does not follow: ask who "
-            "scanned it."
-            if scale.objective
-            else ""
-        )
-        logger.warning("%s does not say how many micrometres a pixel measures. Pass microns_per_pixel.%s", name, hint)
-        return None
+        told = f"{name} does not say how many micrometres a pixel measures. Pass microns_per_pixel=<number>."
+        if scale.objective is not None:
+            told += (
+                f" It names an objective of {scale.objective:g}x, from which the size does not follow: scanners differ."
+            )
+        return None, told
     if not (low <= scale.x <= high and low <= scale.y <= high):
-        told = f"{name} says {scale.x:.4g} x {scale.y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}"
+        told = (
+            f"{name} says {scale.x:.4g} x {scale.y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}. "
+            "Pass microns_per_pixel=<number>."
+        )
         if scale.trusted:
-            raise ValueError(f"{told}. Pass microns_per_pixel=<number>.")
-        logger.warning("%s: that is the resolution of a print, and not taken. Pass microns_per_pixel.", told)
-        return None
+            raise ValueError(told)
+        return None, f"{told} It may be the resolution of a print or screen, and is not taken."
     if abs(scale.x / scale.y - 1) > SQUARE:
         raise ValueError(
             f"{name} has pixels of {scale.x:.4g} x {scale.y:.4g} um: square tiles would not be square. Resample the "
             "image first, or pass microns_per_pixel=<number> if that is wrong."
         )
-    return (scale.x + scale.y) / 2
+    return (scale.x + scale.y) / 2, ""
