@@ -1,6 +1,6 @@
 """Small slides in the layouts that users have: real folders for the real readers, and objects as the readers make them.
 
-Every slide shows the same thing: a tissue whose colour changes from left to right, and two of eight genes that follow it.
+Every slide shows the same: a tissue whose colour changes from left to right, and two of eight genes that follow it.
 """
 
 from __future__ import annotations
