@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,81 @@ Float64 = NDArray[np.float64]
 SplitBy = Literal["patient", "slide"]
 """What is held out while tuning: patients, for targets of new patients; slides, for other slides of the same
 patients."""
+
+
+BLOCK = 8192
+"""Spots that are worked on at once where all of them at once could be more than fits into memory."""
+
+
+def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """The rows of n spots, block by block."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+class Moments:
+    """Mean and standard deviation of columns, from blocks of rows (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, np.zeros(()), np.zeros(())
+
+    def add(self, rows: NDArray[np.floating]) -> None:
+        """Take in a block of rows, (n, d)."""
+        n, mean = len(rows), rows.mean(axis=0, dtype=np.float64)
+        squares = np.square(rows - mean, dtype=np.float64).sum(axis=0)
+        difference, total = mean - self.mean, self.n + n
+        self._squares = self._squares + squares + difference**2 * (self.n * n / total)
+        self.mean = self.mean + difference * (n / total)
+        self.n = total
+
+    @property
+    def spread(self) -> Float64:
+        """Standard deviation of each column, (d,)."""
+        return np.sqrt(self._squares / self.n)
+
+
+class Rows:
+    """A matrix of which rows are chosen and scaled when they are read, so that no copy of the whole is made.
+
+    It has the shape and the row indexing of an array, and becomes one where NumPy asks for one.
+
+    Parameters
+    ----------
+    values
+        float32 (n, d), or further :class:`Rows`; it may be memory-mapped.
+    index
+        The rows in question, in their order; `None` for all.
+    mean, scale
+        Subtracted from, and divided into, each column, (d,).
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(
+        self,
+        values: Float32 | Rows,
+        index: NDArray[np.intp] | None = None,
+        *,
+        mean: Float64 | None = None,
+        scale: Float64 | None = None,
+    ) -> None:
+        self._values, self._index, self._mean, self._scale = values, index, mean, scale
+        self.shape = (len(values) if index is None else len(index), values.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Float32:
+        block = np.asarray(self._values[rows if self._index is None else self._index[rows]], dtype=np.float32)
+        if self._mean is None or self._scale is None:
+            return block
+        return ((block.astype(np.float64) - self._mean) / self._scale).astype(np.float32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = np.empty(self.shape, np.float32)
+        for rows in blocks(len(self)):
+            whole[rows] = self[rows]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +109,8 @@ class Slide:
     patient
         The patient (donor) of the slide; `None` if not known (a target may lack it).
     embedding
-        Tile embeddings as the encoder gave them, float32 (n_spots, n_features).
+        Tile embeddings as the encoder gave them, float32 (n_spots, n_features). Of a slide that is to be predicted they
+        may be :class:`Rows`; ``slide.read()`` makes an array of them.
     coordinates
         Spot positions (x, y), float64 (n_spots, 2); the unit is free, only neighbour ranks and ratios are used.
     expression
@@ -61,8 +137,7 @@ class Slide:
     @cached_property
     def order(self) -> NDArray[np.intp]:
         """Canonical order of the spots: by y, then x, then embedding (for spots at one place)."""
-        keys = np.column_stack([self.coordinates[:, ::-1], self.embedding[:, :4]])
-        return np.lexsort(keys.T[::-1])
+        return canonical_order(self.coordinates, self.embedding[:, :4])
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
         """The slide restricted to some spots, in the given order."""
@@ -74,9 +149,18 @@ class Slide:
             cellularity=None if self.cellularity is None else self.cellularity[index],
         )
 
+    def read(self) -> Slide:
+        """The slide with its embedding as an array."""
+        return replace(self, embedding=np.asarray(self.embedding)) if isinstance(self.embedding, Rows) else self
+
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""
         return replace(self, expression=None)
+
+
+def canonical_order(coordinates: Float64, embedding: Float32) -> NDArray[np.intp]:
+    """Order of spots by y, then x, then the columns of `embedding` (for spots at one place)."""
+    return np.lexsort(np.column_stack([coordinates[:, ::-1], embedding]).T[::-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +298,21 @@ def _names_of(slides: Iterable[Slide], patient: str) -> str:
 def standardize(slide: Slide) -> Slide:
     """Scale a slide's embedding to mean 0 and variance 1 per feature, over its own spots.
 
-    Uses the slide's own images only, so it is the same for reference and target; a constant feature becomes 0.
+    Uses the slide's own images only, so it is the same for reference and target; a constant feature becomes 0. An
+    embedding that is :class:`Rows` stays unread but for its moments.
     """
-    embedding = slide.embedding.astype(np.float64)
-    spread = embedding.std(axis=0)
-    constant = spread <= 1e-6 * np.maximum(1.0, np.abs(embedding).max(axis=0))
-    scaled = (embedding - embedding.mean(axis=0)) / np.where(constant, 1.0, spread)
-    scaled[:, constant] = 0.0
-    return replace(slide, embedding=scaled.astype(np.float32))
+    mean, scale = _standardization(slide.embedding)
+    scaled = Rows(slide.embedding, mean=mean, scale=scale)
+    lazy = isinstance(slide.embedding, Rows)
+    return replace(slide, embedding=cast("Float32", scaled) if lazy else scaled[:])
+
+
+def _standardization(embedding: Float32) -> tuple[Float64, Float64]:
+    """Mean and standard deviation of each feature; infinite for a constant feature, so that it becomes 0."""
+    moments, largest = Moments(), np.zeros(embedding.shape[1])
+    for rows in blocks(len(embedding)):
+        block = embedding[rows].astype(np.float64)
+        moments.add(block)
+        largest = np.maximum(largest, np.abs(block).max(axis=0))
+    constant = moments.spread <= 1e-6 * np.maximum(1.0, largest)
+    return moments.mean, np.where(constant, np.inf, moments.spread)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from . import _keys as keys
 from . import _validate as check
 from ._expression import Normalize, normalize, rank_genes
-from ._slides import Cohort, Slide
+from ._slides import Cohort, Float32, Rows, Slide, canonical_order
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -152,8 +152,15 @@ def target_slides(
             patients = adata.obs[patient_key].iloc[index].dropna().astype(str).unique()
             patient = patients[0] if len(patients) == 1 else None
         density = None if cellularity is None else cellularity[index]
-        slide = Slide(name, patient, embedding[index], coordinates[index], cellularity=density)
-        targets.append(TargetSlide(slide.take(slide.order), index[slide.order]))
+        order = canonical_order(coordinates[index], embedding[index, :4])
+        slide = Slide(
+            name,
+            patient,
+            cast("Float32", Rows(embedding, index[order])),
+            coordinates[index[order]],
+            cellularity=None if density is None else density[order],
+        )
+        targets.append(TargetSlide(slide, index[order]))
     return targets
 
 

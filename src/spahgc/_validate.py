@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _keys as keys
 from ._gene_names import difference, kind_of
-from ._slides import Float32, Float64
+from ._slides import Float32, Float64, blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -108,8 +108,8 @@ def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
         raise ValueError(
             f"{what}.obsm[{use_rep!r}] is a numeric matrix (n_obs, width), not {values.dtype} of shape {values.shape}."
         )
-    values = values.astype(np.float32)
-    bad = ~np.isfinite(values).all(axis=1)
+    values = values.astype(np.float32, copy=False)
+    bad = np.concatenate([~np.isfinite(values[rows]).all(axis=1) for rows in blocks(len(values))])
     if bad.any():
         raise ValueError(
             f"{what}.obsm[{use_rep!r}] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, e.g. "

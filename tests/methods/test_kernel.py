@@ -9,8 +9,8 @@ from sklearn.kernel_ridge import KernelRidge
 
 from spahgc._slides import Cohort, Slide
 from spahgc.methods import ContextKernel, Run, _kernel
+from spahgc.methods._context import Context
 from spahgc.methods._kernel import KernelFit
-from spahgc.methods._linear import Context
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_the_kernel_counts_a_third(cohort: Cohort, target: Slide) -> None:
     run = Run(split_by="slide")
     whole = relative(fit(cohort, run, n_seeds=2), cohort, target)
     networks = relative(fit(cohort, run, n_seeds=2, changes={"kernel": 0.0}), cohort, target)
-    kernel = ContextKernel().fit(cohort, run).relative_values(target)
+    kernel = ContextKernel().fit(cohort, run).relative_values(target)(slice(None))
     np.testing.assert_allclose(whole, 2 / 3 * networks + kernel / 3, atol=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_networks_take_turns_in_what_they_see(cohort: Cohort, target: Slide) -> 
 def test_new_patients_get_the_linear_methods_too(cohort: Cohort, target: Slide) -> None:
     known, new = fit(cohort, Run(split_by="slide"), n_seeds=1), fit(cohort, Run(split_by="patient"), n_seeds=1)
     linear = [kind(relative=True).fit(cohort, Run(split_by="patient")) for kind in (Ridge, ContextRidge)]
-    expected = [relative(known, cohort, target), *(method.relative_values(target) for method in linear)]
+    expected = [relative(known, cohort, target), *(method.relative_values(target)(slice(None)) for method in linear)]
     np.testing.assert_allclose(relative(new, cohort, target), np.mean(expected, axis=0), atol=1e-4)
     without = fit(cohort, Run(split_by="patient"), n_seeds=1, changes={"linear_for_new": False})
     np.testing.assert_array_equal(without.predict(target), known.predict(target))

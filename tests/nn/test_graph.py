@@ -129,5 +129,5 @@ def test_graph_tensors_refuses_edges_out_of_order(arrays):
     with pytest.raises(ValueError, match="in the order of the spots"):
         graph_tensors(data)
     data[REFER].edge_index = data[REFER].edge_index[:, :0]
-    with pytest.raises(ValueError, match="K per target spot"):
+    with pytest.raises(ValueError, match="K of them"):
         graph_tensors(data)

@@ -49,10 +49,10 @@ class KernelFit:
         index = _evenly(len(x), MAX_EXACT)
         centres = x[index]
         some = x[_evenly(len(x), _MEDIAN_SPOTS)]
-        distances = _distances(some, some)[np.triu_indices(len(some), 1)]
+        distances = _distances(some)[np.triu_indices(len(some), 1)]
         median = float(np.median(distances)) if len(distances) else 0.0
         scale = median if median > 0 else 1.0
-        among = np.exp(_distances(centres, centres) / -scale)
+        among = np.exp(_distances(centres) / -scale)
         if len(index) == len(x):
             system, right = among + penalty * np.eye(len(x)), y
         else:
@@ -68,7 +68,8 @@ class KernelFit:
     def __call__(self, features: np.ndarray) -> Float64:
         """Predicted values, (n, n_genes)."""
         parts = [
-            np.exp(_distances(features[start : start + _ROWS], self.centres) / -self.scale) @ self.coefficients
+            np.exp(_distances(features[start : start + _ROWS].astype(np.float64), self.centres) / -self.scale)
+            @ self.coefficients
             for start in range(0, len(features), _ROWS)
         ]
         return np.concatenate(parts) + self.intercept
@@ -101,7 +102,8 @@ def _evenly(n: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> Float64:
-    from scipy.spatial.distance import cdist
+def _distances(a: np.ndarray, b: np.ndarray | None = None) -> Float64:
+    """Euclidean distances by a matrix product; of rows to themselves they are exactly 0 where `b` is left out."""
+    from sklearn.metrics.pairwise import euclidean_distances
 
-    return np.asarray(cdist(a, b))
+    return np.asarray(euclidean_distances(a, b))

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Float64, Slide, SplitBy, expression_of
+from .._slides import Cohort, Float32, Float64, Slide, SplitBy, blocks, expression_of
 from ..metrics import pearson
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -185,6 +185,18 @@ def mean_pearson(measured: Float32, predicted: Float64) -> float:
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
 
+RowValues = Callable[[slice], Float64]
+"""Predicted values of some spots of a slide, float64 (n_rows, n_genes)."""
+
+
+def in_blocks(n: int, n_genes: int, values: Callable[[slice], np.ndarray]) -> Float32:
+    """Values of all n spots, float32 (n, n_genes), made block by block."""
+    out = np.empty((n, n_genes), np.float32)
+    for rows in blocks(n):
+        out[rows] = values(rows)
+    return out
+
+
 def relative_expression(cohort: Cohort) -> tuple[dict[str, Float64], Float64, Float64]:
     """Expression of each slide scaled to mean 0 and variance 1 per gene, and the mean and the spread to scale it back.
 
@@ -204,63 +216,3 @@ def relative_expression(cohort: Cohort) -> tuple[dict[str, Float64], Float64, Fl
 def pooled_expression(cohort: Cohort) -> dict[str, Float64]:
     """Expression of each slide as it is, float64, by slide name."""
     return {slide.name: expression_of(slide).astype(np.float64) for slide in cohort}
-
-
-RINGS = (6, 18, 60)
-"""Numbers of nearest spots whose mean embedding describes a spot's surroundings."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on leading components.
-
-    Each of the four parts is standardised per slide and then weighs as the embedding itself does, times its weight.
-    """
-
-    pca: PCA
-    spread: Float64
-    weights: tuple[float, ...]
-
-    @classmethod
-    def fit(cls, slides: Sequence[Slide], size: int = 128, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Self:
-        """Components of the slides' standardised embeddings; a weight for the spot, and one for each ring."""
-        pca = PCA.fit(np.concatenate([slide.embedding for slide in slides]), size)
-        return cls(pca, np.sqrt(pca.variance), tuple(weights))
-
-    @property
-    def scale(self) -> Float64:
-        """Standard deviation of each feature, (4 r,)."""
-        return np.concatenate([weight * self.spread for weight in self.weights])
-
-    def __call__(self, slide: Slide) -> Float32:
-        """Features of a slide's spots, (n_spots, 4 r)."""
-        from ..nn.neighbors import spatial_knn
-
-        scores = self.pca(slide.embedding)
-        nearest = spatial_knn(slide.coordinates, max(RINGS))
-        parts = [scores]
-        for ring in RINGS:
-            members = nearest[:, :ring]
-            parts.append(scores[members].mean(axis=1) if members.shape[1] else scores)
-        features = np.concatenate(parts, axis=1)
-        features -= features.mean(axis=0)
-        deviation = features.std(axis=0)
-        features /= np.where(deviation > 1e-9, deviation, 1.0)
-        return (features * self.scale).astype(np.float32)
-
-    def arrays(self, prefix: str = "context.") -> dict[str, np.ndarray]:
-        """As named arrays."""
-        parts = {
-            "mean": self.pca.mean,
-            "axes": self.pca.axes,
-            "spread": self.spread,
-            "weights": np.array(self.weights),
-        }
-        return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
-
-    @classmethod
-    def from_arrays(cls, state: Mapping[str, np.ndarray], prefix: str = "context.") -> Self:
-        """Inverse of :meth:`arrays`."""
-        spread = state[f"{prefix}spread"]
-        pca = PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], spread**2, float("nan"))
-        return cls(pca, spread, tuple(state[f"{prefix}weights"].tolist()))

@@ -60,6 +60,9 @@ class Method(ABC):
     """Fewest reference slides it can be fitted on."""
     stochastic: ClassVar[bool] = False
     """Whether the seed changes what is fitted; where it does not, one seed stands for all."""
+    reads_rows: ClassVar[bool] = False
+    """Whether :meth:`predict` reads a slide's embedding block by block (:class:`~spahgc._slides.Rows`), so that the
+    slide may be larger than memory. Others are given an array."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     """Arrays of a slide that it reads beside the reference's expression, of :data:`ARRAYS`."""
 

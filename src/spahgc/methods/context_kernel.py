@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Float64, Slide
+from .._slides import Cohort, Float32, Slide
+from ._context import Context, ContextRows
 from ._kernel import PENALTY, KernelFit
-from ._linear import Context, relative_expression
+from ._linear import RowValues, in_blocks, relative_expression
 from .base import Method, Run, State, register
 
 WEIGHTS = (1.0, 0.7, 0.5, 0.35)
@@ -31,6 +32,7 @@ class ContextKernel(Method):
     """
 
     name: ClassVar[str] = "context_kernel"
+    reads_rows: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def __init__(self, penalty: float = PENALTY) -> None:
@@ -47,11 +49,13 @@ class ContextKernel(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
-        return (self.relative_values(slide) * self._spread + self._level).astype(np.float32)
+        values = self.relative_values(slide)
+        return in_blocks(len(slide), len(self._level), lambda rows: values(rows) * self._spread + self._level)
 
-    def relative_values(self, slide: Slide) -> Float64:
-        """Prediction before it is scaled back, float64 (n_spots, n_genes)."""
-        return self._fit(self.context(slide))
+    def relative_values(self, slide: Slide) -> RowValues:
+        """Prediction before it is scaled back, for the rows that are asked for."""
+        features = ContextRows(self.context, slide)
+        return lambda rows: self._fit(features[rows])
 
     def params(self) -> dict[str, Any]:
         return {"penalty": self.penalty}

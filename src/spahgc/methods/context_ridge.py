@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Slide
-from ._linear import Context
+from .._slides import Cohort, Slide
+from ._context import Context, ContextRows
 from .base import State, register
 from .ridge import Ridge
 
@@ -38,5 +38,5 @@ class ContextRidge(Ridge):
     def _fit_features(self, cohort: Cohort) -> None:
         self._context = Context.fit(cohort.slides)
 
-    def _features(self, slide: Slide) -> Float32:
-        return self._context(slide)
+    def _features(self, slide: Slide) -> ContextRows:
+        return ContextRows(self._context, slide)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Float64, Slide
-from ._linear import LinearFit, pooled_expression, relative_expression, tune
+from .._slides import Cohort, Float32, Slide
+from ._linear import LinearFit, RowValues, in_blocks, pooled_expression, relative_expression, tune
 from .base import Method, Run, State, register
+
+if TYPE_CHECKING:
+    from ._context import ContextRows
 
 
 @register
@@ -32,6 +35,7 @@ class Ridge(Method):
     """
 
     name = "ridge"
+    reads_rows = True
 
     def __init__(self, relative: bool = False, l2: float | None = None, size: int = 256) -> None:
         if l2 is not None and l2 < 0:
@@ -46,7 +50,7 @@ class Ridge(Method):
             values = pooled_expression(cohort)
             self._level, self._spread = np.zeros(len(cohort.genes)), np.ones(len(cohort.genes))
         self._fit_features(cohort)
-        features = {slide.name: self._features(slide) for slide in cohort}
+        features = {slide.name: np.asarray(self._features(slide)) for slide in cohort}
         if hyperparameters is None and self.l2 is not None:
             variance = np.concatenate(list(features.values())).astype(np.float64).var(axis=0).sum()
             hyperparameters = self.l2 / (cohort.n_spots * max(float(variance), 1e-300)), self.size
@@ -60,11 +64,13 @@ class Ridge(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
-        return (self.relative_values(slide) * self._spread + self._level).astype(np.float32)
+        values = self.relative_values(slide)
+        return in_blocks(len(slide), len(self._level), lambda rows: values(rows) * self._spread + self._level)
 
-    def relative_values(self, slide: Slide) -> Float64:
-        """Prediction before it is scaled back, float64 (n_spots, n_genes)."""
-        return self._fit(self._features(slide))
+    def relative_values(self, slide: Slide) -> RowValues:
+        """Prediction before it is scaled back, for the rows that are asked for."""
+        features = self._features(slide)
+        return lambda rows: self._fit(features[rows])
 
     def params(self) -> dict[str, Any]:
         return {"relative": self.relative, "l2": self.l2, "size": self.size}
@@ -91,6 +97,6 @@ class Ridge(Method):
     def _fit_features(self, cohort: Cohort) -> None:
         """Prepare what :meth:`_features` needs."""
 
-    def _features(self, slide: Slide) -> Float32:
+    def _features(self, slide: Slide) -> Float32 | ContextRows:
         """What is regressed on, (n_spots, d)."""
         return slide.embedding

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float64, Slide
-from ._linear import PENALTIES, SIZES, UNTUNED, best, tuning_scores
+from .._slides import Cohort, Float64, Slide, blocks
+from ._linear import PENALTIES, SIZES, UNTUNED, RowValues, best, tuning_scores
 from .base import Run, State, register
 from .ridge import Ridge
 
@@ -60,8 +60,10 @@ class SmoothedRidge(Ridge):
     def params(self) -> dict[str, Any]:
         return {**super().params(), "n_neighbors": self.n_neighbors, "weight": self.weight}
 
-    def relative_values(self, slide: Slide) -> Float64:
-        return smoothed(super().relative_values(slide), slide, *self.smoothing)
+    def relative_values(self, slide: Slide) -> RowValues:
+        values = super().relative_values(slide)
+        whole = smoothed(np.concatenate([values(rows) for rows in blocks(len(slide))]), slide, *self.smoothing)
+        return lambda rows: whole[rows]
 
     def state(self) -> State:
         return {**super().state(), "smoothing": np.array(self.smoothing, dtype=np.float64)}

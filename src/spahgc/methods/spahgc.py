@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from .._settings import settings
-from .._slides import Cohort, Float32, Float64, Slide, expression_of
+from .._slides import Cohort, Float32, Float64, Slide, blocks, expression_of
+from ._context import ContextRows
 from ._linear import mean_pearson, pooled_expression, relative_expression
 from ._presets import PRESETS, VIEWS, Preset
 from .base import Method, Run, State, register
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch_geometric.data import HeteroData
 
-    from ..nn import Config
+    from ..nn import Config, LargeGraph
     from ..nn import SpaHGC as Network
 
 logger = logging.getLogger("spahgc")
@@ -56,6 +57,7 @@ class SpaHGC(Method):
     """
 
     name: ClassVar[str] = "spahgc"
+    reads_rows: ClassVar[bool] = True
     source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     stochastic: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
@@ -145,23 +147,37 @@ class SpaHGC(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
-        import torch
+        part, networks = self._part, self._networks
+        # Alone where there is no network.
+        kernel = 0.0 if part.kernel is None else self._preset.kernel if networks else 1.0
+        blend = 1 / (1 + len(part.linear))
+        out = np.zeros((len(slide), len(part.level)), np.float32)
+        for i, view in enumerate(self._preset.views[: len(networks)]):
+            self._add_networks(slide, view, networks[i :: len(self._preset.views)], blend * (1 - kernel), out)
+        others: list[tuple[float, Ridge | ContextKernel]] = [(blend, method) for method in part.linear]
+        if kernel > 0 and part.kernel is not None:
+            others.append((blend * kernel, part.kernel))
+        for weight, method in others:
+            values = method.relative_values(slide)
+            for rows in blocks(len(slide)):
+                out[rows] += weight * values(rows)
+        for rows in blocks(len(slide)):
+            out[rows] = out[rows] * part.spread + part.level
+        return out
 
-        part, share, outputs = self._part, self._preset.kernel, []
-        used = self._preset.views[: len(self._networks)]
-        graphs = {view: part.graph(slide, view).to(str(self._device)) for view in used}
-        for network, view in zip(self._networks, cycle(self._preset.views), strict=False):
-            network.to(self._device)
-            with torch.no_grad():
-                outputs.append(network(graphs[view]).double().cpu().numpy())
+    def _add_networks(self, slide: Slide, view: str, networks: list[Network], weight: float, out: Float32) -> None:
+        """Add what the networks of a view predict; `weight` is that of all networks, of all views, together."""
+        from ..nn import predict
+
+        graph = self._part.large_graph(slide, view, self._device)
+        share = weight / len(self._networks)
+
+        def add(rows: slice, values: Float32) -> None:
+            out[rows] += share * values
+
+        for network in networks:
+            predict(network.to(self._device), graph, add)
             network.cpu()
-        blend = np.mean(outputs, axis=0) if outputs else np.zeros(())
-        if share > 0 and part.kernel is not None:
-            # Alone where there is no network.
-            share = share if outputs else 1.0
-            blend = (1 - share) * blend + share * part.kernel.relative_values(slide)
-        linear = [method.relative_values(slide) for method in part.linear]
-        return part.unscaled(np.mean([blend, *linear], axis=0))
 
     def state(self) -> State:
         arrays = {
@@ -241,9 +257,13 @@ class _Part:
         """The slide with what its nodes carry as the embedding; of mean square 1 where it has the surroundings."""
         if view == "spot" or self.kernel is None:
             return slide
+        return replace(slide, embedding=np.asarray(self._context_rows(slide)))
+
+    def _context_rows(self, slide: Slide) -> ContextRows:
+        if self.kernel is None:
+            raise ValueError("The surroundings of a spot are described by the kernel, and there is none.")
         context = self.kernel.context
-        scale = np.sqrt(np.mean(context.scale**2))
-        return replace(slide, embedding=(context(slide) / max(float(scale), 1e-12)).astype(np.float32))
+        return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
 
     def graphs(self, view: str) -> list[tuple[HeteroData, torch.Tensor]]:
         """Graph of each reference slide as the target, with references from the others, and its expression."""
@@ -260,6 +280,23 @@ class _Part:
         """Graph of a slide to predict, with references from all reference slides."""
         return self._graph(self.node_features(slide, view), self.nodes[view])
 
+    def large_graph(self, slide: Slide, view: str, device: torch.device) -> LargeGraph:
+        """The same, with what its nodes carry made when it is read."""
+        from ..nn import large_graph
+
+        nodes, config = self.nodes[view], self.config
+        context = view == "context" and self.kernel is not None
+        return large_graph(
+            self._context_rows(slide) if context else slide.embedding,
+            slide.coordinates,
+            nodes.embedding(),
+            self._expression(nodes),
+            n_references=config.n_references,
+            n_near=config.n_near,
+            n_close=config.n_close,
+            device=device,
+        )
+
     def _graph(self, slide: Slide, references: Cohort) -> HeteroData:
         from ..nn import build_graph
 
@@ -267,11 +304,14 @@ class _Part:
             slide.embedding,
             slide.coordinates,
             references.embedding(),
-            np.concatenate([self.values[reference.name] for reference in references]).astype(np.float32),
+            self._expression(references),
             n_references=self.config.n_references,
             n_near=self.config.n_near,
             n_close=self.config.n_close,
         )
+
+    def _expression(self, references: Cohort) -> Float32:
+        return np.concatenate([self.values[reference.name] for reference in references]).astype(np.float32)
 
     def components(self, size: int | None) -> torch.Tensor | None:
         """Leading components of the expression, (r, n_genes); `None` for no size."""
@@ -280,10 +320,6 @@ class _Part:
         if size is None:
             return None
         return torch.from_numpy(_leading_axes(np.concatenate(list(self.values.values())), size))
-
-    def unscaled(self, values: np.ndarray) -> Float32:
-        """From the scale that the network is trained on to the unit of the expression."""
-        return (values * self.spread + self.level).astype(np.float32)
 
     def arrays(self) -> State:
         """What :meth:`restore` needs beside the cohort."""

@@ -9,6 +9,7 @@ from .attention import CrossNodeDualAttention
 from .config import Config
 from .encoder import HeteroEncoder
 from .graph import GraphTensors, build_graph, graph_tensors
+from .inference import LargeGraph, large_graph, predict
 from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
 from .masking import TargetEncoder, complementary_masks
 from .model import SpaHGC
@@ -23,6 +24,7 @@ __all__ = [
     "CrossNodeDualAttention",
     "GraphTensors",
     "HeteroEncoder",
+    "LargeGraph",
     "SpaHGC",
     "SpatialNeighbors",
     "TargetEncoder",
@@ -32,8 +34,10 @@ __all__ = [
     "contrastive_loss",
     "cosine_topk",
     "graph_tensors",
+    "large_graph",
     "pearson_loss",
     "pearson_per_gene",
+    "predict",
     "spatial_knn",
     "train",
 ]

@@ -59,13 +59,19 @@ class ReferenceAttention(nn.Module):
         -------
         (n, hidden).
         """
+        return self.attend(target, self.keys_and_values(answer), references)
+
+    def keys_and_values(self, answer: Tensor) -> Tensor:
+        """Keys and values of the reference spots, by one product, (m, 2 hidden)."""
+        return linear(answer, torch.cat([self.key.weight, self.value.weight]))
+
+    def attend(self, target: Tensor, keys_and_values: Tensor, references: Tensor) -> Tensor:
+        """:meth:`forward` for some of the target spots, with the keys and values made before."""
         n, k = references.shape
         query = self.query(target).view(n, 1, self.heads, self.head_width)
-        # Keys and values in one product and one gather. index_select rather than [] for its gradient, an index_add.
-        key_value = linear(answer, torch.cat([self.key.weight, self.value.weight])).index_select(
-            0, references.reshape(-1)
-        )
-        key, value = key_value.view(n, k, 2, self.heads, self.head_width).unbind(dim=2)
+        # Keys and values in one gather. index_select rather than [] for its gradient, an index_add.
+        gathered = keys_and_values.index_select(0, references.reshape(-1))
+        key, value = gathered.view(n, k, 2, self.heads, self.head_width).unbind(dim=2)
         scores = (query * key).sum(dim=3).float() * self.head_width**-0.5
         weights = scores.softmax(dim=1).unsqueeze(3)
         # The weights of a spot add up to 1, so the values' bias can be added after the sum.
@@ -123,8 +129,7 @@ class CrossNodeDualAttention(nn.Module):
         Messages to target, (n, hidden), and to reference spots, (m, hidden). A reference spot that no target spot
         retrieves gets zeros.
         """
-        answer = torch.cat([reference, self.norm(expression)], dim=1)
-        to_target = self.to_target(target, answer, references)
+        to_target = self.to_target.attend(target, self.answer(reference, expression), references)
 
         (n, k), m = references.shape, reference.shape[0]
         edges = references.reshape(-1)
@@ -136,3 +141,7 @@ class CrossNodeDualAttention(nn.Module):
         weights = softmax(scores, edges, num_nodes=m).view(n, k, self.heads, 1)
         messages = (weights * value).view(n * k, -1)
         return to_target, messages.new_zeros(m, messages.shape[1]).index_add(0, edges, messages)
+
+    def answer(self, reference: Tensor, expression: Tensor) -> Tensor:
+        """Keys and values of the reference spots for the target spots, (m, 2 hidden)."""
+        return self.to_target.keys_and_values(torch.cat([reference, self.norm(expression)], dim=1))

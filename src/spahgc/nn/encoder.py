@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
-from torch_geometric.nn import SAGEConv
 
 from .attention import CrossNodeDualAttention
 from .config import Config
 from .graph import GraphTensors
 
-_SLOPE = 0.2
+SLOPE = 0.2
 
 
 class _OwnState(nn.Module):
@@ -20,8 +19,40 @@ class _OwnState(nn.Module):
         super().__init__()
         self.state = nn.Linear(width, width)
 
-    def forward(self, states: Tensor, _edges: Tensor) -> Tensor:
-        return self.state(states)
+    def forward(self, own: Tensor, _states: Tensor, _neighbours: Tensor) -> Tensor:
+        return self.state(own)
+
+
+class NeighbourMean(nn.Module):
+    """GraphSAGE with mean aggregation (Hamilton et al. 2017), for nodes that all have the same number of neighbours.
+
+    What `torch_geometric.nn.SAGEConv` computes, with its names of the weights; but as a table of neighbours is read, no
+    sum is scattered, and the nodes can be worked on a few at a time.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lin_l = nn.Linear(width, width)
+        self.lin_r = nn.Linear(width, width, bias=False)
+
+    def forward(self, own: Tensor, states: Tensor, neighbours: Tensor) -> Tensor:
+        """New states of nodes, (n, width).
+
+        Parameters
+        ----------
+        own
+            Their states, (n, width).
+        states
+            States of all nodes of the type.
+        neighbours
+            Rows of `states`, (n, k); with k = 0 the mean counts as zero.
+        """
+        n, k = neighbours.shape
+        if k == 0:
+            return self.lin_r(own) + self.lin_l.bias
+        # index_select rather than [] for its gradient, an index_add.
+        mean = states.index_select(0, neighbours.reshape(-1)).view(n, k, -1).mean(dim=1)
+        return self.lin_l(mean) + self.lin_r(own)
 
 
 class HeteroLayer(nn.Module):
@@ -30,19 +61,20 @@ class HeteroLayer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.hidden
-        self.near = SAGEConv(width, width, aggr="mean") if config.use_near else _OwnState(width)
-        self.close = SAGEConv(width, width, aggr="mean") if config.use_close else _OwnState(width)
+        self.near = NeighbourMean(width) if config.use_near else _OwnState(width)
+        self.close = NeighbourMean(width) if config.use_close else _OwnState(width)
         self.refer = CrossNodeDualAttention(width, config.heads) if config.use_refer else None
 
     def forward(
         self, target: Tensor, reference: Tensor, expression: Tensor, graph: GraphTensors
     ) -> tuple[Tensor, Tensor]:
         """New states of target, (n, hidden), and reference spots, (m, hidden)."""
-        to_target, to_reference = self.near(target, graph.near), self.close(reference, graph.close)
+        to_target = self.near(target, target, graph.near)
+        to_reference = self.close(reference, reference, graph.close)
         if self.refer is not None:
             from_reference, from_target = self.refer(target, reference, expression, graph.references)
             to_target, to_reference = (to_target + from_reference) / 2, (to_reference + from_target) / 2
-        return leaky_relu(to_target, _SLOPE), leaky_relu(to_reference, _SLOPE)
+        return leaky_relu(to_target, SLOPE), leaky_relu(to_reference, SLOPE)
 
 
 class HeteroEncoder(nn.Module):
@@ -81,7 +113,7 @@ class HeteroEncoder(nn.Module):
 def _input_map(n_inputs: int, config: Config) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(n_inputs, config.hidden),
-        nn.LeakyReLU(_SLOPE),
+        nn.LeakyReLU(SLOPE),
         nn.Dropout(config.dropout),
         nn.Linear(config.hidden, config.hidden),
         nn.LayerNorm(config.hidden),

@@ -27,9 +27,9 @@ class GraphTensors(NamedTuple):
     reference: Tensor
     """Joint features [z_r | y_r] of the reference spots, (m, d + g)."""
     near: Tensor
-    """Edges (2, .): from a target spot to the spot it is a neighbour of."""
+    """Neighbours of each target spot on the slide, (n, Q)."""
     close: Tensor
-    """Edges (2, .): from a reference spot to the reference spot it is a neighbour of."""
+    """Neighbours of each reference spot among the reference spots, (m, k)."""
     references: Tensor
     """Reference nodes of each target spot, (n, K)."""
     base: Tensor | None
@@ -108,22 +108,64 @@ def build_graph(
             f"Add reference slides, or take n_references <= {len(z_r)}."
         )
     retrieved, similarity = cosine_topk(z_t, z_r, n_references, chunk=chunk, device=device)
-    index, local = np.unique(retrieved, return_inverse=True)
-    joint = np.concatenate([z_r[index], y_r[index]], axis=1)
-    k = min(n_close, len(index) - 1)
-    empty = np.empty((len(index), 0), dtype=np.int64)
-    close = cosine_topk(joint, joint, k, exclude_self=True, chunk=chunk, device=device)[0] if k > 0 else empty
+    nodes = reference_nodes(retrieved, z_r, y_r, n_close, device=device)
 
     data = HeteroData()
     data["target"].x = torch.from_numpy(z_t.copy())
-    data["reference"].x = torch.from_numpy(joint)
+    data["reference"].x = torch.from_numpy(nodes.joint)
     data["reference"].y = data["reference"].x[:, z_r.shape[1] :]
-    data["reference"].index = torch.from_numpy(index)
+    data["reference"].index = torch.from_numpy(nodes.index)
     data[NEAR].edge_index = _edges(spatial_knn(xy, n_near))
-    data[REFER].edge_index = _edges(local.reshape(retrieved.shape))
+    data[REFER].edge_index = _edges(nodes.references)
     data[REFER].similarity = torch.from_numpy(similarity.reshape(-1))
-    data[CLOSE].edge_index = _edges(close)
+    data[CLOSE].edge_index = _edges(nodes.close)
     return data
+
+
+class ReferenceNodes(NamedTuple):
+    """The reference spots that some target spot retrieves."""
+
+    index: NDArray[np.int64]
+    """Their rows in the reference, ascending, (m,)."""
+    joint: NDArray[np.float32]
+    """Joint features [z_r | y_r], (m, d + g)."""
+    references: NDArray[np.integer]
+    """Reference nodes of each target spot, (n, K)."""
+    close: NDArray[np.int64]
+    """Neighbours of each reference node among them, (m, k)."""
+
+
+def reference_nodes(
+    retrieved: NDArray[np.integer],
+    z_r: NDArray[np.float32],
+    y_r: NDArray[np.float32],
+    n_close: int,
+    *,
+    device: str | torch.device = "cpu",
+) -> ReferenceNodes:
+    """The reference side of a graph.
+
+    Parameters
+    ----------
+    retrieved
+        Rows of the reference that each target spot retrieves, (n, K).
+    z_r, y_r
+        Embeddings, (n_reference, d), and expression, (n_reference, g), of all reference spots.
+    n_close
+        Neighbours per reference node; fewer where fewer are retrieved.
+    device
+        Of the matrix products.
+    """
+    # By a table of all reference spots rather than by sorting the edges: there may be many millions of these.
+    used = np.zeros(len(z_r), dtype=bool)
+    used[retrieved.reshape(-1)] = True
+    index = np.flatnonzero(used)
+    references = (np.cumsum(used, dtype=retrieved.dtype) - 1)[retrieved]
+    joint = np.concatenate([z_r[index], y_r[index]], axis=1)
+    k = min(n_close, len(index) - 1)
+    empty = np.empty((len(index), 0), dtype=np.int64)
+    close = cosine_topk(joint, joint, k, exclude_self=True, device=device)[0] if k > 0 else empty
+    return ReferenceNodes(index, joint, references, close)
 
 
 def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None:
@@ -159,18 +201,24 @@ def graph_tensors(data: HeteroData) -> GraphTensors:
     Raises
     ------
     ValueError
-        If the ``refer`` edges are not the same number for every target spot, in the order of the spots.
+        If the edges of some type are not the same number for every receiver, in the order of the receivers.
     """
     target, reference = data["target"].x, data["reference"].x
-    source, receiver = data[REFER].edge_index
-    n = target.shape[0]
-    per_spot = source.numel() // max(n, 1)
-    in_order = torch.arange(n, device=receiver.device).repeat_interleave(per_spot)
-    if per_spot == 0 or not torch.equal(receiver, in_order):
-        raise ValueError(
-            "The refer edges are not K per target spot, in the order of the spots. Make graphs with build_graph."
-        )
+    references = _table(data, REFER, target.shape[0])
+    if references.shape[1] == 0:
+        raise ValueError("The graph has no refer edges; each target spot has K of them. Make graphs with build_graph.")
     base = data["target"].base if "base" in data["target"] else None
-    return GraphTensors(
-        target, reference, data[NEAR].edge_index, data[CLOSE].edge_index, source.view(n, per_spot), base
-    )
+    near, close = _table(data, NEAR, target.shape[0]), _table(data, CLOSE, reference.shape[0])
+    return GraphTensors(target, reference, near, close, references, base)
+
+
+def _table(data: HeteroData, kind: tuple[str, str, str], n: int) -> Tensor:
+    """Sources of the edges of each receiver, (n, K): all have as many, and the edges come in the receivers' order."""
+    source, receiver = data[kind].edge_index
+    each = source.numel() // max(n, 1)
+    if not torch.equal(receiver, torch.arange(n, device=receiver.device).repeat_interleave(each)):
+        raise ValueError(
+            f"The {kind[1]} edges are not the same number per {kind[2]} spot, in the order of the spots. Make graphs "
+            f"with build_graph."
+        )
+    return source.view(n, each)

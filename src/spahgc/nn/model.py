@@ -24,6 +24,12 @@ class _OwnState(nn.Module):
     def forward(self, target: Tensor, _reference: Tensor, _references: Tensor) -> Tensor:
         return self.state(target)
 
+    def answer(self, reference: Tensor) -> Tensor:
+        return reference
+
+    def pool(self, target: Tensor, _answer: Tensor, _references: Tensor) -> Tensor:
+        return self.state(target)
+
 
 class SpaHGC(nn.Module):
     """Predict the expression of a slide's spots from its heterogeneous graph.
@@ -75,13 +81,15 @@ class SpaHGC(nn.Module):
         """
         graph = self._tensors(data)
         target, reference = self.encoder(graph)
-        pooled = self.pooling(target, reference, graph.references)
-        # The output in full precision: the error of a bfloat16 product would be of the size of what is learnt last.
+        output = self.output(self.pooling(target, reference, graph.references))
+        return output if graph.base is None else output + graph.base
+
+    def output(self, pooled: Tensor) -> Tensor:
+        """Values of the genes, (n, g), float32, from what is pooled, (n, hidden)."""
+        # In full precision: the error of a bfloat16 product would be of the size of what is learnt last.
         with torch.autocast(pooled.device.type, enabled=False):
             output = self.head(pooled.float())
-            if self.components is not None:
-                output = output @ self.components
-        return output if graph.base is None else output + graph.base
+            return output if self.components is None else output @ self.components
 
     def contrast(
         self,

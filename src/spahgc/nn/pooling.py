@@ -44,4 +44,12 @@ class CrossNodeAttentionPooling(nn.Module):
         -------
         (n, hidden).
         """
-        return self.state(target) + self.attention(target, reference, references)
+        return self.pool(target, self.answer(reference), references)
+
+    def answer(self, reference: Tensor) -> Tensor:
+        """Keys and values of the reference spots, (m, 2 hidden)."""
+        return self.attention.keys_and_values(reference)
+
+    def pool(self, target: Tensor, answer: Tensor, references: Tensor) -> Tensor:
+        """:meth:`forward` for some of the target spots, with the keys and values made before."""
+        return self.state(target) + self.attention.attend(target, answer, references)

@@ -111,7 +111,8 @@ class Model:
         """
         check_needs(self.method, slide)
         blind = slide.without_expression()
-        return self.method.predict(standardize(blind)), self._support(blind.embedding)
+        support = self._support(blind.embedding)
+        return self.method.predict(standardize(blind if self.method.reads_rows else blind.read())), support
 
     def _description(self) -> dict[str, Any]:
         return {

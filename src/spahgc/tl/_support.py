@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .._slides import Cohort, Float64
+from .._slides import Cohort, Float64, blocks
 
 N_NEIGHBORS = 7
 """Reference spots whose distance counts."""
@@ -66,6 +66,10 @@ class Support:
 
     def __call__(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """Support of spots, float32 (n_spots,), over 0 to 1, from embeddings as the encoder gave them."""
+        parts = [self._block(embedding[rows]) for rows in blocks(len(embedding))]
+        return np.concatenate(parts)
+
+    def _block(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         scores = ((embedding.astype(np.float64) - self.mean) / self.scale) @ self.axes
         nearest = [_nearest(scores, bank) for bank in self.banks]
         n_farther = np.zeros(len(scores))

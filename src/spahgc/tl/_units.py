@@ -119,7 +119,8 @@ def fold_data(
         fold,
         rescaled_cohort(cohort.standardized(), protocol.rescale),
         tuple(
-            HeldOut(standardize(t.slide), rescaled(measured[t.rows], protocol.rescale), depth[t.rows]) for t in targets
+            HeldOut(standardize(t.slide.read()), rescaled(measured[t.rows], protocol.rescale), depth[t.rows])
+            for t in targets
         ),
     )
     return data, {t.slide.name: matrix[t.rows] for t in targets}

@@ -1,0 +1,115 @@
+"""A spot's embedding and the mean embeddings of its surroundings: the features of the context methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._slides import Float32, Float64, Moments, Slide, blocks
+from ._linear import PCA
+
+RINGS = (6, 18, 60)
+"""Numbers of nearest spots whose mean embedding describes a spot's surroundings."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A spot's embedding beside the mean embeddings of its 6, 18 and 60 nearest spots, on leading components.
+
+    Each of the four parts is standardised per slide and then weighs as the embedding itself does, times its weight.
+    """
+
+    pca: PCA
+    spread: Float64
+    weights: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, slides: Sequence[Slide], size: int = 128, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Self:
+        """Components of the slides' standardised embeddings; a weight for the spot, and one for each ring."""
+        pca = PCA.fit(np.concatenate([slide.embedding for slide in slides]), size)
+        return cls(pca, np.sqrt(pca.variance), tuple(weights))
+
+    @property
+    def scale(self) -> Float64:
+        """Standard deviation of each feature, (4 r,)."""
+        return np.concatenate([weight * self.spread for weight in self.weights])
+
+    def __call__(self, slide: Slide) -> Float32:
+        """Features of a slide's spots, (n_spots, 4 r)."""
+        return np.asarray(ContextRows(self, slide))
+
+    def arrays(self, prefix: str = "context.") -> dict[str, np.ndarray]:
+        """As named arrays."""
+        parts = {
+            "mean": self.pca.mean,
+            "axes": self.pca.axes,
+            "spread": self.spread,
+            "weights": np.array(self.weights),
+        }
+        return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
+
+    @classmethod
+    def from_arrays(cls, state: Mapping[str, np.ndarray], prefix: str = "context.") -> Self:
+        """Inverse of :meth:`arrays`."""
+        spread = state[f"{prefix}spread"]
+        pca = PCA(state[f"{prefix}mean"], state[f"{prefix}axes"], spread**2, float("nan"))
+        return cls(pca, spread, tuple(state[f"{prefix}weights"].tolist()))
+
+
+class ContextRows:
+    """Features (:class:`Context`) of a slide's spots, made for the rows that are asked for.
+
+    What is kept of a slide are the components of its embeddings, float32 (n_spots, r), and the search tree of its
+    positions.
+
+    Parameters
+    ----------
+    context
+        The fitted components and weights.
+    slide
+        The slide, with its standardised embedding.
+    divisor
+        What the features are divided by.
+    """
+
+    def __init__(self, context: Context, slide: Slide, *, divisor: float = 1.0) -> None:
+        from ..nn.neighbors import SpatialNeighbors
+
+        self._neighbors = SpatialNeighbors(slide.coordinates)
+        self._scores = np.empty((len(slide), context.pca.axes.shape[1]), np.float32)
+        for rows in blocks(len(slide)):
+            self._scores[rows] = context.pca(slide.embedding[rows])
+        self.shape = (len(slide), len(context.scale))
+        self._kept: tuple[slice, Float64] | None = None
+        moments = Moments()
+        for rows in blocks(len(slide)):
+            moments.add(self._unscaled(rows))
+        self._mean = moments.mean
+        self._factor = context.scale / np.where(moments.spread > 1e-9, moments.spread, 1.0) / divisor
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Float32:
+        return ((self._unscaled(rows) - self._mean) * self._factor).astype(np.float32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = np.empty(self.shape, np.float32)
+        for rows in blocks(len(self)):
+            whole[rows] = self[rows]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _unscaled(self, rows: slice) -> Float64:
+        """Components of the spots, and their means over each ring; the last block is kept, it is often the only one."""
+        if self._kept is None or self._kept[0] != rows:
+            nearest = self._neighbors(max(RINGS), rows)
+            parts = [self._scores[rows]]
+            for ring in RINGS:
+                members = nearest[:, :ring]
+                parts.append(self._scores[members].mean(axis=1, dtype=np.float64) if members.shape[1] else parts[0])
+            self._kept = rows, np.concatenate(parts, axis=1).astype(np.float64, copy=False)
+        return self._kept[1]

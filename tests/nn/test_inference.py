@@ -1,0 +1,93 @@
+"""A slide predicted a few spots at a time gets what the whole graph at once gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spahgc.nn import Config, SpaHGC, build_graph, inference, large_graph
+
+N, N_FEATURES, N_GENES = 57, 6, 5
+
+
+@pytest.fixture
+def arrays() -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(size=(N, N_FEATURES)).astype(np.float32),
+        rng.uniform(size=(N, 2)),
+        rng.normal(size=(40, N_FEATURES)).astype(np.float32),
+        rng.normal(size=(40, N_GENES)).astype(np.float32),
+    )
+
+
+def network(config: Config, components: torch.Tensor | None = None) -> SpaHGC:
+    torch.manual_seed(1)
+    return SpaHGC(N_FEATURES, N_GENES, config, components=components).eval()
+
+
+def numbers(config: Config) -> dict[str, int]:
+    return {"n_references": config.n_references, "n_near": config.n_near, "n_close": config.n_close}
+
+
+def in_chunks(model: SpaHGC, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[slice]]:
+    out, written = np.full((len(arrays[0]), N_GENES), np.nan, np.float32), []
+
+    def write(rows: slice, values: np.ndarray) -> None:
+        written.append(rows)
+        out[rows] = values
+
+    inference.predict(model, large_graph(*arrays, **numbers(model.config)), write)
+    return out, written
+
+
+@pytest.mark.parametrize("switch", [None, "use_near", "use_close", "use_refer", "use_pooling"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_chunks_equal_the_whole(arrays, small, monkeypatch, switch, in_file):
+    """Whatever is switched off, and with the hidden states in a file: the same to 1e-5."""
+    monkeypatch.setattr(inference, "CHUNK", 10)
+    if in_file:
+        monkeypatch.setattr(inference, "IN_MEMORY", 0)
+    model = network(small if switch is None else replace(small, **{switch: False}))
+    with torch.no_grad():
+        expected = model(build_graph(*arrays, **numbers(small))).numpy()
+    found, written = in_chunks(model, arrays)
+    assert [rows.start for rows in written] == [0, 10, 20, 30, 40, 50]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert expected.std(axis=0).min() > 1e-3
+
+
+def test_paper_preset_with_components(arrays, monkeypatch):
+    """Four layers, and references that attend to spots of several chunks."""
+    monkeypatch.setattr(inference, "CHUNK", 8)
+    components = torch.randn(3, N_GENES, generator=torch.Generator().manual_seed(0))
+    model = network(Config(), components)
+    with torch.no_grad():
+        expected = model(build_graph(*arrays)).numpy()
+    np.testing.assert_allclose(in_chunks(model, arrays)[0], expected, atol=1e-5)
+
+
+def test_large_scores_stay_finite(arrays, small, monkeypatch):
+    """The softmax over chunks is relative to the largest score so far: none overflows, whatever the order."""
+    monkeypatch.setattr(inference, "CHUNK", 5)
+    z_t, xy, z_r, y_r = arrays
+    model = network(small)
+    with torch.no_grad():
+        for layer in model.encoder.layers:
+            layer.refer.query.weight.mul_(300)
+            layer.refer.key.weight.mul_(300)
+        expected = model(build_graph(z_t, xy, z_r, y_r, **numbers(small))).numpy()
+    found, _ = in_chunks(model, arrays)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_single_spot(arrays, small):
+    z_t, xy, z_r, y_r = arrays
+    model = network(small)
+    with torch.no_grad():
+        expected = model(build_graph(z_t[:1], xy[:1], z_r, y_r, **numbers(small))).numpy()
+    np.testing.assert_allclose(in_chunks(model, (z_t[:1], xy[:1], z_r, y_r))[0], expected, atol=1e-5)
