@@ -17,6 +17,7 @@ from .._slides import SplitBy
 from .._tables import TargetSlide, embedding_recipe, target_slides
 from ..methods import METHODS, check_needs
 from ._model import Model
+from ._scale_check import pitches, warn_of_pitch
 from ._train import train
 from ._trust_slots import drop_columns, for_targets, write_columns
 
@@ -142,7 +143,7 @@ def predict(
             reference, library_key=library_key, patient_key=patient_key, device=device, progress=progress, **given
         )
     targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
-    _warn(model, adata_target, targets)
+    _warn(model, adata_target, targets, library_key)
 
     values = np.empty((adata_target.n_obs, len(model.genes)), dtype=np.float32)
     support = np.empty(adata_target.n_obs, dtype=np.float32)
@@ -252,7 +253,9 @@ def _check_key(adata: AnnData, key: str) -> None:
         )
 
 
-def _warn(model: Model, adata: AnnData, targets: list[TargetSlide]) -> None:
+def _warn(model: Model, adata: AnnData, targets: list[TargetSlide], library_key: str | None) -> None:
+    pitch = pitches(adata, model.recipe.use_rep, library_key, what="target")
+    warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=4)
     trained_on = {slide.name: slide for slide in model.reference}
     for target in targets:
         twin = trained_on.get(target.slide.name)

@@ -16,6 +16,7 @@ from .._slides import SplitBy
 from .._tables import plain, reference_cohort
 from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
+from ._scale_check import pitches
 from ._trust_slots import trust_for
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def train(
         check_needs(fitted, slide)
     run = Run(seed, device, settings.progress if progress is None else progress, split_by)
     fitted.fit(cohort.standardized(), run)
-    record = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
+    record: dict[str, Any] = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
+    record["pitch_um"] = pitches(adata_ref, recipe.use_rep, library_key, what="reference")
     return Model(fitted, cohort, recipe, params=record, trust=trust_for(adata_ref, fitted, cohort, recipe))
 
 
