@@ -28,6 +28,12 @@ N_BINS = "n_bins"
 PATIENT = "patient"
 """``obs``: default column of the patient (donor)."""
 
+TISSUE = "tissue_fraction"
+"""``obs``: share of a virtual spot's area that is tissue."""
+
+GRID = "tissue_grid"
+"""``uns``: how virtual spots were laid out."""
+
 IMAGE_PREFIX = "image_"
 """``obsm``: embeddings are ``image_{encoder}``."""
 
@@ -44,7 +50,8 @@ PARAMS = "params"
 """``uns[key]["params"]``: parameters of the step that wrote ``key``."""
 
 MPP = "microns_per_pixel"
-"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name)."""
+"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs`` of a
+SpatialData: the same, by name of image."""
 
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
@@ -54,6 +61,9 @@ GENES = "spahgc_genes"
 
 ALIGNMENT = "alignment"
 """``uns``: verdict of :func:`spahgc.pp.check_alignment` on each slide, and what it mended."""
+
+IN_TISSUE = "in_tissue"
+"""``obs``: whether a spot of a Visium array is under tissue, 1 or 0 (Space Ranger's name)."""
 
 SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""

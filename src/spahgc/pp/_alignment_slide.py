@@ -16,6 +16,7 @@ from .._links import affine_between, systems_of
 from .._slides import Float64
 from .._validate import listed
 from . import _alignment as kernel
+from ._alignment_quick import under_tissue
 from ._locate import _arrays, _problem
 from ._tissue import MASK_MPP, _reduced, tissue_mask
 
@@ -83,7 +84,7 @@ def situation(
     sample = np.arange(len(rows))
     if len(rows) > kernel.MAX_SPOTS:
         sample = np.sort(np.random.default_rng(0).choice(len(rows), kernel.MAX_SPOTS, replace=False))
-    covered = _covered(table, rows)
+    covered = under_tissue(table, rows)
     spots = kernel.Spots(
         pixels=pixels[sample],
         cell=cell,
@@ -190,15 +191,6 @@ def _scales(
         too = f"{1 / factor:g} times too large" if factor < 1 else f"{factor:g} times too small"
         found[too] = (f"multiply by {factor:g}", kernel.scale(factor))
     return found
-
-
-def _covered(table: AnnData, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Spots under tissue as ``in_tissue`` says; all if it does not say."""
-    column = table.obs.get("in_tissue")
-    if column is None:
-        return np.ones(len(rows), dtype=bool)
-    covered = np.asarray(column.iloc[rows].astype(float) > 0)
-    return covered if covered.any() else np.ones(len(rows), dtype=bool)
 
 
 def _components(table: AnnData, rows: NDArray[np.intp], layer: str | None) -> Any:
