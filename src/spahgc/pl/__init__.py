@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._alignment import alignment
 from ._benchmark import benchmark
 from ._expression import expression
 from ._scores import gene_scores
@@ -9,4 +10,4 @@ from ._support import support
 from ._training import training
 from ._trust import trust
 
-__all__ = ["benchmark", "expression", "gene_scores", "support", "training", "trust"]
+__all__ = ["alignment", "benchmark", "expression", "gene_scores", "support", "training", "trust"]

@@ -186,7 +186,8 @@ def _scales(
             affine = affine_between(other, main, system) @ np.linalg.inv(to_pixels)
             found[f"in pixels of image {key!r}"] = (f"apply the transformation of image {key!r}", affine)
     if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
-        found["pitch not the platform's"] = (f"multiply by {by_pitch:.4g}", kernel.scale(by_pitch))
+        too = f"{by_pitch:.3g} times too small" if by_pitch > 1 else f"{1 / by_pitch:.3g} times too large"
+        found[f"{too}, by the pitch"] = (f"multiply by {by_pitch:.4g}", kernel.scale(by_pitch))
     for factor in (2.0, 0.5, 4.0, 0.25):
         too = f"{1 / factor:g} times too large" if factor < 1 else f"{factor:g} times too small"
         found[too] = (f"multiply by {factor:g}", kernel.scale(factor))
@@ -229,3 +230,15 @@ def _platform(grid: Float64 | None) -> float:
     if (grid.sum(axis=1) % 2 == 0).all():  # Visium: every other column, in turn
         return 100.0
     return 200.0 if (np.ptp(grid, axis=0) < LEGACY_SIDE).all() else float("nan")
+
+
+def thumbnail(element: Any, longest: int = 1000) -> tuple[NDArray[np.uint8], float, Any]:
+    """A small picture (rows, columns, 3) of an image, its pixels per full-resolution pixel, and the full resolution."""
+    arrays = _arrays(element)
+    sizes = [max(array.sizes["x"], array.sizes["y"]) for array in arrays]
+    fits = [k for k, size in enumerate(sizes) if size >= longest]
+    k = max(fits, key=lambda index: -sizes[index]) if fits else 0
+    factor = max(1, sizes[k] // longest)
+    rgb = _reduced(arrays[k].transpose("c", "y", "x"), factor)
+    small = np.round(rgb * 255).astype(np.uint8)
+    return small, float(arrays[k].sizes["x"] / factor / arrays[0].sizes["x"]), arrays[0]
