@@ -80,7 +80,7 @@ class Rows:
         scale: Float64 | None = None,
     ) -> None:
         self._values, self._index, self._mean, self._scale = values, index, mean, scale
-        self.shape = (len(values) if index is None else len(index), values.shape[1])
+        self.shape: tuple[int, int] = (len(values) if index is None else len(index), values.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,6 +96,10 @@ class Rows:
         for rows in blocks(len(self)):
             whole[rows] = self[rows]
         return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+def _unread(embedding: object) -> bool:
+    return isinstance(embedding, Rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +155,7 @@ class Slide:
 
     def read(self) -> Slide:
         """The slide with its embedding as an array."""
-        return replace(self, embedding=np.asarray(self.embedding)) if isinstance(self.embedding, Rows) else self
+        return replace(self, embedding=np.asarray(self.embedding)) if _unread(self.embedding) else self
 
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""
@@ -303,8 +307,7 @@ def standardize(slide: Slide) -> Slide:
     """
     mean, scale = _standardization(slide.embedding)
     scaled = Rows(slide.embedding, mean=mean, scale=scale)
-    lazy = isinstance(slide.embedding, Rows)
-    return replace(slide, embedding=cast("Float32", scaled) if lazy else scaled[:])
+    return replace(slide, embedding=cast("Float32", scaled) if _unread(slide.embedding) else np.asarray(scaled))
 
 
 def _standardization(embedding: Float32) -> tuple[Float64, Float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,7 +17,7 @@ def matrix(values: ArrayLike, what: str, *, dtype: type = np.float32) -> NDArray
 
 def real(values: ArrayLike, what: str) -> NDArray:
     """`values` as a two-dimensional array of real numbers in their own dtype; a memory-mapped file is not read."""
-    array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    array: NDArray[Any] = values if isinstance(values, np.ndarray) else np.asarray(values)
     if array.ndim != 2:
         raise ValueError(f"{what} has shape {array.shape}; it is a matrix with one row per spot.")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):

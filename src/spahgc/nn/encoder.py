@@ -58,6 +58,10 @@ class NeighbourMean(nn.Module):
 class HeteroLayer(nn.Module):
     """One layer: GraphSAGE on `near` and `close`, dual attention on `refer`, mean over edge types, LeakyReLU(0.2)."""
 
+    near: NeighbourMean | _OwnState
+    close: NeighbourMean | _OwnState
+    refer: CrossNodeDualAttention | None
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,8 @@ def build_graph(
     return data
 
 
-class ReferenceNodes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class ReferenceNodes:
     """The reference spots that some target spot retrieves."""
 
     index: NDArray[np.int64]
@@ -183,7 +185,7 @@ def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None
         )
 
 
-def _edges(neighbours: NDArray[np.int64]) -> Tensor:
+def _edges(neighbours: NDArray[np.integer]) -> Tensor:
     """Edges (2, n k) from each of the neighbours (n, k) to the row they are listed in."""
     n, k = neighbours.shape
     receivers = np.repeat(np.arange(n), k)

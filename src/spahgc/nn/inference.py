@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from .attention import CrossNodeDualAttention
-from .encoder import SLOPE
+from .encoder import SLOPE, HeteroLayer
 from .graph import reference_nodes
 from .model import SpaHGC
 from .neighbors import SpatialNeighbors
@@ -123,14 +123,14 @@ def predict(
         for rows in _chunks(n):
             states.write(rows, encoder.target(torch.from_numpy(graph.features[rows]).to(device)))
             bar.update(rows.stop - rows.start)
-        for layer in encoder.layers:
+        for layer in cast("list[HeteroLayer]", encoder.layers):
             back = None if layer.refer is None else _AttendBack(layer.refer, reference)
             answer = None if layer.refer is None else layer.refer.answer(reference, expression)
             for rows in _chunks(n):
                 own, near = states.read(rows, device), torch.from_numpy(graph.near[rows])
                 around = states.around(near, device)
                 message = layer.near(own, around, torch.arange(near.numel(), device=device).view(near.shape))
-                if back is not None and answer is not None:
+                if layer.refer is not None and back is not None and answer is not None:
                     references = _table(graph.references[rows], device)
                     message = (message + layer.refer.to_target.attend(own, answer, references)) / 2
                     back.add(own, references)
