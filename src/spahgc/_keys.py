@@ -50,8 +50,8 @@ PARAMS = "params"
 """``uns[key]["params"]``: parameters of the step that wrote ``key``."""
 
 MPP = "microns_per_pixel"
-"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs`` of a
-SpatialData: the same, by name of image."""
+"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs``
+of a SpatialData: the same, by name of image."""
 
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""

@@ -5,5 +5,6 @@ from __future__ import annotations
 from ._check_alignment import check_alignment
 from ._embedding import image_embedding
 from ._genes import harmonize_genes
+from ._grid import tissue_grid
 
-__all__ = ["check_alignment", "harmonize_genes", "image_embedding"]
+__all__ = ["check_alignment", "harmonize_genes", "image_embedding", "tissue_grid"]
