@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._slides import Float32
+from .._validate import listed
+from ._weights import SUFFIXES
 
 Tiles = NDArray[np.uint8]
 Encode = Callable[[Tiles], Any]
@@ -38,48 +43,169 @@ class Encoder:
 
 
 def _texture() -> Encoder:
-    from ._texture import texture
+    from ._texture import texture, texture_names
 
-    return Encoder("texture", texture, fields_of_view=(1.0, 2.0, 4.0), tile_px=112, threads=True)
+    width = len(texture_names())
+    return Encoder(
+        "texture",
+        texture,
+        fields_of_view=(1.0, 2.0, 4.0),
+        tile_px=112,
+        threads=True,
+        # `revision` goes up when the statistics change, so that embeddings of both kinds are not mixed.
+        recipe={"source": "spahgc", "model": "texture", "revision": 1, "width": width},
+    )
 
 
 # Made when asked for: the compiled kernels take a moment to load.
 ENCODERS: dict[str, Callable[[], Encoder]] = {"texture": _texture}
+ALIASES = {"resnet50": "timm:resnet50"}
 
 
 def resolve(encoder: str | Encode | Encoder, *, device: str | None = None, precision: str | None = None) -> Encoder:
-    """The encoder that a name or a callable stands for; an :class:`Encoder` stands for itself.
+    """The encoder that a name, a module or a callable stands for; an :class:`Encoder` stands for itself.
 
     Parameters
     ----------
     encoder
-        A name in :data:`ENCODERS`, or a callable from tiles, uint8 (n, 3, h, w), to embeddings (n, d). A callable gets
-        one field of view of 224 pixels, and is called from one thread.
+        A name, as in :func:`load`; a `torch.nn.Module` (see :func:`~spahgc.encoders._network.from_module`); or a
+        callable from tiles, uint8 (n, 3, h, w), to embeddings (n, d). A callable gets one field of view of 224 pixels,
+        and is called from one thread.
+    device, precision
+        Where and in what a name's or a module's network computes, as in :func:`load`. What has been loaded already,
+        ``"texture"`` and a callable stay where they are.
 
     Raises
     ------
     TypeError
-        If it is neither.
+        If it is none of these.
     ValueError
-        If the name is unknown.
+        If the name is unknown, or a precision is asked of what has no network or has been loaded with another.
     """
-    if isinstance(encoder, Encoder):
-        return encoder
     if isinstance(encoder, str):
-        if encoder not in ENCODERS:
+        return load(encoder, device=device, precision=precision)
+    if isinstance(encoder, Encoder):
+        if precision is not None and precision != encoder.precision:
             raise ValueError(
-                f"No encoder {encoder!r}. Available: {', '.join(sorted(ENCODERS))}, or a callable from tiles, uint8 "
-                "(n, 3, h, w), to embeddings (n, d). Embeddings that you have already go into "
-                f"adata.obsm['image_{encoder}']."
+                f"precision={precision!r}: encoder {encoder.name!r} has been loaded in {encoder.precision}. Pass the "
+                "precision to spahgc.encoders.load."
             )
-        return ENCODERS[encoder]()
+        return encoder
     if not callable(encoder):
+        hint = ""
+        if isinstance(encoder, Path):
+            hint = f" Weights of a known model: spahgc.encoders.load('uni2', weights={str(encoder)!r})."
         raise TypeError(
-            f"encoder is a name ({', '.join(sorted(ENCODERS))}) or a callable from tiles, uint8 (n, 3, h, w), to "
-            f"embeddings (n, d), not {type(encoder).__name__}."
+            "encoder is a name (spahgc.encoders.table() lists them), a torch.nn.Module, what spahgc.encoders.load "
+            "returned, or a callable from tiles, uint8 (n, 3, h, w), to embeddings (n, d), not "
+            f"{type(encoder).__name__}.{hint}"
         )
+    if _is_module(encoder):
+        from ._network import from_module
+
+        return from_module(encoder, device=device, precision=precision)
     name = str(getattr(encoder, "__name__", type(encoder).__name__))
-    return Encoder(name, encoder, fields_of_view=(1.0,), tile_px=224, threads=False)
+    _no_network(name, precision, "is a callable, which decides that itself")
+    recipe = {"source": "callable", "model": name}
+    return Encoder(name, encoder, fields_of_view=(1.0,), tile_px=224, threads=False, recipe=recipe)
+
+
+def load(
+    name: str, *, weights: str | Path | None = None, device: str | None = None, precision: str | None = None
+) -> Encoder:
+    """Load an encoder by name, with the weights of the hub or of a file, to pass to :func:`spahgc.pp.image_embedding`.
+
+    Weights that are in this machine's cache of the Hugging Face hub are taken from there without asking the network;
+    others are downloaded. No code that a weight file brings along is run. One grey tile is encoded on loading, so that
+    weights that give NaN are found before a slide is read.
+
+    Parameters
+    ----------
+    name
+        A name in :func:`table` (``"texture"``, ``"uni2"``, ``"h-optimus-1"``, ``"resnet50"``, ...), or ``"timm:"`` and
+        the name of any network of timm. All but ``"texture"`` need lazyslide-models
+        (``pip install 'spahgc[models]'``).
+    weights
+        A weight file of that model as it is published (``pytorch_model.bin``, ``model.safetensors``, ``.pth``,
+        ``.pt2``), or the folder that ``hf download <repository> --local-dir <folder>`` made. `None` takes the hub's.
+    device
+        Torch device; `None` takes :data:`spahgc.settings`.
+    precision
+        ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the network computes in (the weights are kept, and
+        embeddings come back, as float32). `None` takes bfloat16 on CUDA (float16 on GPUs without it) and float32
+        elsewhere.
+
+    Returns
+    -------
+    The encoder, with its ``recipe``: source, model, repository, fingerprint of the weights, transform, pooling, width,
+    side of its tiles and versions of the packages.
+
+    Raises
+    ------
+    ImportError
+        If the model needs a package that is not installed.
+    FileNotFoundError
+        If there is no such weight file or folder, or it lacks what the model needs besides the weights.
+    PermissionError
+        If the model is gated, and this machine has no access to it.
+    ConnectionError
+        If the weights are not on this machine and the hub cannot be reached.
+    TypeError
+        If `name` is no name.
+    ValueError
+        If the name is unknown, a weight file is damaged or another model's, the embeddings have another width than the
+        model's card says or are not finite, or there is no such device or precision.
+
+    Examples
+    --------
+    >>> encoder = spahgc.encoders.load("uni2", weights="UNI2-h/pytorch_model.bin", device="cuda")
+    >>> spahgc.pp.image_embedding(sdata, encoder=encoder)
+    >>> sdata["table"].obsm["image_uni2"].shape
+    (n_spots, 1536)
+    """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"name is the name of a model (spahgc.encoders.table() lists them), not {type(name).__name__}. A module or "
+            "a callable goes to spahgc.pp.image_embedding(encoder=...) as it is."
+        )
+    path = None if weights is None else Path(weights).expanduser()
+    if name in ENCODERS:
+        if path is not None:
+            raise ValueError(f"encoder {name!r} has no weights, and takes none ({path}).")
+        _no_network(name, precision, "has no network")
+        return ENCODERS[name]()
+    full = ALIASES.get(name, name)
+    if full.startswith("timm:"):
+        from ._lazyslide import load_timm
+
+        return load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
+    if Path(name).suffix in SUFFIXES or "/" in name or "\\" in name:
+        raise ValueError(
+            f"{name!r} is a path, and weights do not say what model they belong to. Run encoder = "
+            f"spahgc.encoders.load(<model>, weights={name!r}) with a name in spahgc.encoders.table(), and pass that. "
+            "An exported program (.pt2): pass torch.export.load(<file>).module()."
+        )
+    from ._lazyslide import NOT_TILES, load_registered, registry
+
+    names = [*ENCODERS, *ALIASES, *registry(name)]
+    if name not in names:
+        like = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        known = f"{NOT_TILES[name]!r} is its encoder of tiles" if name in NOT_TILES else ""
+        raise ValueError(
+            f"No encoder {name!r}. {known or f'Like it: {listed(like)}'}; spahgc.encoders.table() lists all, "
+            f"'timm:<name>' is any network of timm. Embeddings that you have go into adata.obsm['image_{name}']."
+        )
+    return load_registered(name, weights=path, device=device, precision=precision)
+
+
+def _no_network(name: str, precision: str | None, why: str) -> None:
+    if precision not in (None, "float32"):
+        raise ValueError(f"precision={precision!r}: encoder {name!r} {why}.")
+
+
+def _is_module(encoder: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a module has imported torch
+    return torch is not None and isinstance(encoder, torch.nn.Module)
 
 
 def check_key(key: str) -> str:
@@ -91,7 +217,7 @@ def check_key(key: str) -> str:
     return key
 
 
-def checked(output: Any, n_tiles: int, *, name: str) -> Float32:
+def checked(output: Any, n_tiles: int, *, name: str, width: int | None = None) -> Float32:
     """Embeddings as an encoder returned them, as float32 (n_tiles, width).
 
     Parameters
@@ -102,15 +228,18 @@ def checked(output: Any, n_tiles: int, *, name: str) -> Float32:
         Number of tiles it was given.
     name
         Name of the encoder, for the messages.
+    width
+        Width that its embeddings should have; `None` takes any.
 
     Raises
     ------
     TypeError
         If it is not an array of floats.
     ValueError
-        If it is not 2-d with n_tiles rows or it holds NaN or infinite values.
+        If it is not 2-d with n_tiles rows (and of that width), or it holds NaN or infinite values.
     """
-    expected = f"encoder {name!r} was given {n_tiles} tiles and should return floats ({n_tiles}, width)"
+    wanted = "width" if width is None else width
+    expected = f"encoder {name!r} was given {n_tiles} tiles and should return floats ({n_tiles}, {wanted})"
     try:
         values = np.asarray(output)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -120,7 +249,7 @@ def checked(output: Any, n_tiles: int, *, name: str) -> Float32:
         ) from error
     if not np.issubdtype(values.dtype, np.floating):
         raise TypeError(f"{expected}, but returned {type(output).__name__} of {values.dtype}.")
-    if values.ndim != 2 or values.shape[0] != n_tiles or values.shape[1] == 0:
+    if values.ndim != 2 or values.shape[0] != n_tiles or not 0 < values.shape[1] == (width or values.shape[1]):
         raise ValueError(f"{expected}, but returned the shape {values.shape}.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
         values = values.astype(np.float32)
