@@ -90,6 +90,25 @@ def test_visium_with_another_spot_diameter(visium: Any, caplog: pytest.LogCaptur
     assert "Visium's pitch of 100 um gives 1.25 um per pixel, spots of 65 um give 1.562" in caplog.text
 
 
+def test_an_image_of_whole_pages_is_told(
+    visium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import spatialdata
+
+    from spahgc.pp import _locate
+
+    sdata = visium("S1")
+    find(sdata)
+    assert not caplog.records  # a small image does no harm
+    monkeypatch.setattr(_locate, "LARGE", 1000)
+    find(sdata)
+    assert "'S1_full_image' is read from a file of whole pages" in caplog.text
+    caplog.clear()
+    sdata.write(tmp_path / "S1.zarr")
+    find(spatialdata.read_zarr(tmp_path / "S1.zarr"))
+    assert not caplog.records
+
+
 def test_two_visium_slides_in_one(visium: Any) -> None:
     import spatialdata
 
