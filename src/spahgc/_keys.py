@@ -65,6 +65,9 @@ ALIGNMENT = "alignment"
 IN_TISSUE = "in_tissue"
 """``obs``: whether a spot of a Visium array is under tissue, 1 or 0 (Space Ranger's name)."""
 
+HEST = "hest"
+"""``uns``: HEST's metadata by sample."""
+
 SYNTHETIC = "synthetic"
 """``uns``: parameters of drawn slides."""
 
