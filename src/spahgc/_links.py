@@ -115,30 +115,34 @@ def shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.in
 
 def _instead_of_labels(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.intp]) -> tuple[Any, Any]:
     """Shapes with the ids that a text column of the table has, and these ids."""
-    if name not in sdata.labels:
-        raise KeyError(
-            f"The table annotates {name!r}, which is not among the shapes. Available shapes: {listed(sdata.shapes)}."
-        )
     found = []
     for column in table.obs:
         values = table.obs[column].to_numpy()[rows]
         # Numbers would fit by chance: every element may count from 1.
         if isinstance(values[0], str):
             found += [(key, column, values) for key, shapes in sdata.shapes.items() if _all_in(values, shapes.index)]
-    if len(found) == 1:
+    labels = name in sdata.labels
+    if labels and len(found) == 1:
         key, column, values = found[0]
         logger.info("%r is a labels element: taking the shapes %r, which have the ids in obs[%r].", name, key, column)
         return sdata.shapes[key], values
-    link = "sdata.set_table_annotates_spatialelement(<table>, region=<shapes>, region_key=<column>, instance_key=<ids>)"
-    fits = ", ".join(f"region={key!r} with instance_key={column!r}" for key, column, _ in found)
-    raise KeyError(
-        f"The table annotates {name!r}, which is not among the shapes. It is a labels element: spahgc needs circles or "
-        f"polygons. {f'Several shapes have its ids ({fits})' if found else 'No shapes have its ids'}; available "
-        f"shapes: {listed(sdata.shapes)}. "
-        + ("" if found else f"Make some: sdata['{name}_shapes'] = spatialdata.to_polygons(sdata[{name!r}]). ")
-        + f"Set the region column of obs to the shapes' name and link the table to them: {link}. Xenium: read it with "
-        "spatialdata_io.xenium(..., cells_as_circles=True)."
-    )
+    told = f"The table annotates {name!r}, which is not among the shapes."
+    if labels:
+        told += " It is a labels element: spahgc needs circles or polygons."
+    told += f" Available shapes: {listed(sdata.shapes)}."
+    attrs = table.uns[keys.SPATIALDATA_ATTRS]
+    for key, column, _ in found:
+        told += (
+            f" {key!r} has the ids in obs[{column!r}]: to take it, table.obs[{attrs['region_key']!r}] = "
+            f"pandas.Categorical([{key!r}] * table.n_obs); sdata.set_table_annotates_spatialelement(<table>, "
+            f"region={key!r}, region_key={attrs['region_key']!r}, instance_key={column!r})."
+        )
+    if labels and not found:
+        told += (
+            f" No shapes have its ids. Make some, spatialdata.to_polygons(sdata[{name!r}]), and link the table to "
+            "them, sdata.set_table_annotates_spatialelement. Xenium: spatialdata_io.xenium(..., cells_as_circles=True)."
+        )
+    raise KeyError(told)
 
 
 def _all_in(values: NDArray[Any], index: Any) -> bool:

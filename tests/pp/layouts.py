@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-GENES = [f"GENE{i}" for i in range(8)]
+GENES = ["EPCAM", "COL1A1", "PTPRC", "ACTA2", "KRT8", "VIM", "PECAM1", "MS4A1"]
 
 
 def tissue(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -113,8 +113,10 @@ def visium_folder(
     return folder
 
 
-def visium_hd_folder(folder: Path, *, um: tuple[int, ...] = (8, 16), mpp: float = 0.5, seed: int = 0) -> Path:
-    """A Space Ranger 3 output of a small Visium HD slide, and the full image as ``HD1_tissue_image.tif``."""
+def visium_hd_folder(
+    folder: Path, *, name: str = "HD1", um: tuple[int, ...] = (8, 16), mpp: float = 0.5, seed: int = 0
+) -> Path:
+    """A Space Ranger 3 output of a small Visium HD slide, and the full image as ``{name}_tissue_image.tif``."""
     import h5py
     import tifffile
 
@@ -147,11 +149,11 @@ def visium_hd_folder(folder: Path, *, um: tuple[int, ...] = (8, 16), mpp: float 
         write_10x_h5(
             spatial.parent / "filtered_feature_bc_matrix.h5", counts(xy[:, 0], depth=size**2 / 4, seed=seed), barcodes
         )
-    tifffile.imwrite(folder / "HD1_tissue_image.tif", full, photometric="rgb")
+    tifffile.imwrite(folder / f"{name}_tissue_image.tif", full, photometric="rgb")
     matrix = np.eye(3).ravel().tolist()
     names = ("cytassist_colrow_to_spot_colrow", "spot_colrow_to_cytassist_colrow")
     names += ("microscope_colrow_to_spot_colrow", "spot_colrow_to_microscope_colrow")
-    with h5py.File(folder / "HD1_feature_slice.h5", "w") as file:
+    with h5py.File(folder / f"{name}_feature_slice.h5", "w") as file:
         file.attrs["metadata_json"] = json.dumps(
             {
                 "hd_layout_json": json.dumps({"file_format": "1.0", "transform": matrix}),
@@ -236,3 +238,51 @@ def xenium_object(*, circles: bool = True, pixel: float = 0.2125, n: int = 1500,
     return SpatialData(
         images=images, labels=labels, shapes=shapes, tables={"table": table}, attrs={"spatialdata_io_reader": "xenium"}
     )
+
+
+def xenium_folder(folder: Path, *, pixel: float = 0.2125, n: int = 800, seed: int = 0) -> Path:
+    """A Xenium Onboard Analysis 2 output with an aligned H&E image; what it shows is that of `xenium_object`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import tifffile
+    import zarr
+    from spatialdata.transformations import get_transformation
+
+    made = xenium_object(pixel=pixel, n=n, seed=seed)
+    folder.mkdir(parents=True)
+    specs = {"analysis_sw_version": "xenium-2.0.0.6-35-ga7e17149a", "pixel_size": pixel}
+    (folder / "experiment.xenium").write_text(json.dumps(specs))
+    letters = "abcdefghijklmnop"  # 0 to f
+    prefixes = [sum(letters.index(c) << 4 * k for k, c in enumerate(reversed(i[:8]))) for i in made["table"].obs_names]
+    size = made["morphology_focus"].shape[1:]
+    with zarr.storage.ZipStore(folder / "cells.zarr.zip", mode="w") as store:
+        group = zarr.open_group(store, mode="w", zarr_format=2)
+        group["cell_id"] = np.column_stack([prefixes, np.ones(n)]).astype(np.uint32)
+        for k in (0, 1):
+            raster = np.zeros(size, np.uint32)
+            column, row = (made["table"].obsm["spatial"] / pixel).astype(int).T
+            raster[row, column] = np.arange(1, n + 1)
+            group[f"masks/{k}"] = raster
+            group[f"polygon_sets/{k}/cell_index"] = np.arange(n, dtype=np.uint32)
+        names = ["cell_centroid_x", "cell_centroid_y", "cell_area", "z_level", "nucleus_count"]
+        summary = group.create_array("cell_summary", data=np.ones((n, len(names))))
+        summary.attrs["column_names"] = names
+    table = made["table"]
+    cells = table.obs[["cell_id", "transcript_counts", "cell_area", "nucleus_area"]].reset_index(drop=True)
+    cells["x_centroid"], cells["y_centroid"] = table.obsm["spatial"].T
+    cells.to_parquet(folder / "cells.parquet", index=False)
+    write_10x_h5(folder / "cell_feature_matrix.h5", table.X, list(table.obs_names))
+    vertices = [np.array(polygon.exterior.coords) for polygon in made["cell_boundaries"].geometry]
+    of = np.repeat(np.arange(n), [len(part) for part in vertices])
+    x, y = np.concatenate(vertices).T
+    outlines = pa.table({"cell_id": table.obs_names[of], "vertex_x": x, "vertex_y": y, "label_id": of + 1})
+    for name in ("cell", "nucleus"):
+        pq.write_table(outlines, folder / f"{name}_boundaries.parquet")
+    (folder / "morphology_focus").mkdir()
+    dapi = np.asarray(made["morphology_focus"].data[0])
+    tifffile.imwrite(folder / "morphology_focus" / "morphology_focus_0000.ome.tif", dapi)
+    he = np.asarray(made["he_image"]["scale0"]["image"].transpose("y", "x", "c").data)
+    tifffile.imwrite(folder / "S_he_image.ome.tif", he, photometric="rgb", ome=False)
+    matrix = get_transformation(made["he_image"], "global").to_affine_matrix(("x", "y"), ("x", "y"))
+    pd.DataFrame(matrix).to_csv(folder / "S_he_imagealignment.csv", header=False, index=False)
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -72,12 +73,28 @@ def test_labels_stand_for_the_shapes_with_the_same_ids(caplog: pytest.LogCapture
 
 
 def test_labels_with_several_shapes_or_none() -> None:
+    """The message is the remedy."""
     sdata = layouts.xenium_object(circles=False, n=50)
     sdata.shapes["nuclei"] = sdata["cell_boundaries"]
-    with pytest.raises(KeyError, match=r"labels element.*Several .*region='nuclei' with instance_key='cell_id'.*link"):
+    with pytest.raises(
+        KeyError, match=r"labels element.*'nuclei' has the ids in obs\['cell_id'\]: to take it, table"
+    ) as told:
         find(sdata)
-    del sdata.shapes["nuclei"], sdata.shapes["cell_boundaries"]
+    command = re.search(r"to take it, (table[^;]*); (sdata\.[^.]*)\. 'nuclei'", str(told.value))
+    for line in command.groups():
+        exec(line.replace("<table>", "'table'"), {"sdata": sdata, "table": sdata["table"], "pandas": pd})
+    assert find(sdata)[0].name == "cell_boundaries"
+    sdata = layouts.xenium_object(circles=False, n=50)
+    del sdata.shapes["cell_boundaries"]
     with pytest.raises(KeyError, match=r"No shapes have its ids.*to_polygons.*cells_as_circles=True"):
+        find(sdata)
+
+
+def test_labels_that_were_not_read() -> None:
+    """As `spatialdata_io.xenium(cells_labels=False)` leaves it."""
+    sdata = layouts.xenium_object(circles=False, n=50)
+    del sdata.labels["cell_labels"]
+    with pytest.raises(KeyError, match=r"'cell_labels', which is not among the shapes.*'cell_boundaries' has the ids"):
         find(sdata)
 
 
