@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _keys
+from .._tables import encoder_params
+from .._validate import listed
 from ._image import pyramid
 from ._spots import Spots
 
@@ -82,50 +84,70 @@ def link_spots(
     microns_per_pixel: float,
     transformations: Mapping[str, Any] | None = None,
 ) -> GeoDataFrame:
-    """Circles for the spots of a table of one slide; the table is linked to them, in place.
-
-    Written into the table: ``obs["region"]`` and ``obs["spot_id"]`` in front, the link, and ``uns["spatial"]``.
+    """Circles for the spots of a table of one slide; the table is linked to them, in place, by :func:`link_table`.
 
     Parameters
     ----------
     table
         One slide with the positions of its spots in ``obsm["spatial"]``, full-resolution pixels.
-    slide
-        Name of the slide, of the circles, and of their coordinate system.
-    picture, picture_scale
-        Thumbnail of the image, and its pixels per full-resolution pixel.
-    diameter
-        Of the spots, in full-resolution pixels.
-    microns_per_pixel
-        Micrometres per full-resolution pixel.
+    slide, picture, picture_scale, diameter, microns_per_pixel
+        As in :func:`link_table`.
     transformations
         From full-resolution pixels to coordinate systems; `None` takes these pixels for those of the system `slide`.
     """
-    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    names = table.obs_names.to_numpy(dtype=object)
-    rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
-    link = {_keys.REGION: pd.Categorical([slide] * table.n_obs), _keys.INSTANCE: names}
-    table.obs = pd.concat([pd.DataFrame(link, index=table.obs_names), rest], axis=1)
-    table.uns[_keys.SPATIAL] = {
-        slide: {
-            "images": {"hires": picture},
-            "scalefactors": {
-                "tissue_hires_scalef": float(picture_scale),
-                _keys.SPOT_DIAMETER: float(diameter),
-                _keys.MPP: float(microns_per_pixel),
-            },
-        }
-    }
-    TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
+    link_table(table, slide, picture, picture_scale, diameter=diameter, microns_per_pixel=microns_per_pixel)
     return ShapesModel.parse(
         table.obsm[_keys.SPATIAL],
         geometry=0,
         radius=diameter / 2,
-        index=pd.Index(names),
+        index=pd.Index(table.obs[_keys.INSTANCE].to_numpy()),
         transformations=dict(transformations or {slide: Identity()}),
     )
+
+
+def link_table(
+    table: AnnData,
+    slide: str,
+    picture: NDArray[np.uint8] | None,
+    picture_scale: float,
+    *,
+    diameter: float,
+    microns_per_pixel: float | None,
+) -> None:
+    """Link a table of one slide to the shapes of its name, in place.
+
+    Written: ``obs["region"]`` and ``obs["spot_id"]`` (the rows' names) in front, the link, and ``uns["spatial"]``.
+
+    Parameters
+    ----------
+    table
+        Spots of one slide.
+    slide
+        Name of the slide and of the shapes.
+    picture, picture_scale
+        Thumbnail of the image, and its pixels per full-resolution pixel; `None` where there is no image.
+    diameter
+        Of the spots, in full-resolution pixels.
+    microns_per_pixel
+        Micrometres per full-resolution pixel; `None` where they are not known.
+    """
+    from spatialdata.models import TableModel
+
+    rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
+    link = {
+        _keys.REGION: pd.Categorical([slide] * table.n_obs),
+        _keys.INSTANCE: table.obs_names.to_numpy(dtype=object),
+    }
+    table.obs = pd.concat([pd.DataFrame(link, index=table.obs_names), rest], axis=1)
+    factors = {"tissue_hires_scalef": float(picture_scale), _keys.SPOT_DIAMETER: float(diameter)}
+    if microns_per_pixel is not None:
+        factors[_keys.MPP] = float(microns_per_pixel)
+    images = {} if picture is None else {"hires": picture}
+    table.uns[_keys.SPATIAL] = {slide: {"images": images, "scalefactors": factors}}
+    TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
 
 
 def concat(slides: Sequence[SpatialData]) -> SpatialData:
@@ -142,17 +164,17 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     All images and shapes under their names, each in its slide's coordinate system, and one ``table``. Its genes are
     those of any slide: in the given order if all slides have the same ones, else sorted, with zeros where a slide lacks
     a gene (legacy tables leave out genes without counts). ``obsm`` and ``var`` columns are kept where all slides have
-    them (columns of ``var``: with the same values), ``uns["spatial"]`` and ``attrs["microns_per_pixel"]`` are joined,
-    other entries of ``uns`` are left out. Where slides share names of spots (barcodes), the slide's name comes in front
-    of all.
+    them (columns of ``var``: with the same values); ``uns["spatial"]``, ``attrs["microns_per_pixel"]`` and the
+    parameters of embeddings are joined, other entries of ``uns`` are left out. Where slides share names of spots
+    (barcodes), the slide's name comes in front of all.
 
     Raises
     ------
     KeyError
         If an object has no ``table``.
     ValueError
-        If there are no slides, two have the same name, or some have genes and others none (zeros would be made up for
-        those).
+        If there are no slides, two have the same name, embeddings of one name were made differently, or some slides
+        have genes and others none (zeros would be made up for those).
     """
     import anndata as ad
     from spatialdata import SpatialData
@@ -178,6 +200,7 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
             f"Slides without expression ({', '.join(empty)}) cannot join a table with genes: their counts would "
             "become zeros. Keep them apart."
         )
+    recipes = _recipes(tables)
     joined = ad.concat(tables, join="outer", fill_value=0, merge="same")
     first = tables[0].var_names
     same = all(len(table.var_names) == len(first) and table.var_names.isin(first).all() for table in tables)
@@ -188,6 +211,7 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     for column in (_keys.REGION, _keys.PATIENT):
         if column in joined.obs:
             joined.obs[column] = joined.obs[column].astype("category")
+    joined.uns.update(recipes)
     joined.uns[_keys.SPATIAL] = {name: entry for table in tables for name, entry in table.uns[_keys.SPATIAL].items()}
     table = TableModel.parse(joined, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
     images = {name: image for sdata in slides for name, image in sdata.images.items()}
@@ -195,3 +219,24 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
     scales = {name: mpp for sdata in slides for name, mpp in sdata.attrs.get(_keys.MPP, {}).items()}
     attrs = {_keys.MPP: scales} if scales else {}
     return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table}, attrs=attrs)
+
+
+def _recipes(tables: Sequence[AnnData]) -> dict[str, Any]:
+    """Entries of ``uns`` that say how what all tables have was made; what differs by slide is joined by slide."""
+    found = {}
+    for key in [*(key for key in tables[0].obsm if key.startswith(_keys.IMAGE_PREFIX)), _keys.CELLULARITY]:
+        made = [encoder_params(table, key) for table in tables]
+        if any(params is None for params in made):
+            continue
+        if any(params != made[0] for params in made):
+            raise ValueError(
+                f"{key!r} was made differently on the slides, and cannot stand in one table: {listed(made)}. Embed "
+                "them alike, or delete it first."
+            )
+        joined: dict[str, Any] = {}
+        for table in tables:
+            for name, value in table.uns[key][_keys.PARAMS].items():
+                old = joined.get(name)
+                joined[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        found[key] = {_keys.PARAMS: joined}
+    return found
