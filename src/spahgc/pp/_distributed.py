@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from socket import gethostname
 from typing import Any
 
+from .._settings import settings
 from ..encoders._base import Encoder, resolve
-from ._engine import Batch, Embedded, Job, Tiling, embed
+from ._engine import Batch, Embedded, Job, Tiling, embed, probe
 from ._jobs import Todo
 from ._locate import LocatedSlide
 from ._tiles import CACHE_BYTES
 
 RETRIES = 2
-"""Times that a task that failed is tried again; tasks of a worker that is lost do not count, dask moves them."""
+"""Times that a task that failed is tried again: a file system may have been away. Tasks of a worker that is lost do not
+count, dask moves them."""
 TASK_SPOTS = 2048
 """Most spots of a task, unless a batch has more."""
 _TASKS_PER_THREAD = 8  # so that the last ones to finish do not keep the others waiting for long
@@ -34,6 +38,8 @@ class EncoderSpec:
     encoder: Any
     device: str | None
     precision: str | None
+    default_device: str
+    """What the client's settings say."""
     recipe: dict[str, Any]
     """What it has to be, as the client found it."""
 
@@ -58,14 +64,17 @@ def run_on(client: Any, spec: EncoderSpec, jobs: Sequence[Job], todo: Todo) -> I
     try:
         for (number, slide), batches in groups.items():
             job = jobs[number]
-            located = client.submit(_keep, job.slides[slide], pure=False)
+            located = client.submit(_keep, (job.slides[slide], *job.probes[slide]), pure=False)
             for piece in _pieces(job, batches, most):
                 spots = [job.batches[batch].spots for batch in piece]
                 task = client.submit(_embed, located, shared, spots, job.tiling, pure=False, retries=RETRIES)
                 tasks[task] = number, piece
         for task in as_completed(list(tasks)):
             number, piece = tasks.pop(task)
-            for batch, embedded in zip(piece, task.result(), strict=True):
+            found = task.result()
+            if isinstance(found, Exception):
+                raise found
+            for batch, embedded in zip(piece, found, strict=True):
                 yield number, batch, embedded
             task.release()
     finally:
@@ -92,22 +101,35 @@ def _keep(value: Any) -> Any:
     return value
 
 
-def _embed(slide: LocatedSlide, spec: EncoderSpec, spots: list[Any], tiling: Tiling) -> list[Embedded]:
-    """Runs on a worker."""
+def _embed(
+    located: tuple[LocatedSlide, Any, str], spec: EncoderSpec, spots: list[Any], tiling: Tiling
+) -> list[Embedded] | Exception:
+    """Runs on a worker. What would fail again is handed back and not raised: it is not worth another try."""
     from distributed import get_worker
 
-    encoder = _loaded(spec)
-    batches = [Batch(0, of_batch) for of_batch in spots]
     share = CACHE_BYTES // max(1, get_worker().state.nthreads)
-    if encoder.threads:
-        return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=1, cache_bytes=share))
-    with _encoding:  # it is called from one thread at a time
-        return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=_READERS, cache_bytes=share))
+    batches = [Batch(0, of_batch) for of_batch in spots]
+    slide, probed, digest = located
+    try:
+        if probe(slide, tiling, probed)[0] != digest:
+            raise ValueError(
+                f"The worker on {gethostname()} does not see image {slide.image!r} as it is seen here: it is read from "
+                "a path that is another one there, or not there. Put it where all workers see it, and read it by its "
+                "whole path: spatialdata.read_zarr('/shared/slides.zarr')."
+            )
+        encoder = _loaded(spec)
+        workers = 1 if encoder.threads else _READERS
+        # Unless it runs in threads, it is called from one thread at a time.
+        with nullcontext() if encoder.threads else _encoding:
+            return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=workers, cache_bytes=share))
+    except (TypeError, ValueError) as error:
+        return error
 
 
 def _loaded(spec: EncoderSpec) -> Encoder:
     with _lock:
         if spec.token not in _encoders:
+            settings.device = spec.default_device
             encoder = resolve(spec.encoder, device=spec.device, precision=spec.precision)
             if dict(encoder.recipe) != spec.recipe:
                 raise ValueError(

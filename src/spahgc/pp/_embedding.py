@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from .._parallel import dask_client
 from .._settings import settings
 from .._validate import check_table, listed
 from ..encoders._base import Encode, Encoder, check_key, resolve
+from ._alignment_quick import check_spots
 from ._engine import Job, Tiling
 from ._jobs import Result, Run, run_here, run_jobs
 from ._locate import LocatedSlide, locate
@@ -39,7 +39,7 @@ UPSAMPLED = 2.0
 
 def image_embedding(
     sdata: SpatialData | Sequence[SpatialData],
-    encoder: str | PathLike[str] | Encode | Encoder = "texture",
+    encoder: str | Encode | Encoder = "texture",
     *,
     table_key: str = keys.TABLE,
     tile_um: float = 112.0,
@@ -78,9 +78,9 @@ def image_embedding(
         spatialdata-io; or a list of such objects.
     encoder
         ``"texture"`` (:func:`spahgc.encoders.texture`: 126 colour and texture statistics a field of view, no weights),
-        another name of :func:`spahgc.encoders.table`, a file of weights, a :class:`torch.nn.Module`, or a callable
-        from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it is called from one thread, with `batch_size`
-        tiles at a time.
+        another name of :func:`spahgc.encoders.table`, what :func:`spahgc.encoders.load` returned (as from a file of
+        weights), a `torch.nn.Module`, or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it
+        is called from one thread, with `batch_size` tiles at a time.
     table_key
         Name of the table.
     tile_um
@@ -100,10 +100,10 @@ def image_embedding(
     key_added
         Where to write; `None` is ``"image_"`` and the encoder's name.
     device
-        Torch device of the encoder; `None` takes :data:`spahgc.settings`.
+        Torch device of a named encoder or a module; `None` takes :data:`spahgc.settings`.
     precision
-        What the encoder's network computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None` leaves it to the
-        encoder. It does not decide whether embeddings are comparable.
+        What its network computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``; `None` takes the device's
+        default, as in :func:`spahgc.encoders.load`. It does not decide whether embeddings are comparable.
     resume
         Keep what is finished in ``spahgc.settings.cache_dir`` until all is, and go on from what a run of the same call
         left there that was stopped. The same are the encoder and its recipe, the tiles, the spots and the images; of
@@ -143,10 +143,10 @@ def image_embedding(
     TypeError
         If `sdata` is not a SpatialData, or the encoder is no encoder or returns no array of floats.
     ValueError
-        If no image or several fit, spots lie outside it, micrometres per pixel are not known or not plausible, the
-        encoder is not known or returns a wrong shape or values that are not finite, a tile is larger than the image,
-        another argument is not usable, or the table has an ``obs["cellularity"]`` or ``uns["cellularity"]`` of other
-        origin.
+        If no image or several fit, spots lie outside it or all on glass, micrometres per pixel are not known or not
+        plausible, a tile is larger than the image, the encoder is not known or returns a wrong shape or values that are
+        not finite, another argument is not usable, or the table has an ``obs["cellularity"]`` or
+        ``uns["cellularity"]`` of other origin.
     OSError
         If a part of an image cannot be read; the message names the image and the place.
         In all cases nothing is written; of a list, nothing into the tables that are not complete.
@@ -172,7 +172,14 @@ def image_embedding(
     objects: list[Any] = list(sdata) if isinstance(sdata, list | tuple) else [sdata]
     if not objects:
         raise ValueError("sdata is an empty list; it takes at least one SpatialData.")
-    found = resolve(encoder, device=device, precision=precision)  # type: ignore[arg-type]
+    located = []
+    for number, item in enumerate(objects):
+        with _saying(f"In sdata[{number}]." if several else ""):
+            table = _table(item, table_key)
+            _check_cellularity(table, table_key)
+            slides = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
+            located.append((table, tuple(slides)))
+    found = resolve(encoder, device=device, precision=precision)
     key = check_key(keys.image(found.name) if key_added is None else key_added)
     pixels = found.tile_px if tile_px is None else tile_px
     fields = tuple(found.fields_of_view if fields_of_view is None else fields_of_view)
@@ -180,16 +187,15 @@ def image_embedding(
     batch = _positive(settings.batch_size if batch_size is None else batch_size, "batch_size")
     tiling = Tiling(tuple(float(tile_um * field) for field in fields), int(pixels))
     workers = settings.workers(n_jobs)
-    tables, jobs = [], []
-    for number, item in enumerate(objects):
+    jobs = [Job(slides, found, tiling, batch) for _, slides in located]
+    for number, (table, slides) in enumerate(located):
         with _saying(f"In sdata[{number}]." if several else ""):
-            table = _table(item, table_key)
-            _check_cellularity(table, table_key)
-            slides = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
             _check_images(slides, tiling)
-            tables.append(table.copy() if copy else table)
-            jobs.append(Job(tuple(slides), found, tiling, batch))
+            _ = jobs[number].probes  # an image that is not there any more is found now
+            for slide in slides:
+                check_spots(table, slide)
     _check_scale(jobs, tile_um)
+    tables = [table.copy() if copy else table for table, _ in located]
 
     params = {
         "encoder": found.name,
@@ -205,8 +211,8 @@ def image_embedding(
     if client is not None:
         from ._distributed import EncoderSpec, run_on
 
-        place = settings.device if device is None else device
-        run = partial(run_on, client, EncoderSpec(uuid.uuid4().hex, encoder, place, precision, dict(found.recipe)))
+        spec = EncoderSpec(uuid.uuid4().hex, encoder, device, precision, settings.device, dict(found.recipe))
+        run = partial(run_on, client, spec)
     shown = settings.progress if progress is None else progress
     for number, result in run_jobs(jobs, run, resume=resume, progress=shown):
         _write(tables[number], key, jobs[number], result, params)
@@ -223,6 +229,13 @@ def _write(table: AnnData, key: str, job: Job, result: Result, params: Mapping[s
             "microns_per_pixel right?",
             result.n_padded,
             n_tiles,
+        )
+    if result.n_black:
+        logger.warning(
+            "The tiles of %d of %d spots are black throughout: parts of the image were masked, or their files are "
+            "missing, which zarr fills with zeros. Look at the image before these spots are used.",
+            result.n_black,
+            job.n_spots,
         )
     table.obsm[key] = result.embedding
     table.uns[key] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,8 @@ class Embedded(NamedTuple):
     """Mean haematoxylin of each spot's tile at the first width, (n,)."""
     n_padded: int
     """Number of tiles that leave the image."""
+    n_black: int
+    """Number of spots whose first tile is black throughout, as where a zarr image has no data."""
 
 
 class Batch(NamedTuple):
@@ -77,6 +80,29 @@ class Job:
             out += [Batch(number, order[at : at + size]) for at in range(0, len(order), size)]
         return out
 
+    @cached_property
+    def probes(self) -> list[tuple[Spots, str]]:
+        """For each slide, some of its spots, and a digest of their tiles as they are read.
+
+        Raises
+        ------
+        ValueError
+            If all of them are black: zarr fills in what it does not find.
+        """
+        out = []
+        for number, slide in enumerate(self.slides):
+            order = np.concatenate([batch.spots for batch in self.batches if batch.slide == number])
+            spots = order[[0, len(order) // 2, -1]]
+            digest, black = probe(slide, self.tiling, spots)
+            if black:
+                raise ValueError(
+                    f"Tiles at the first, the middle and the last spot of slide {slide.name!r} are black throughout: "
+                    f"image {slide.image!r} holds nothing there. Was its file moved or deleted since it was opened? "
+                    "Read it again, with spatialdata.read_zarr(path)."
+                )
+            out.append((spots, digest))
+        return out
+
     @property
     def n_spots(self) -> int:
         """Number of spots."""
@@ -86,6 +112,13 @@ class Job:
 def reader(slide: LocatedSlide, tiling: Tiling, cache: Cache | None = None) -> TileReader:
     """A reader of the tiles of a slide."""
     return TileReader(slide.levels, slide.centres, tiling.pixels, cache=cache, image=slide.image)
+
+
+def probe(slide: LocatedSlide, tiling: Tiling, spots: Spots) -> tuple[str, bool]:
+    """A digest of the tiles of some spots, and whether all are black."""
+    source = reader(slide, tiling)
+    tiles = np.stack([source.read(int(spot), tiling.widths[0])[0] for spot in spots])
+    return hashlib.sha256(tiles).hexdigest(), not tiles.any()
 
 
 def embed(
@@ -120,15 +153,15 @@ def embed(
     pool = ThreadPoolExecutor(workers)
     current: tuple[int, TileReader] | None = None
 
-    def fill(source: TileReader, spots: Spots, tiles: list[NDArray[np.uint8]], density: Float32) -> int:
-        """Read the tiles of some spots into their places."""
+    def fill(source: TileReader, spots: Spots, tiles: list[NDArray[np.uint8]], density: Float32) -> tuple[int, int]:
+        """Read the tiles of some spots into their places; how many are padded, and how many spots black."""
         padded = 0
         for width, of_width in zip(tiling.widths, tiles, strict=True):
             for k, spot in enumerate(spots):
                 of_width[k], outside = source.read(int(spot), width)
                 padded += outside
         density[:] = haematoxylin(tiles[0])  # before the encoder gets its hands on the tiles
-        return padded
+        return padded, sum(not tile.any() for tile in tiles[0])
 
     def encode(tiles: list[NDArray[np.uint8]]) -> Float32:
         fields = [checked(encoder.encode(of_width), len(of_width), name=encoder.name) for of_width in tiles]
@@ -145,19 +178,19 @@ def embed(
         if encoder.threads:
             # A thread takes a batch from the image to its embedding.
             def whole() -> Embedded:
-                padded = fill(source, spots, tiles, density)
-                return Embedded(encode(tiles), density, padded)
+                counts = fill(source, spots, tiles, density)
+                return Embedded(encode(tiles), density, *counts)
 
             return pool.submit(whole).result
         parts = [slice(at, at + _TOGETHER) for at in range(0, len(spots), _TOGETHER)]
-        reading: list[Future[int]] = [
+        reading: list[Future[tuple[int, int]]] = [
             pool.submit(fill, source, spots[part], [of_width[part] for of_width in tiles], density[part])
             for part in parts
         ]
 
         def encoded() -> Embedded:
-            padded = sum(part.result() for part in reading)
-            return Embedded(encode(tiles), density, padded)
+            padded, black = zip(*(part.result() for part in reading), strict=True)
+            return Embedded(encode(tiles), density, sum(padded), sum(black))
 
         return encoded
 

@@ -28,6 +28,8 @@ class Result(NamedTuple):
     """Mean haematoxylin of each spot's tile, (n_obs,)."""
     n_padded: int
     """Number of tiles that leave the image."""
+    n_black: int
+    """Number of spots whose first tile is black throughout."""
 
 
 def run_here(jobs: Sequence[Job], todo: Todo, *, workers: int) -> Iterator[tuple[int, int, Embedded]]:
@@ -85,7 +87,7 @@ class _Table:
         self.missing = set(range(len(job.batches)))
         self._values: Float32 | None = None
         self._density = np.empty(job.n_spots, np.float32)
-        self._n_padded = 0
+        self._n_padded = self._n_black = 0
 
     def add(self, number: int, embedded: Embedded) -> int:
         """Take a batch; the number of its spots."""
@@ -100,6 +102,7 @@ class _Table:
         rows = self.job.slides[batch.slide].rows[batch.spots]
         self._values[rows], self._density[rows] = values, embedded.density
         self._n_padded += embedded.n_padded
+        self._n_black += embedded.n_black
         self.missing.remove(number)
         return len(rows)
 
@@ -107,4 +110,4 @@ class _Table:
         """The whole table."""
         if self._values is None or self.missing:
             raise RuntimeError("The table is not complete.")
-        return Result(self._values, self._density, self._n_padded)
+        return Result(self._values, self._density, self._n_padded, self._n_black)

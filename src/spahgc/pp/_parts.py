@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .._files import replacing
-from ._engine import Embedded, Job, reader
+from ._engine import Embedded, Job
 
 logger = logging.getLogger("spahgc")
 
@@ -148,7 +148,7 @@ class Store:
             np.savez(
                 temporary,
                 batches=np.array([batch for batch, _ in finished], np.int64),
-                n_padded=np.array([embedded.n_padded for _, embedded in finished], np.int64),
+                counts=np.array([(embedded.n_padded, embedded.n_black) for _, embedded in finished], np.int64),
                 values=np.concatenate([embedded.values for _, embedded in finished]),
                 density=np.concatenate([embedded.density for _, embedded in finished]),
             )
@@ -177,12 +177,9 @@ def identity(job: Job) -> str:
         ],
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for number, slide in enumerate(job.slides):
+    for slide, (_, tiles) in zip(job.slides, job.probes, strict=True):
         digest.update(np.ascontiguousarray(slide.centres))
-        source = reader(slide, tiling)
-        order = np.concatenate([batch.spots for batch in job.batches if batch.slide == number])
-        for spot in order[[0, len(order) // 2, -1]]:
-            digest.update(source.read(int(spot), tiling.widths[0])[0])
+        digest.update(tiles.encode())
     for batch in job.batches:
         digest.update(f"\0{batch.slide} {len(batch.spots)}".encode())
         digest.update(np.ascontiguousarray(batch.spots, dtype=np.int64))
@@ -194,17 +191,17 @@ def _load(path: Path, job: Job) -> list[tuple[int, Embedded]]:
     try:
         # A zip file: the CRC-32 of each array is checked as it is read.
         with np.load(path, allow_pickle=False) as arrays:
-            batches, n_padded, values, density = (arrays[name] for name in ("batches", "n_padded", "values", "density"))
-        counts = [len(job.batches[batch].spots) for batch in batches]
-        if values.ndim != 2 or not len(values) == len(density) == sum(counts) > 0:
-            raise ValueError(f"it holds {len(values)} embeddings of {sum(counts)} spots")
+            batches, counts, values, density = (arrays[name] for name in ("batches", "counts", "values", "density"))
+        sizes = [len(job.batches[batch].spots) for batch in batches]
+        if values.ndim != 2 or not len(values) == len(density) == sum(sizes) > 0:
+            raise ValueError(f"it holds {len(values)} embeddings of {sum(sizes)} spots")
     except (OSError, ValueError, IndexError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("%s is not whole (%s); its tiles are embedded again.", path, error)
         return []
-    ends = np.cumsum(counts)
+    ends = np.cumsum(sizes)
     return [
-        (int(batch), Embedded(values[end - count : end], density[end - count : end], int(padded)))
-        for batch, padded, count, end in zip(batches, n_padded, counts, ends, strict=True)
+        (int(batch), Embedded(values[end - size : end], density[end - size : end], int(padded), int(black)))
+        for batch, (padded, black), size, end in zip(batches, counts, sizes, ends, strict=True)
     ]
 
 
