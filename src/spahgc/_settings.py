@@ -40,6 +40,8 @@ class Settings:
     cache_dir: Path = field(default_factory=_default_cache_dir)
     """Folder where :func:`spahgc.pp.image_embedding` keeps what is finished until all is; from ``SPAHGC_CACHE_DIR`` if
     that is set."""
+    max_nodes: int = 20_000
+    """Spots of a reference slide from which on SpaHGC trains it in spatial blocks of at most as many."""
     n_jobs: int = -1
     """Processes or threads for work on the CPU that is split over cores; -1 takes all cores."""
 

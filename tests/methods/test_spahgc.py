@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from spahgc._slides import Cohort, Slide, expression_of
+from spahgc import settings
+from spahgc._slides import Cohort, Slide
 from spahgc.methods import ContextKernel, ContextRidge, Ridge, Run, SpaHGC
 from spahgc.methods._linear import relative_expression
 
@@ -63,15 +65,34 @@ def test_one_slide_is_the_kernel_alone(cohort: Cohort, target: Slide, caplog: py
     assert found.history() == {}
 
 
-def test_a_network_refers_to_other_slides_only(cohort: Cohort) -> None:
-    """The nodes of a training graph hold no expression of the slide that is the target."""
-    method = fit(cohort, Run(split_by="slide"), n_seeds=1)
-    part = method._part
-    for slide, (graph, values) in zip(part.nodes["context"], part.graphs("context"), strict=True):
-        assert len(values) == len(slide)
+@pytest.mark.parametrize("max_nodes", [10_000, 12])
+def test_a_network_refers_to_other_slides_only(cohort: Cohort, max_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes of a training graph, of a slide or of a block, hold no expression of the slide that is the target."""
+    monkeypatch.setattr(settings, "max_nodes", max_nodes)
+    part = fit(cohort, Run(split_by="slide"), n_seeds=1)._part
+    graphs = part.graphs("context", torch.device("cpu"))
+    cores = dict.fromkeys((slide.name for slide in cohort), 0)
+    for name, (graph, values) in zip(graphs.names, graphs, strict=True):
+        slide = next(slide for slide in part.nodes["context"] if slide.name == name.split(",")[0])
         own = {tuple(row) for row in np.round(part.values[slide.name], 4)}
-        assert not own & {tuple(row) for row in np.round(graph["reference"].y.numpy().astype(np.float64), 4)}
-        assert expression_of(slide).shape[0] == graph["target"].num_nodes
+        joint = graph.reference.numpy().astype(np.float64)
+        assert not own & {tuple(row) for row in np.round(joint[:, slide.embedding.shape[1] :], 4)}
+        assert {tuple(row) for row in np.round(values.numpy().astype(np.float64), 4)} <= own
+        cores[slide.name] += len(values) if graph.core is None else len(graph.core)
+    assert cores == {slide.name: len(slide) for slide in cohort}
+    assert (len(graphs) == len(cohort)) == (max_nodes == 10_000)
+
+
+def test_training_in_blocks_is_like_training_on_the_whole(
+    cohort: Cohort, target: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As close as another seed, and not the same."""
+    run = Run(split_by="slide")
+    whole, other = fit(cohort, run).predict(target), fit(cohort, Run(seed=1, split_by="slide")).predict(target)
+    monkeypatch.setattr(settings, "max_nodes", 20)
+    blocks = fit(cohort, run).predict(target)
+    assert np.abs(blocks - whole).max() > 0
+    assert np.abs(blocks - whole).mean() < 2 * np.abs(other - whole).mean()
 
 
 @pytest.mark.parametrize(

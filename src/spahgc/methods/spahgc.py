@@ -13,6 +13,7 @@ import numpy as np
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Slide, blocks, expression_of
 from ._context import ContextRows
+from ._graphs import TrainingGraphs
 from ._linear import mean_pearson, pooled_expression, relative_expression
 from ._presets import PRESETS, VIEWS, Preset
 from .base import Method, Run, State, register
@@ -22,7 +23,6 @@ from .ridge import Ridge
 
 if TYPE_CHECKING:
     import torch
-    from torch_geometric.data import HeteroData
 
     from ..nn import Config, LargeGraph
     from ..nn import SpaHGC as Network
@@ -121,7 +121,7 @@ class SpaHGC(Method):
         self._device, self._networks = device, []
         components = part.components(self._preset.n_components)
         curves = []
-        graphs = {view: part.graphs(view) for view in self._preset.views[: len(seeds)]}
+        graphs = {view: part.graphs(view, device) for view in self._preset.views[: len(seeds)]}
         for seed, view in zip(seeds, cycle(self._preset.views), strict=False):
             network, history = train(
                 graphs[view],
@@ -129,7 +129,7 @@ class SpaHGC(Method):
                 seed=seed,
                 device=device,
                 components=components,
-                names=[slide.name for slide in cohort],
+                names=graphs[view].names,
                 progress=run.progress,
                 validate=_peek(part, run.peek, device) if self.preset == "paper" else None,
             )
@@ -169,7 +169,7 @@ class SpaHGC(Method):
         """Add what the networks of a view predict; `weight` is that of all networks, of all views, together."""
         from ..nn import predict
 
-        graph = self._part.large_graph(slide, view, self._device)
+        graph = self._part.graph(slide, view, self._device)
         share = weight / len(self._networks)
 
         def add(rows: slice, values: Float32) -> None:
@@ -265,23 +265,14 @@ class _Part:
         context = self.kernel.context
         return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
 
-    def graphs(self, view: str) -> list[tuple[HeteroData, torch.Tensor]]:
+    def graphs(self, view: str, device: torch.device) -> TrainingGraphs:
         """Graph of each reference slide as the target, with references from the others, and its expression."""
-        import torch
+        return TrainingGraphs(
+            self.nodes[view], self.values, self.config, max_nodes=settings.max_nodes, device=str(device)
+        )
 
-        made, nodes = [], self.nodes[view]
-        for slide in nodes:
-            others = nodes.subset([other.name for other in nodes if other.name != slide.name])
-            expression = torch.from_numpy(self.values[slide.name].astype(np.float32))
-            made.append((self._graph(slide, others), expression))
-        return made
-
-    def graph(self, slide: Slide, view: str) -> HeteroData:
-        """Graph of a slide to predict, with references from all reference slides."""
-        return self._graph(self.node_features(slide, view), self.nodes[view])
-
-    def large_graph(self, slide: Slide, view: str, device: torch.device) -> LargeGraph:
-        """The same, with what its nodes carry made when it is read."""
+    def graph(self, slide: Slide, view: str, device: torch.device) -> LargeGraph:
+        """Graph of a slide to predict, with references from all reference slides; features are made when read."""
         from ..nn import large_graph
 
         nodes, config = self.nodes[view], self.config
@@ -295,19 +286,6 @@ class _Part:
             n_near=config.n_near,
             n_close=config.n_close,
             device=device,
-        )
-
-    def _graph(self, slide: Slide, references: Cohort) -> HeteroData:
-        from ..nn import build_graph
-
-        return build_graph(
-            slide.embedding,
-            slide.coordinates,
-            references.embedding(),
-            self._expression(references),
-            n_references=self.config.n_references,
-            n_near=self.config.n_near,
-            n_close=self.config.n_close,
         )
 
     def _expression(self, references: Cohort) -> Float32:
@@ -348,8 +326,16 @@ def _peek(part: _Part, slide: Slide | None, device: torch.device) -> Callable[[N
     """Score of a network on the very slide that is scored: how the published checkpoint was chosen (:class:`Run`)."""
     if slide is None:
         return None
-    graph = part.graph(slide.without_expression(), "spot").to(str(device))
-    return lambda network: mean_pearson(expression_of(slide), network(graph).double().cpu().numpy())
+    from ..nn import predict
+
+    measured, graph = expression_of(slide), part.graph(slide.without_expression(), "spot", device)
+
+    def score(network: Network) -> float:
+        predicted = np.empty(measured.shape)
+        predict(network, graph, lambda rows, values: np.copyto(predicted[rows], values))
+        return mean_pearson(measured, predicted)
+
+    return score
 
 
 def _leading_axes(values: Float64, size: int) -> Float32:

@@ -6,9 +6,10 @@ Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026
 from __future__ import annotations
 
 from .attention import CrossNodeDualAttention
+from .blocks import Block, spatial_blocks
 from .config import Config
 from .encoder import HeteroEncoder
-from .graph import GraphTensors, build_graph, graph_tensors
+from .graph import GraphTensors, ReferenceNodes, build_graph, graph_tensors, reference_nodes
 from .inference import LargeGraph, large_graph, predict
 from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
 from .masking import TargetEncoder, complementary_masks
@@ -19,12 +20,14 @@ from .retrieval import cosine_topk
 from .training import train
 
 __all__ = [
+    "Block",
     "Config",
     "CrossNodeAttentionPooling",
     "CrossNodeDualAttention",
     "GraphTensors",
     "HeteroEncoder",
     "LargeGraph",
+    "ReferenceNodes",
     "SpaHGC",
     "SpatialNeighbors",
     "TargetEncoder",
@@ -38,6 +41,8 @@ __all__ = [
     "pearson_loss",
     "pearson_per_gene",
     "predict",
+    "reference_nodes",
+    "spatial_blocks",
     "spatial_knn",
     "train",
 ]

@@ -17,7 +17,8 @@ def matrix(values: ArrayLike, what: str, *, dtype: type = np.float32) -> NDArray
 
 def real(values: ArrayLike, what: str) -> NDArray:
     """`values` as a two-dimensional array of real numbers in their own dtype; a memory-mapped file is not read."""
-    array: NDArray[Any] = values if isinstance(values, np.ndarray) else np.asarray(values)
+    # np.asarray would turn a memory-mapped file into a plain view; it is read no earlier than its rows are.
+    array: NDArray[Any] = np.asanyarray(values)
     if array.ndim != 2:
         raise ValueError(f"{what} has shape {array.shape}; it is a matrix with one row per spot.")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):

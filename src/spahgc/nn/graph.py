@@ -33,8 +33,11 @@ class GraphTensors(NamedTuple):
     """Neighbours of each reference spot among the reference spots, (m, k)."""
     references: Tensor
     """Reference nodes of each target spot, (n, K)."""
-    base: Tensor | None
+    base: Tensor | None = None
     """Prediction that the network adds to, (n, g), or `None`."""
+    core: Tensor | None = None
+    """Target spots that the supervised loss is taken over, int64 (n_core,); `None` for all. Of a slide that is trained
+    in blocks (:func:`spatial_blocks`) the rest is the block's surroundings."""
 
     def to(self, device: str | torch.device) -> GraphTensors:
         """The same on a device; tensors that are there already are shared."""

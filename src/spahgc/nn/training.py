@@ -20,13 +20,15 @@ from .model import SpaHGC
 
 History = dict[str, list[float]]
 
+KEEP = 2**31
+"""Bytes of graphs that stay on the device between epochs."""
 _NODES_X_WIDTH_PER_THREAD = 250_000
 """Work for which another thread pays. Below it, threads wait for each other: on two cores, 800 nodes of width 64 take a
 tenth longer with two threads than with one, and more than twenty times as long if other programs use the cores."""
 
 
 def train(
-    graphs: Sequence[tuple[HeteroData, Tensor]],
+    graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
     config: Config | None = None,
     *,
     seed: int = 0,
@@ -46,8 +48,10 @@ def train(
     Parameters
     ----------
     graphs
-        Graph of each reference slide in turn as the target, its references taken from the other slides, and its
-        expression, float32 (n, g). Not changed. ``data["target"].base``, (n, g), if present is added to the output.
+        Graph of each reference slide (or block of one) in turn as the target, its references taken from the other
+        slides, and its expression, float32 (n, g). Not changed. ``data["target"].base``, (n, g), if present is added to
+        the output. Any sequence will do: an item is asked for when its step comes, and kept on the device while all
+        kept ones take less than :data:`KEEP` bytes.
     config
         Hyperparameters; the default is the paper's. With both contrastive weights 0, the views are not computed.
     seed
@@ -81,20 +85,19 @@ def train(
     """
     config = Config() if config is None else config
     slides = [f"slide {i}" for i in range(len(graphs))] if names is None else list(names)
-    _check(graphs, slides, validate, patience)
+    n_genes, most_nodes = _check(graphs, slides, validate, patience)
     device = torch.device(device)
-    n_genes = graphs[0][1].shape[1]
     weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    with _seeded(weights_and_dropout, device), _threads(graphs, config):
-        model = SpaHGC(graphs[0][0]["target"].x.shape[1], n_genes, config, components=components).to(device)
-        steps = [(graph_tensors(data).to(device), y.to(device)) for data, y in graphs]
+    with _seeded(weights_and_dropout, device), _threads(most_nodes, config):
+        steps = Steps(graphs, device)
+        model = SpaHGC(steps[0][0].target.shape[1], n_genes, config, components=components).to(device)
         generators = torch.Generator(device).manual_seed(masks), torch.Generator().manual_seed(shuffle)
         return model, _loop(model, steps, slides, generators, validate, patience, progress)
 
 
 def _loop(
     model: SpaHGC,
-    steps: list[tuple[GraphTensors, Tensor]],
+    steps: Steps,
     names: list[str],
     generators: tuple[torch.Generator, torch.Generator],
     validate: Callable[[SpaHGC], float] | None,
@@ -152,6 +155,8 @@ def _step(
         prediction = model(graph)
         zero = prediction.new_zeros(())
         contrast = model.contrast(graph, target_encoder, masks) if contrasts else (zero, zero)
+    if graph.core is not None:
+        prediction, expression = prediction.index_select(0, graph.core), expression.index_select(0, graph.core)
     terms = Terms(*supervised_terms(prediction, expression), *contrast)
     loss = terms.total(model.config)
     loss.backward()
@@ -180,25 +185,64 @@ def _record(history: History, terms: Tensor, names: list[str], contrasts: bool, 
         history.setdefault(key, []).append(value)
 
 
+class Steps:
+    """The slides (or blocks) of a training, made and moved to the device when their step comes.
+
+    Those that fit into :data:`KEEP` bytes altogether stay there.
+    """
+
+    def __init__(self, graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]], device: torch.device) -> None:
+        self._graphs, self._device = graphs, device
+        self._kept: dict[int, tuple[GraphTensors, Tensor]] = {}
+        self._free = KEEP
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __getitem__(self, i: int) -> tuple[GraphTensors, Tensor]:
+        if i in self._kept:
+            return self._kept[i]
+        data, expression = self._graphs[i]
+        graph = data if isinstance(data, GraphTensors) else graph_tensors(data)
+        step = graph.to(self._device), expression.to(self._device)
+        size = sum(tensor.nbytes for tensor in (*step[0], step[1]) if tensor is not None)
+        if size <= self._free:
+            self._kept[i] = step
+            self._free -= size
+        return step
+
+
 def _check(
-    graphs: Sequence[tuple[HeteroData, Tensor]], names: Sequence[str], validate: object, patience: int | None
-) -> None:
-    if not graphs:
+    graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
+    names: Sequence[str],
+    validate: object,
+    patience: int | None,
+) -> tuple[int, int]:
+    """Number of genes, and of nodes of the largest graph; an error for slides that do not fit together."""
+    if len(graphs) == 0:
         raise ValueError("There is no slide to train on.")
     if len(names) != len(graphs):
         raise ValueError(f"There are {len(names)} names for {len(graphs)} slides.")
     if patience is not None and (validate is None or patience < 1):
         raise ValueError(f"patience is at least 1 and needs validate; it is {patience}, and validate is {validate}.")
-    n_genes = {name: y.shape[1] for name, (_, y) in zip(names, graphs, strict=True) if y.ndim == 2}
-    if len(n_genes) < len(graphs) or len(set(n_genes.values())) > 1:
-        shapes = {name: tuple(y.shape) for name, (_, y) in zip(names, graphs, strict=True)}
+    expressions, widths, most_nodes = {}, {}, 0
+    for i, name in enumerate(names):
+        data, y = graphs[i]
+        target, reference = (
+            (data.target, data.reference) if isinstance(data, GraphTensors) else (data["target"].x, data["reference"].x)
+        )
+        expressions[i, name], widths[i, name] = tuple(y.shape), target.shape[1]
+        most_nodes = max(most_nodes, len(target) + len(reference))
+        if y.ndim == 2 and len(target) != len(y):
+            raise ValueError(f"{name!r} has {len(target)} spots and {len(y)} rows of expression.")
+    n_genes = {shape[1] for shape in expressions.values() if len(shape) == 2}
+    if len(n_genes) > 1 or any(len(shape) != 2 for shape in expressions.values()):
+        shapes = {name: shape for (_, name), shape in expressions.items()}
         raise ValueError(f"Expression is (n_spots, n_genes) with the same genes on every slide, not {shapes}.")
-    n_features = {name: data["target"].x.shape[1] for name, (data, _) in zip(names, graphs, strict=True)}
-    if len(set(n_features.values())) > 1:
-        raise ValueError(f"The slides differ in the width of their embeddings: {n_features}.")
-    for name, (data, y) in zip(names, graphs, strict=True):
-        if data["target"].x.shape[0] != y.shape[0]:
-            raise ValueError(f"{name!r} has {data['target'].x.shape[0]} spots and {y.shape[0]} rows of expression.")
+    if len(set(widths.values())) > 1:
+        found = {name: width for (_, name), width in widths.items()}
+        raise ValueError(f"The slides differ in the width of their embeddings: {found}.")
+    return n_genes.pop(), most_nodes
 
 
 @contextmanager
@@ -226,11 +270,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(graphs: Sequence[tuple[HeteroData, Tensor]], config: Config) -> Iterator[None]:
+def _threads(most_nodes: int, config: Config) -> Iterator[None]:
     """No more of torch's threads than the largest graph is worth; their number is put back at the end."""
     before = torch.get_num_threads()
-    work = config.hidden * max(data["target"].num_nodes + data["reference"].num_nodes for data, _ in graphs)
-    torch.set_num_threads(min(before, max(1, work // _NODES_X_WIDTH_PER_THREAD)))
+    torch.set_num_threads(min(before, max(1, config.hidden * most_nodes // _NODES_X_WIDTH_PER_THREAD)))
     try:
         yield
     finally:

@@ -1,0 +1,67 @@
+"""Blocks of a slide cover it, and have the surroundings that their spots gather from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spahgc.nn import GraphTensors, SpaHGC, build_graph, graph_tensors, spatial_blocks, spatial_knn
+
+
+def test_every_spot_is_in_one_core():
+    xy = np.random.default_rng(0).uniform(size=(1000, 2)) * (3, 1)
+    blocks = spatial_blocks(xy, 150, n_near=5, hops=2)
+    cores = np.concatenate([block.rows[block.core] for block in blocks])
+    np.testing.assert_array_equal(np.sort(cores), np.arange(1000))
+    assert max(len(block.core) for block in blocks) <= 150
+    assert len(blocks) == 8
+    assert all(len(block.rows) > len(block.core) for block in blocks)
+
+
+def test_a_small_slide_is_one_block():
+    (block,) = spatial_blocks(np.random.default_rng(0).uniform(size=(30, 2)), 30, n_near=5, hops=2)
+    np.testing.assert_array_equal(block.rows, np.arange(30))
+    np.testing.assert_array_equal(block.core, np.arange(30))
+
+
+def test_spots_at_one_place_are_cut_as_well():
+    blocks = spatial_blocks(np.zeros((50, 2)), 20, n_near=3, hops=1)
+    assert sorted(len(block.core) for block in blocks) == [12, 12, 13, 13]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_a_core_gathers_over_the_slide_what_it_gathers_on_the_whole(small, n_layers):
+    """With the references' part off, the states of a block's core are those of the whole slide."""
+    rng = np.random.default_rng(1)
+    z, xy = rng.normal(size=(120, 6)).astype(np.float32), rng.uniform(size=(120, 2))
+    z_r, y_r = rng.normal(size=(20, 6)).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
+    torch.manual_seed(0)
+    model = SpaHGC(6, 5, replace(small, n_layers=n_layers, use_refer=False, use_pooling=False)).eval()
+    whole = model(build_graph(z, xy, z_r, y_r, n_references=3, n_near=2, n_close=2))
+    for block in spatial_blocks(xy, 30, n_near=2, hops=n_layers):
+        data = build_graph(z[block.rows], xy[block.rows], z_r, y_r, n_references=3, n_near=2, n_close=2)
+        torch.testing.assert_close(model(data)[block.core], whole[block.rows[block.core]], atol=1e-5, rtol=1e-5)
+        np.testing.assert_array_equal(block.rows[spatial_knn(xy[block.rows], 2)][block.core].shape[1], 2)
+
+
+def test_the_loss_is_taken_over_the_core(small, cohort):
+    """What is measured outside the core changes nothing; inside, it does."""
+    from spahgc.nn import train
+
+    def trained(change: int | None) -> torch.Tensor:
+        graphs = []
+        for data, y in cohort():
+            graph: GraphTensors = graph_tensors(data)._replace(core=torch.arange(4, len(y)))
+            values = y.clone()
+            if change is not None:
+                values[change] += 5
+            graphs.append((graph, values))
+        network, _ = train(graphs, small, seed=3)
+        return network.head.weight
+
+    assert torch.equal(trained(None), trained(0))
+    assert not torch.equal(trained(None), trained(10))
