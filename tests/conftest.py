@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -132,6 +133,93 @@ def _planted(slides: Mapping[str, str], *, n_side: int = 6, n_genes: int = 24, s
     table.uns["spatialdata_attrs"] = {"region": list(slides), "region_key": "region", "instance_key": "spot_id"}
     table.uns["image_toy"] = {"params": {"encoder": "toy", "tile_um": 100.0, "fields_of_view": [1.0, 2.0]}}
     return table
+
+
+@pytest.fixture(scope="session")
+def hest_sample() -> Callable[..., Any]:
+    """Writer of a small sample in the layout of HEST-1k."""
+    return _hest_sample
+
+
+def _hest_sample(
+    root: Path,
+    name: str,
+    *,
+    technology: str = "Visium",
+    genes: tuple[str, ...] = ("ERBB2", "KRT8", "CD3E", "CD3E"),
+    patches: bool = False,
+    **metadata: Any,
+) -> tuple[AnnData, Any]:
+    """81 spots, the first two of whose genes follow the image, and a slide of two levels at 2 um per pixel."""
+    import json
+
+    import anndata as ad
+    import h5py
+    import numpy as np
+    import pandas as pd
+    import tifffile
+    from scipy.sparse import csr_matrix
+
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for folder in ("st", "wsis", "metadata", "tissue_seg", "patches"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    row, column = (part.ravel() for part in np.divmod(np.arange(81), 9))
+    printed = technology == "Visium"
+    if printed:
+        column = 2 * column + row % 2
+        xy = np.column_stack([40 + column * 25.0, 40 + row * 25 * np.sqrt(3)])
+        names = [f"{''.join(rng.choice(list('ACGT'), 16))}-1" for _ in row]
+    else:  # the squares of 100 um over which HEST sums
+        xy = np.column_stack([40 + column * 50.0, 40 + row * 50.0])
+        names = [f"{a:04d}x{b:04d}" for a, b in zip(row, column, strict=True)]
+    darkness = rng.integers(0, 130, 81)
+    means = np.column_stack([1 + darkness / 8, 18 - darkness / 8] + [np.full(81, 6)] * (len(genes) - 2))
+    adata = ad.AnnData(csr_matrix(rng.poisson(means).astype(np.float32)))
+    adata.obs = pd.DataFrame({"in_tissue": True, "array_row": row, "array_col": column, "n_counts": 1.0}, index=names)
+    adata.var_names = list(genes)
+    adata.obsm["spatial"] = xy
+    adata.uns["spatial"] = {
+        "ST": {
+            "images": {"downscaled_fullres": np.zeros((50, 50, 3), np.uint8)},
+            "scalefactors": {"spot_diameter_fullres": 27.5, "tissue_downscaled_fullres_scalef": 0.1},
+        }
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Variable names are not unique")
+        adata.write_h5ad(root / "st" / f"{name}.h5ad")
+    image = rng.integers(220, 250, (512, 528, 3), dtype=np.uint8)
+    for (x, y), dark in zip(xy.round().astype(int), darkness, strict=True):
+        image[y - 25 : y + 25, x - 25 : x + 25, 1] -= np.uint8(dark)
+    with tifffile.TiffWriter(root / "wsis" / f"{name}.tif") as tif:
+        options: dict[str, Any] = {"photometric": "rgb", "tile": (256, 256), "resolutionunit": "CENTIMETER"}
+        tif.write(image, subifds=0, resolution=(5000, 5000), **options)
+        tif.write(image[::2, ::2], subfiletype=1, resolution=(2500, 2500), **options)
+    nan = float("nan")  # what HEST writes where it knows nothing
+    told = {
+        "id": name,
+        "dataset_title": "A study",
+        "organ": "Pancreas",
+        "species": "Homo sapiens",
+        "patient": "Patient 1",
+        "st_technology": technology,
+        "inter_spot_dist": 100.0 if printed else nan,
+        "spot_diameter": 55.0 if printed else nan,
+        "pixel_size_um_embedded": nan,
+        "pixel_size_um_estimated": 2.0,
+        "fullres_px_width": 528,
+        "fullres_px_height": 512,
+        "license": "",
+        "Reads/Spot": 7,
+    } | metadata
+    (root / "metadata" / f"{name}.json").write_text(json.dumps(told))
+    outline = {"type": "Polygon", "coordinates": [[[30, 30], [480, 30], [480, 470], [30, 470], [30, 30]]]}
+    features = [{"type": "Feature", "properties": {"tissue_id": 0}, "geometry": outline}]
+    contours = {"type": "FeatureCollection", "features": features}
+    (root / "tissue_seg" / f"{name}_contours.geojson").write_text(json.dumps(contours))
+    if patches:
+        with h5py.File(root / "patches" / f"{name}.h5", "w") as file:
+            file["barcode"], file["coords"] = np.array(names, dtype="S"), xy.astype(int)
+    return adata, image
 
 
 @pytest.fixture(scope="session")

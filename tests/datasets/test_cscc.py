@@ -15,7 +15,6 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 import spahgc
-from spahgc import settings
 from spahgc.datasets import _cscc, cscc
 
 if TYPE_CHECKING:
@@ -69,12 +68,6 @@ def geo(tmp_path: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(settings, "data_dir", tmp_path / "home")
-    return tmp_path / "home" / "cscc"
-
-
 def test_accessions() -> None:
     assert len(_cscc.ACCESSIONS) == 12
     assert _cscc.ACCESSIONS["P2_ST_rep1"] == "GSM4284316"
@@ -111,14 +104,11 @@ def test_one_slide_and_the_inner_folder(geo: dict[str, pd.DataFrame], tmp_path: 
 
 
 def test_embed_and_predict(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    reference, target = (
-        cscc(tmp_path / "geo", slides=slides) for slides in (["P2_ST_rep1", "P2_ST_rep2"], ["P10_ST_rep3"])
-    )
+    reference = cscc(tmp_path / "geo", slides=["P2_ST_rep1", "P2_ST_rep2"])
+    target = cscc(tmp_path / "geo", slides=["P10_ST_rep3"])
     for sdata in (reference, target):
         spahgc.pp.image_embedding(sdata, encoder="texture")
-    spahgc.tl.predict(
-        reference["table"], target["table"], method="ridge", genes=["KRT5", "MMP1"], patient_key="patient"
-    )
+    spahgc.tl.predict(reference["table"], target["table"], method="ridge", panel=["KRT5", "MMP1"])
     predicted = target["table"].obsm["spahgc"]
     measured = np.log1p(target["table"].to_df())
     for gene in ("KRT5", "MMP1"):
@@ -157,7 +147,7 @@ def test_download(geo: dict[str, pd.DataFrame], home: Path, serve: Callable[[Pat
     sdata = cscc(slides=["P2_ST_rep1"], base_url=server.url)
     np.testing.assert_array_equal(sdata["table"].to_df(), geo["P2_ST_rep1"])
     assert len(server.asked) == 3
-    assert len((home / "checksums.txt").read_text().splitlines()) == 3
+    assert len((home / "cscc" / "checksums.txt").read_text().splitlines()) == 3
     cscc()
     assert len(server.asked) == 3
     with pytest.raises(ConnectionError, match=r"GSM4284319_P5_ST_rep1_stdata\.tsv\.gz.*download GSE144240_RAW\.tar"):

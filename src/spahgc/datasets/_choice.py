@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from .._validate import listed
+
+T = TypeVar("T")
 
 
 def check_names(names: Sequence[str] | None, parameter: str) -> None:
@@ -47,6 +50,20 @@ def choose(
             + (f"; to download: {listed(remote, most=40)}. Otherwise {by_hand}." if remote else f". {by_hand}.")
         )
     return wanted
+
+
+def locate_all(slides: Sequence[str], locate: Callable[[str], tuple[T | None, str]], *, dataset: str) -> dict[str, T]:
+    """The files of all slides, before any of them is read.
+
+    `locate` gives those of a slide, or what is missing.
+    """
+    located = {}
+    for name in slides:
+        files, missing = locate(name)
+        if files is None:
+            raise FileNotFoundError(f"Slide {name!r} of {dataset} is incomplete: {missing}.")
+        located[name] = files
+    return located
 
 
 def first_file(paths: Sequence[Path]) -> Path | None:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 from .._settings import settings
 from .._validate import listed
-from ._choice import choose, first_file
+from ._choice import choose, first_file, locate_all
 from ._fetch import fetch
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def cscc(
     Ji et al., Multimodal analysis of composition and spatial architecture in human squamous cell carcinoma, Cell 2020.
     https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE144240
     """
-    from ..io import concat, read_st
-    from ..io._spots import read_spots
+    from ..io import concat
 
     root = settings.data_dir / "cscc" if path is None else Path(path)
     folder = next((place for place in (root, root / "GSE144240_RAW") if any(place.glob("GSM*_stdata.tsv*"))), root)
@@ -109,28 +109,30 @@ def cscc(
     started = [name for name, gsm in ACCESSIONS.items() if any(folder.glob(f"{gsm}_{name}_stdata.tsv*"))]
     local = [name for name in started if path is not None or _locate(folder, name)[0]]
     remote = list(ACCESSIONS) if path is None else []
-    read = []
-    for name in choose(slides, local=local, remote=remote, dataset="cscc", folder=folder, by_hand=BY_HAND):
+    wanted = choose(slides, local=local, remote=remote, dataset="cscc", folder=folder, by_hand=BY_HAND)
+    for name in wanted:
         if name not in local:
             for url, file in _urls(name, base_url or BASE_URL):
                 fetch(url, folder, file, progress=progress, by_hand=BY_HAND)
-        files, missing = _locate(folder, name)
-        if files is None:
-            raise FileNotFoundError(f"Slide {name!r} of cscc is incomplete: {missing}.")
-        spots = read_spots(files.spots)
-        with _uncompressed(files.image) as image:
-            read.append(
-                read_st(
-                    _under_tissue(files.counts, spots),
-                    spots,
-                    image,
-                    slide=name,
-                    patient=name.split("_")[0],
-                    pitch_um=NEIGHBOUR_UM / _neighbour_steps(spots),
-                    spot_diameter_um=SPOT_DIAMETER_UM,
-                )
-            )
-    return concat(read)
+    located = locate_all(wanted, partial(_locate, folder), dataset="cscc")
+    return concat([_read(name, files) for name, files in located.items()])
+
+
+def _read(slide: str, files: Files) -> SpatialData:
+    from ..io import read_st
+    from ..io._spots import read_spots
+
+    spots = read_spots(files.spots)
+    with _uncompressed(files.image) as image:
+        return read_st(
+            _under_tissue(files.counts, spots),
+            spots,
+            image,
+            slide=slide,
+            patient=slide.split("_")[0],
+            pitch_um=NEIGHBOUR_UM / _neighbour_steps(spots),
+            spot_diameter_um=SPOT_DIAMETER_UM,
+        )
 
 
 def _urls(slide: str, base_url: str) -> Iterator[tuple[str, str]]:

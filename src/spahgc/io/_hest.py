@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -97,7 +98,9 @@ def read_hest(
     files = {name: root / folder / f"{sample}.{ending}" for name, folder, ending in _FILES}
     _check_files(root, sample, files)
     metadata = _metadata(root, sample)
-    adata = read_h5ad(files["st"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
+        adata = read_h5ad(files["st"])
     adata.var_names_make_unique()
     mpp = _scale(sample, metadata, microns_per_pixel)
     if spot_diameter_um is None:
