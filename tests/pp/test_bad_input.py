@@ -155,8 +155,8 @@ def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Callable[...
     _fails(sdata, ValueError, "would have 100 um per pixel.*Check microns_per_pixel and the transformations")
 
 
-def test_unknown_encoder(make_sdata: Callable[..., Any]) -> None:
-    _fails(make_sdata(), ValueError, "No encoder 'uni2'. Available: texture", encoder="uni2")
+def test_unknown_encoder(make_sdata: Callable[..., Any], torchvision: None) -> None:
+    _fails(make_sdata(), ValueError, r"No encoder 'uni22'. Like it: .*'uni2'.*encoders.table", encoder="uni22")
     _fails(make_sdata(), TypeError, "not NoneType", encoder=None)
 
 

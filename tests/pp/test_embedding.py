@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 import spahgc
 from spahgc.encoders import texture, texture_names
 from spahgc.encoders._base import resolve
+from spahgc.pp._engine import AHEAD, Job, Tiling, embed
+from spahgc.pp._locate import locate
+from spahgc.pp._tiles import TileReader
 
 from .conftest import HEIGHT, WIDTH, picture
 
@@ -269,3 +274,185 @@ def test_real_slide(data_dir: Path) -> None:
     total = np.asarray(table.X.sum(axis=1)).ravel()
     dense = table.obsm[KEY][:, 126 + names.index("haematoxylin_mean")]
     assert np.corrcoef(np.log(total), dense)[0, 1] > 0.3
+
+
+def test_several_objects(make_sdata: Callable[..., Any]) -> None:
+    """Each gets its own; they are checked before the first is embedded, and one that fails later gets nothing."""
+    one, two = make_sdata(), make_sdata(("A",))
+    expected = [spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True) for sdata in (one, two)]
+    copies = spahgc.pp.image_embedding([one, two], first_pixels, tile_px=32, copy=True)
+    assert isinstance(copies, list)
+    assert "image_first_pixels" not in one["table"].obsm
+    assert spahgc.pp.image_embedding((one, two), first_pixels, tile_px=32) is None
+    for sdata, copied, wanted in zip((one, two), copies, expected, strict=True):
+        for table in (sdata["table"], copied):
+            np.testing.assert_array_equal(table.obsm["image_first_pixels"], wanted.obsm["image_first_pixels"])
+            assert table.uns["image_first_pixels"] == wanted.uns["image_first_pixels"]
+
+    calls = []
+
+    def until(tiles: np.ndarray) -> np.ndarray:
+        calls.append(len(tiles))
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return tiles.mean(axis=(2, 3))
+
+    objects = [make_sdata(("A",)), make_sdata()]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        spahgc.pp.image_embedding(objects, until, tile_px=32, batch_size=35)
+    assert "image_until" in objects[0]["table"].obsm
+    assert set(objects[1]["table"].obsm) == {"spatial"}
+
+    calls.clear()
+    broken = make_sdata()
+    del broken.images["B_image"]
+    with pytest.raises(ValueError, match="No image for slide 'B'") as error:
+        spahgc.pp.image_embedding([make_sdata(), broken], until, tile_px=32)
+    assert error.value.__notes__ == ["In sdata[1]."]
+    assert not calls
+    with pytest.raises(ValueError, match="empty list"):
+        spahgc.pp.image_embedding([])
+
+
+def test_the_next_tiles_are_read_while_the_encoder_works(
+    make_sdata: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more of them than a few batches."""
+    read: list[int] = []
+    original = TileReader.read
+
+    def counted(self: TileReader, spot: int, width_um: float) -> Any:
+        read.append(spot)
+        return original(self, spot, width_um)
+
+    monkeypatch.setattr(TileReader, "read", counted)
+    sizes: list[int] = []
+    ahead: list[int] = []
+
+    def slow(tiles: np.ndarray) -> np.ndarray:
+        sizes.append(len(tiles))
+        end = time.monotonic() + 20
+        # Until as much was read as may be, and a little longer; without reading ahead, it waits in vain.
+        while len(read) < min(sum(sizes) + AHEAD * 4, 70) - 2 and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        ahead.append(len(read) - sum(sizes))
+        return tiles.mean(axis=(2, 3))
+
+    sdata = make_sdata()
+    slides = locate(sdata, sdata["table"], microns_per_pixel=None, image_key=None)
+    job = Job(tuple(slides), resolve(slow), Tiling((112.0,), 32), 4)
+    list(embed(job.slides, job.batches, encoder=job.encoder, tiling=job.tiling, workers=2))
+    assert sizes == [4] * 8 + [3] + [4] * 8 + [3]
+    assert max(ahead) == ahead[0] == AHEAD * 4
+    assert min(ahead[:-AHEAD]) >= AHEAD * 4 - 2
+
+
+def test_an_encoder_of_another_resolution(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    sdata = make_sdata(("A",))
+    encoder = replace(resolve(first_pixels), microns_per_pixel=1.75, tile_px=64)
+    spahgc.pp.image_embedding(sdata, encoder)
+    assert "trained" not in caplog.text
+    spahgc.pp.image_embedding(sdata, replace(encoder, microns_per_pixel=0.5))
+    assert "'first_pixels' was trained at 0.5 um per pixel; tiles of 112 um on 64 pixels have 1.75" in caplog.text
+    assert "Pass tile_um=32, or tile_px=224" in caplog.text
+    assert spahgc.pp.image_embedding(sdata, replace(encoder, microns_per_pixel=0.5), tile_um=32.0) is None
+    assert caplog.text.count("trained") == 1
+
+
+def test_an_image_that_is_coarser_than_the_tiles(
+    make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    sdata = make_sdata()
+    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112)
+    assert "coarser" not in caplog.text
+    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112, microns_per_pixel={"A": 2.0, "B": 3.0})
+    assert (
+        "images of 1 of 2 slides are coarser than the tiles: 'B: 3' um per pixel, and the tiles have 1" in caplog.text
+    )
+
+
+def test_tiles_larger_than_the_image(make_sdata: Callable[..., Any]) -> None:
+    sdata = make_sdata(("A",))
+    message = r"A tile of 500 um is 250 pixels wide, and image 'A_image' .* has 300 x 240 pixels, 600 x 480 um at 2 um"
+    with pytest.raises(ValueError, match=message):
+        spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, tile_um=500.0)
+    assert set(sdata["table"].obsm) == {"spatial"}
+
+
+def test_black_tiles(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    """zarr fills in zeros where it finds no file."""
+
+    def masked(seed: int) -> np.ndarray:
+        image = picture(seed)
+        image[:100, :100] = 0
+        return image
+
+    sdata = make_sdata(("A",), image=masked)
+    spahgc.pp.image_embedding(
+        sdata, lambda tiles: tiles.max(axis=(2, 3)).astype(float), tile_px=32, tile_um=60.0, key_added="image_max"
+    )
+    black = (sdata["table"].obsm["image_max"] == 0).all(axis=1).sum()
+    assert 0 < black < 10
+    assert f"The tiles of {black} of 35 spots are black throughout" in caplog.text
+    with pytest.raises(ValueError, match=r"slide 'A' are black throughout: image 'A_image' holds nothing there"):
+        spahgc.pp.image_embedding(make_sdata(("A",), image=lambda k: np.zeros((240, 300, 3), np.uint8)), first_pixels)
+
+
+def test_an_image_whose_files_are_gone(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+    from spatialdata import read_zarr
+
+    make_sdata(("A",)).write(tmp_path / "slides.zarr")
+    sdata = read_zarr(tmp_path / "slides.zarr")
+    (tmp_path / "slides.zarr").rename(tmp_path / "moved.zarr")
+    with pytest.raises(ValueError, match="black throughout.*moved or deleted since it was opened"):
+        spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)
+
+
+def test_a_corrupted_block(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+    """Blocks of 64 pixels; that of row 1, column 2 is damaged."""
+    from spatialdata import read_zarr
+
+    make_sdata(("A",)).write(tmp_path / "slides.zarr")
+    (block,) = (tmp_path / "slides.zarr").glob("images/A_image/*/c/0/1/2")
+    block.write_bytes(block.read_bytes()[: block.stat().st_size // 2])
+    sdata = read_zarr(tmp_path / "slides.zarr")
+    message = (
+        r"block in row 1, column 2 of the blocks of image 'A_image', level 0 \(pixels y 64 to 127, x 128 to 191\) "
+        r"cannot be read: .*Its file is damaged.*write the image again"
+    )
+    with pytest.raises(OSError, match=message):
+        spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)
+    assert set(sdata["table"].obsm) == {"spatial"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recipe": {"model": "toy", "weights": "b"}}, "recipe.weights: reference 'a', target 'b'"),
+        ({"recipe": {"model": "toy"}}, "recipe.weights: reference 'a', target not recorded"),
+        ({"tile_um": 56.0}, "tile_um: reference 112.0, target 56.0"),
+        ({"tile_px": 224}, "tile_px: reference 112, target 224"),
+        ({"precision": "bfloat16", "microns_per_pixel": {"C": 0.3}}, ""),
+    ],
+)
+def test_predict_refuses_what_another_recipe_made(
+    planted: Callable[..., ad.AnnData], change: dict[str, Any], said: str
+) -> None:
+    """Weights and tile sizes count; precision and the image's own resolution do not."""
+    reference, target = planted({"A": "p", "B": "q"}), planted({"C": "r"})
+    params = {
+        "encoder": "toy",
+        "recipe": {"model": "toy", "weights": "a"},
+        "precision": "float32",
+        "tile_um": 112.0,
+        "tile_px": 112,
+        "microns_per_pixel": {"A": 0.5},
+    }
+    reference.uns["image_toy"] = {"params": params}
+    target.uns["image_toy"] = {"params": params | change}
+    if not said:
+        spahgc.tl.predict(reference, target, method="ridge", panel=5)
+        return
+    with pytest.raises(ValueError, match=rf"made differently in reference and target \({said}\)"):
+        spahgc.tl.predict(reference, target, method="ridge", panel=5)
