@@ -144,7 +144,12 @@ def load(
 
 def _read(path: Path, slide: str, backend: Backend | None) -> tuple[DataTree, _Scale]:
     if path.suffix.lower() in PICTURES and backend is None:
-        image = picture(path)
+        try:
+            image = picture(path)
+        except OSError as error:
+            raise OSError(
+                f"{path.name} cannot be read ({error}): it is damaged or was cut off. Copy it again."
+            ) from error
         dpi = image.info.get("dpi", (0, 0))
         x, y = (25400 / float(value) if value else None for value in dpi)
         return pyramid(image, slide)[0], _Scale(x, y, trusted=False)
@@ -209,6 +214,7 @@ def _openslide(handle: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]
 def _tiff(handle: TiffLevels, name: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]], _Scale]:
     """The same of a TIFF opened with tifffile; an error if it is not 8-bit RGB."""
     sizes, tiles = [], []
+    end = 0
     for level in handle.series.levels:
         shape = dict(zip(level.axes, level.shape, strict=True))
         channels = [size for axis, size in shape.items() if axis not in "YX" and size > 1]
@@ -219,12 +225,18 @@ def _tiff(handle: TiffLevels, name: str) -> tuple[list[tuple[int, int]], list[tu
             )
         sizes.append((shape["Y"], shape["X"]))
         page = level.keyframe
+        end = max(end, *(at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True)))
         if page.is_tiled:
             tiles.append((page.tilelength, page.tilewidth))
         elif page.is_memmappable:
             tiles.append((512, 512))
         else:
             tiles.append((page.rowsperstrip, shape["X"]))
+    if end > handle.file.filehandle.size:
+        raise OSError(
+            f"{name} is cut off: it has {handle.file.filehandle.size} bytes, and its image goes on to byte {end}. Copy "
+            "it again."
+        )
     return sizes, tiles, _ome_scale(handle.file.ome_metadata) or _tag_scale(handle.series.keyframe)
 
 
