@@ -101,6 +101,9 @@ def test_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pyte
 def test_one_slide_and_the_inner_folder(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     sdata = cscc(str(tmp_path / "geo" / "GSE144240_RAW"), slides=["P10_ST_rep3"])
     assert sdata["table"].obs["region"].cat.categories.tolist() == ["P10_ST_rep3"]
+    other = cscc(tmp_path / "geo", slides=["P10_ST_rep3"], neighbour_um=200)
+    factors = other["table"].uns["spatial"]["P10_ST_rep3"]["scalefactors"]
+    assert factors["microns_per_pixel"] == pytest.approx(MPP * 200 / 150)
 
 
 def test_embed_and_predict(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:

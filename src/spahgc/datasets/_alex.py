@@ -104,6 +104,10 @@ def alex(
     ----------
     Wu et al., A single-cell and spatially resolved atlas of human breast cancers, Nature Genetics 2021.
     https://zenodo.org/records/4739739
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.alex(slides=["CID4290"], images={"CID4290": "CID4290.tif"})
     """
     check_names(slides, "slides")
     root = settings.data_dir / "alex" if path is None else Path(path)

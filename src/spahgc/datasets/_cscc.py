@@ -29,7 +29,7 @@ BY_HAND = (
     "the folder: cscc(path=...)"
 )
 NEIGHBOUR_UM, SPOT_DIAMETER_UM = 150.0, 110.0
-"""Distance of neighbouring spots, centre to centre, and diameter of a spot, as published."""
+"""Distance of neighbouring spots, centre to centre, and diameter of a spot, as papers on these data state them."""
 PATIENTS = ("P2", "P5", "P9", "P10")
 ACCESSIONS = {
     f"{patient}_ST_rep{replicate}": f"GSM{4284316 + 3 * number + replicate - 1}"
@@ -50,13 +50,14 @@ def cscc(
     path: str | PathLike[str] | None = None,
     *,
     slides: Sequence[str] | None = None,
+    neighbour_um: float = NEIGHBOUR_UM,
     base_url: str | None = None,
     progress: bool | None = None,
 ) -> SpatialData:
     """Human cutaneous squamous cell carcinoma: 12 legacy ST slides with H&E of four patients, three sections each.
 
     The arrays have twice as many spots as older ones: a second grid lies between the first, so that the neighbours of a
-    spot are on the diagonals; centres are 150 um apart, spots 110 um wide. The count tables hold all 1934 spots of an
+    spot are on the diagonals, 150 um apart; spots are 110 um wide. The count tables hold all 1934 spots of an
     array; those of the spot tables (under the tissue, 460 to 1180 a slide) are kept.
 
     Parameters
@@ -67,6 +68,8 @@ def cscc(
     slides
         Names of slides, such as ``["P2_ST_rep1", "P10_ST_rep3"]``. `None` takes all that are there; if there are none,
         all twelve.
+    neighbour_um
+        Distance of neighbouring spots, centre to centre, in micrometres, from which the scale of the images follows.
     base_url
         Where to download from; `None` for GEO.
     progress
@@ -89,12 +92,17 @@ def cscc(
     Notes
     -----
     GEO publishes no checksums: those of the first download are kept, and compared later. Names and layout are those
-    that public code reads; the files were not at hand when this was written.
+    that public code reads, distance and diameter of the spots those of papers on these data; the files were not at hand
+    when this was written.
 
     References
     ----------
     Ji et al., Multimodal analysis of composition and spatial architecture in human squamous cell carcinoma, Cell 2020.
     https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE144240
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.cscc("GSE144240_RAW", slides=["P2_ST_rep1", "P10_ST_rep3"])
     """
     from ..io import concat
 
@@ -115,10 +123,10 @@ def cscc(
             for url, file in _urls(name, base_url or BASE_URL):
                 fetch(url, folder, file, progress=progress, by_hand=BY_HAND)
     located = locate_all(wanted, partial(_locate, folder), dataset="cscc")
-    return concat([_read(name, files) for name, files in located.items()])
+    return concat([_read(name, files, neighbour_um) for name, files in located.items()])
 
 
-def _read(slide: str, files: Files) -> SpatialData:
+def _read(slide: str, files: Files, neighbour_um: float) -> SpatialData:
     from ..io import read_st
     from ..io._spots import read_spots
 
@@ -130,7 +138,7 @@ def _read(slide: str, files: Files) -> SpatialData:
             image,
             slide=slide,
             patient=slide.split("_")[0],
-            pitch_um=NEIGHBOUR_UM / _neighbour_steps(spots),
+            pitch_um=neighbour_um / _neighbour_steps(spots),
             spot_diameter_um=SPOT_DIAMETER_UM,
         )
 

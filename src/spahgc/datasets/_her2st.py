@@ -72,6 +72,10 @@ def her2st(
     ----------
     Andersson et al., Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
     interactions, Nature Communications 2021. https://github.com/almaan/her2st
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.her2st(samples=["C2", "C4"])
     """
     from ..io import concat, read_st
 

@@ -77,7 +77,12 @@ def hest(
     References
     ----------
     Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024. The studies
-    that the samples are from: ``uns["hest"]`` of :func:`spahgc.io.read_hest`.
+    that the samples are from: ``uns["hest"]``.
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.hest(ids="lymph_node")
+    >>> sdata = spahgc.datasets.hest("hest_data", ids=["NCBI569", "NCBI570"], patients={"NCBI569": "A", "NCBI570": "B"})
     """
     from ..io import read_hest
 

@@ -99,6 +99,10 @@ def visium_bc(
     ----------
     10x Genomics, Human Breast Cancer (Block A Section 1, Block A Section 2), Space Ranger 1.1.0, and Human Breast
     Cancer: Ductal Carcinoma In Situ, Invasive Carcinoma (FFPE), Space Ranger 1.3.0. https://www.10xgenomics.com/datasets
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.visium_bc(slides=["block1", "block2"])
     """
     root = settings.data_dir / "visium_bc" if path is None else Path(path)
     started = [name for name in SLIDES if _folder(root, name).is_dir()]
