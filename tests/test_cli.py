@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -133,6 +134,61 @@ def test_embed_adds_to_the_zarr_and_touches_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["slides.zarr"]
     # And train takes the zarr as it is.
     assert main(["train", str(path), str(tmp_path / "model"), "--method", "knn", "--panel", "5"]) == 0
+
+
+def test_embed_hands_its_options_on(slides: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slides.zarr"
+    slides.write(path, update_sdata_path=False)
+    got: dict[str, Any] = {}
+
+    def embed(sdata: SpatialData, encoder: str, **options: Any) -> None:
+        got.update(options, encoder=encoder, device=spahgc.settings.device, cluster=_dask_address())
+        raise ValueError("enough")
+
+    monkeypatch.setattr(spahgc.pp, "image_embedding", embed)
+    arguments = ["--encoder", "timm:hf-hub:a/b", "--precision", "bfloat16", "--no-resume", "--batch-size", "8"]
+    assert main(["embed", str(path), *arguments, "--device", "cpu", "--tile-um", "64"]) == 2
+    assert got["encoder"] == "timm:hf-hub:a/b"
+    assert got["key_added"] == "image_hf-hub_a_b"
+    assert {name: got[name] for name in ("precision", "resume", "batch_size", "device", "tile_um", "cluster")} == {
+        "precision": "bfloat16",
+        "resume": False,
+        "batch_size": 8,
+        "device": "cpu",
+        "tile_um": 64.0,
+        "cluster": None,
+    }
+    assert main(["embed", str(path)]) == 2
+    assert got["resume"] is True
+
+
+def _dask_address() -> str | None:
+    from spahgc._parallel import dask_client
+
+    client = dask_client()
+    return None if client is None else client.scheduler.address
+
+
+def test_embed_on_a_scheduler(slides: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    path = tmp_path / "slides.zarr"
+    slides.write(path, update_sdata_path=False)
+    seen: list[str | None] = []
+
+    def embed(sdata: SpatialData, encoder: str, **options: Any) -> None:
+        seen.append(_dask_address())
+        raise ValueError("enough")
+
+    monkeypatch.setattr(spahgc.pp, "image_embedding", embed)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        assert main(["embed", str(path), "--scheduler", cluster.scheduler_address]) == 2
+        assert seen == [cluster.scheduler_address]
+    assert _dask_address() is None
+    with pytest.raises(SystemExit):
+        main(["embed", str(path), "--scheduler", "tcp://127.0.0.1:1", "--n-jobs", "2"])
 
 
 def test_failed_embed_leaves_the_zarr_as_it_was(

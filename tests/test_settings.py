@@ -56,6 +56,15 @@ def test_data_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
 
 
+def test_cache_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings.cache_dir = "somewhere"
+    assert settings.cache_dir == Path("somewhere")
+    monkeypatch.setenv("SPAHGC_CACHE_DIR", str(tmp_path))
+    assert Settings().cache_dir == tmp_path
+    monkeypatch.setenv("SPAHGC_CACHE_DIR", "")
+    assert Settings().cache_dir == Path.home() / ".cache" / "spahgc" / "embeddings"
+
+
 def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -6,6 +6,7 @@ What takes long to import is imported by the handlers, so that ``spahgc --help``
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 import warnings
@@ -101,19 +102,26 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _embed(arguments: argparse.Namespace) -> None:
     from . import _files
+    from ._parallel import connect
     from .pp import image_embedding
 
     sdata = _files.read_slides(arguments.sdata)
-    key = arguments.key_added or keys.image(arguments.encoder)
-    image_embedding(
-        sdata,
-        arguments.encoder,
-        table_key=arguments.table_key,
-        tile_um=arguments.tile_um,
-        microns_per_pixel=arguments.microns_per_pixel,
-        key_added=key,
-        n_jobs=arguments.n_jobs,
-    )
+    # Names of timm's networks may hold what no key may.
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", arguments.encoder.removeprefix("timm:"))
+    key = arguments.key_added or keys.image(name)
+    with connect(arguments.scheduler):
+        image_embedding(
+            sdata,
+            arguments.encoder,
+            table_key=arguments.table_key,
+            tile_um=arguments.tile_um,
+            microns_per_pixel=arguments.microns_per_pixel,
+            key_added=key,
+            precision=arguments.precision,
+            resume=arguments.resume,
+            n_jobs=arguments.n_jobs,
+            batch_size=arguments.batch_size,
+        )
     table = sdata.tables[arguments.table_key]
     _files.add_to_zarr(arguments.sdata, table, key, table_key=arguments.table_key)
     n_obs, width = table.obsm[key].shape
@@ -255,14 +263,24 @@ def _parser() -> argparse.ArgumentParser:
         _embed,
         "write the embedding of every spot into a SpatialData",
         "Embed the H&E tile of every spot, and write obsm['image_<encoder>'] into the table of a SpatialData zarr. "
-        "Nothing else in the zarr is touched.",
+        "Nothing else in the zarr is touched. If it is stopped, the same call goes on from there.",
     )
     embed.add_argument("sdata", metavar="SDATA.zarr", type=Path, help="SpatialData with images, shapes and a table")
     embed.add_argument("--encoder", default="texture", help="name of the encoder (%(default)s)")
     embed.add_argument("--tile-um", type=float, default=112.0, help="side of a tile in micrometres (%(default)s)")
     embed.add_argument("--microns-per-pixel", type=float, help="otherwise what the table says")
     embed.add_argument("--key-added", help="key of obsm to write; otherwise image_<encoder>")
-    embed.add_argument("--n-jobs", type=int, help="threads; otherwise all cores")
+    embed.add_argument("--batch-size", type=int, help="tiles that the encoder gets at a time (256)")
+    embed.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), help="of a network; otherwise the device's default"
+    )
+    embed.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="start anew, and keep nothing if it is stopped"
+    )
+    where = embed.add_mutually_exclusive_group()
+    where.add_argument("--n-jobs", type=int, help="threads; otherwise all cores")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="embed on the workers of this dask scheduler")
+    _device(embed)
     _table(embed)
 
     train = command(
