@@ -177,8 +177,8 @@ def image_embedding(
         with _saying(f"In sdata[{number}]." if several else ""):
             table = _table(item, table_key)
             _check_cellularity(table, table_key)
-            slides = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
-            located.append((table, tuple(slides)))
+            slides = tuple(locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key))
+            located.append((table, slides))
     found = resolve(encoder, device=device, precision=precision)
     key = check_key(keys.image(found.name) if key_added is None else key_added)
     pixels = found.tile_px if tile_px is None else tile_px

@@ -118,7 +118,7 @@ def probe(slide: LocatedSlide, tiling: Tiling, spots: Spots) -> tuple[str, bool]
     """A digest of the tiles of some spots, and whether all are black."""
     source = reader(slide, tiling)
     tiles = np.stack([source.read(int(spot), tiling.widths[0])[0] for spot in spots])
-    return hashlib.sha256(tiles).hexdigest(), not tiles.any()
+    return hashlib.sha256(tiles.tobytes()).hexdigest(), not tiles.any()
 
 
 def embed(

@@ -178,11 +178,11 @@ def identity(job: Job) -> str:
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for slide, (_, tiles) in zip(job.slides, job.probes, strict=True):
-        digest.update(np.ascontiguousarray(slide.centres))
+        digest.update(slide.centres.tobytes())
         digest.update(tiles.encode())
     for batch in job.batches:
         digest.update(f"\0{batch.slide} {len(batch.spots)}".encode())
-        digest.update(np.ascontiguousarray(batch.spots, dtype=np.int64))
+        digest.update(batch.spots.astype(np.int64).tobytes())
     return digest.hexdigest()
 
 
