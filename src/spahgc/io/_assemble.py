@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -201,13 +202,15 @@ def concat(slides: Sequence[SpatialData]) -> SpatialData:
             "become zeros. Keep them apart."
         )
     recipes = _recipes(tables)
-    joined = ad.concat(tables, join="outer", fill_value=0, merge="same")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)
+        joined = ad.concat(tables, join="outer", fill_value=0, merge="same")
+    if not joined.obs_names.is_unique:
+        joined.obs_names = joined.obs[_keys.REGION].astype(str) + "_" + joined.obs_names
     first = tables[0].var_names
     same = all(len(table.var_names) == len(first) and table.var_names.isin(first).all() for table in tables)
     joined = joined[:, first if same else sorted(joined.var_names)].copy()
     joined.X = sparse.csr_matrix(joined.X)
-    if not joined.obs_names.is_unique:
-        joined.obs_names = joined.obs[_keys.REGION].astype(str) + "_" + joined.obs_names
     for column in (_keys.REGION, _keys.PATIENT):
         if column in joined.obs:
             joined.obs[column] = joined.obs[column].astype("category")
