@@ -174,7 +174,8 @@ def _hest_sample(
         names = [f"{a:04d}x{b:04d}" for a, b in zip(row, column, strict=True)]
     darkness = rng.integers(0, 130, 81)
     means = np.column_stack([1 + darkness / 8, 18 - darkness / 8] + [np.full(81, 6)] * (len(genes) - 2))
-    adata = ad.AnnData(csr_matrix(rng.poisson(means).astype(np.float32)))
+    counts = rng.poisson(means)
+    adata = ad.AnnData(csr_matrix(counts.astype(np.float32)) if printed else counts.astype(np.uint16))
     adata.obs = pd.DataFrame({"in_tissue": True, "array_row": row, "array_col": column, "n_counts": 1.0}, index=names)
     adata.var_names = list(genes)
     adata.obsm["spatial"] = xy

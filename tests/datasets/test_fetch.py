@@ -6,6 +6,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,13 @@ def test_whole(get: Callable[..., Path], server: Server, tmp_path: Path) -> None
     assert hidden(tmp_path / "home") == []
     path.write_bytes(b"damaged")
     assert get(checksum=SHA).read_bytes() == BODY
+
+
+def test_jobs_that_start_together_fetch_once(get: Callable[..., Path], server: Server) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = [job.result() for job in [pool.submit(get, checksum=SHA) for _ in range(4)]]
+    assert [path.read_bytes() == BODY for path in paths] == [True] * 4
+    assert len(server.asked) == 1
 
 
 def test_md5_is_a_checksum_too(get: Callable[..., Path]) -> None:

@@ -58,8 +58,11 @@ def test_visium_sample(write: Callable[..., Any], tmp_path: Path, caplog: pytest
 
 def test_xenium_sample(write: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The squares that HEST made are the spots, whatever its file says of their diameter."""
-    write("TENX116", technology="Xenium", patient=float("nan"))
+    adata, _ = write("TENX116", technology="Xenium", patient=float("nan"))
     sdata = read_hest(tmp_path / "hest", "TENX116")
+    assert sdata["table"].X.format == "csr"
+    assert sdata["table"].X.dtype == np.float32
+    np.testing.assert_array_equal(sdata["table"].X.toarray(), adata.X)
     assert sdata["TENX116"].radius.to_numpy() * 2 * MPP == pytest.approx(100)
     assert "patient" not in sdata["table"].obs
     assert "HEST does not say who the patient of TENX116 is. Pass patient=<name>" in caplog.text

@@ -17,7 +17,7 @@ import pandas as pd
 from .. import _keys
 from .._settings import settings
 from .._validate import listed
-from ._choice import check_names, choose, first_file, locate_all
+from ._choice import choose, first_file, locate_all
 from ._fetch import fetch, unpack
 from ._visium import SPOT_DIAMETER_UM, join, place, visium_mpp
 
@@ -109,7 +109,6 @@ def alex(
     --------
     >>> sdata = spahgc.datasets.alex(slides=["CID4290"], images={"CID4290": "CID4290.tif"})
     """
-    check_names(slides, "slides")
     root = settings.data_dir / "alex" if path is None else Path(path)
     if unknown := sorted(set(images or {}) - set(SLIDES)):
         raise ValueError(f"images has slides that alex does not know: {listed(unknown)}. It has {listed(SLIDES)}.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import distribution
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -90,7 +90,8 @@ def hest(
     wanted = _ids(root, ids)
     if path is None:
         _download([name for name in wanted if not _complete(root, name)], root, progress)
-    slides, metadata = [], {}
+    slides: list[SpatialData] = []
+    metadata: dict[str, Any] = {}
     for name in wanted:
         slides.append(read_hest(root, name, patient=(patients or {}).get(name)))
         metadata |= slides[-1].tables[_keys.TABLE].uns[_keys.HEST]

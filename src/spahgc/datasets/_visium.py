@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spahgc")
 
 SPOT_DIAMETER_UM = 55.0
-COLUMNS = ["in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+COLUMNS = [_keys.IN_TISSUE, "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 """Of a Space Ranger position table, after the barcode; before version 2 without a header."""
 
 
 def place(adata: AnnData, path: Path, slide: str) -> None:
     """Add ``in_tissue``, ``array_row``, ``array_col`` and the pixel coordinates to a table of barcodes, in place."""
     table = pd.read_csv(path, header=None, index_col=0, dtype=str)
-    if "in_tissue" in table.iloc[0].tolist():
+    if _keys.IN_TISSUE in table.iloc[0].tolist():
         table = table.iloc[1:]
     if table.shape[1] != len(COLUMNS):
         raise ValueError(f"{path} has {table.shape[1] + 1} columns; expected barcode, {', '.join(COLUMNS)}.")

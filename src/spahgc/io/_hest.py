@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from .. import _keys
 from .._scale import DIFFERS
@@ -92,6 +91,7 @@ def read_hest(
     >>> sdata = spahgc.io.read_hest("hest_data", "NCBI681")
     """
     from anndata import read_h5ad
+    from scipy.sparse import csr_matrix
 
     root = Path(path)
     sample = _sample(root, sample_id)
@@ -102,6 +102,7 @@ def read_hest(
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
         adata = read_h5ad(files["st"])
     adata.var_names_make_unique()
+    adata.X = csr_matrix(adata.X, dtype=np.float32)
     mpp = _scale(sample, metadata, microns_per_pixel)
     if spot_diameter_um is None:
         spot_diameter_um = _spot_diameter(sample, adata, metadata, mpp)
@@ -210,7 +211,7 @@ def _spot_diameter(sample: str, adata: AnnData, metadata: dict[str, Any], mpp: f
     from scipy.spatial import cKDTree
 
     xy = coordinates(adata, what=f"{sample}.h5ad")
-    return mpp * float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    return mpp * float(np.median(np.asarray(cKDTree(xy).query(xy, k=[2])[0])))
 
 
 def _check_size(sample: str, size: tuple[int, int], metadata: dict[str, Any]) -> None:
@@ -225,7 +226,7 @@ def _check_size(sample: str, size: tuple[int, int], metadata: dict[str, Any]) ->
 def _inside(sample: str, adata: AnnData, size: Sequence[int]) -> AnnData:
     """The spots whose centre is in the image: HEST's squares may reach beyond it."""
     xy = coordinates(adata, what=f"{sample}.h5ad")
-    inside: NDArray[np.bool_] = ((xy >= 0) & (xy < size)).all(axis=1)
+    inside = np.asarray(((xy >= 0) & (xy < size)).all(axis=1))
     # all outside: another image, which from_anndata says
     if inside.all() or not inside.any():
         return adata
