@@ -123,7 +123,7 @@ def _predict(stages: Mapping[str, Any]) -> str:
         exponent = f"\n\nFrom {first['spots']:,} to {last['spots']:,} spots the time grows with the power {slope:.2f}."
     return (
         "**Prediction** by the default preset (1024 features, 300 genes), memory in MB\n\n"
-        "| target spots | cores | s | inputs | predictions | hidden states of two layers | beyond inputs and predictions "
-        "|\n"
+        "| target spots | cores | s | inputs | predictions | hidden states of two layers "
+        "| beyond inputs and predictions |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + exponent
     )

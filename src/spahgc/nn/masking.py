@@ -45,12 +45,19 @@ def complementary_views(
     graph: GraphTensors, mask_target: float, mask_reference: float, generator: torch.Generator | None = None
 ) -> tuple[GraphTensors, GraphTensors]:
     """The graph with its features masked, and with the rest of them; edges are shared. Masked features are zero."""
-    target_1, target_2 = complementary_masks(tuple(graph.target.shape), mask_target, generator)
-    reference_1, reference_2 = complementary_masks(tuple(graph.reference.shape), mask_reference, generator)
+    target_1, target_2 = _views(graph.target, mask_target, generator)
+    reference_1, reference_2 = _views(graph.reference, mask_reference, generator)
     return (
-        graph._replace(target=graph.target * target_1, reference=graph.reference * reference_1),
-        graph._replace(target=graph.target * target_2, reference=graph.reference * reference_2),
+        graph._replace(target=target_1, reference=reference_1),
+        graph._replace(target=target_2, reference=reference_2),
     )
+
+
+def _views(features: Tensor, ratio: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    kept, _ = complementary_masks(tuple(features.shape), ratio, generator)
+    first = features.where(kept, 0.0)
+    # What the first view lacks; exact, as each element is in one of them. Cheaper than products with masks.
+    return first, features - first
 
 
 class TargetEncoder:
