@@ -134,7 +134,7 @@ def from_wsidata(
         obs[_keys.PATIENT] = pd.Categorical([str(patient)] * len(obs))
     table = AnnData(X=matrix, obs=obs, var=var)
     table.obsm[_keys.SPATIAL] = np.column_stack([centres.x, centres.y]).astype(np.float64)
-    rep = _keys.image(re.sub(r"[^A-Za-z0-9._-]", "_", name))
+    rep = _keys.image(name)
     table.obsm[rep] = values[rows]
     side = float(np.sqrt(tiles.geometry.area.median()))
     table.uns[rep] = {_keys.PARAMS: _params(name, sdata.attrs.get(TILE_SPEC, {}).get(tile_key), side, mpp, slide)}
