@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import gethostname
 from typing import Any
 
 from .._settings import settings
-from ..encoders._base import Encoder, resolve
+from ..encoders._base import Encode, Encoder, Tiles, resolve
 from ._engine import Batch, Embedded, Job, Tiling, embed, probe
 from ._jobs import Todo
 from ._locate import LocatedSlide
@@ -119,11 +118,19 @@ def _embed(
             )
         encoder = _loaded(spec)
         workers = 1 if encoder.threads else _READERS
-        # Unless it runs in threads, it is called from one thread at a time.
-        with nullcontext() if encoder.threads else _encoding:
-            return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=workers, cache_bytes=share))
+        return list(embed([slide], batches, encoder=encoder, tiling=tiling, workers=workers, cache_bytes=share))
     except (TypeError, ValueError) as error:
         return error
+
+
+def _in_turn(encode: Encode) -> Encode:
+    """Called from one thread at a time, while the tasks in the other threads read."""
+
+    def alone(tiles: Tiles) -> Any:
+        with _encoding:
+            return encode(tiles)
+
+    return alone
 
 
 def _loaded(spec: EncoderSpec) -> Encoder:
@@ -137,5 +144,5 @@ def _loaded(spec: EncoderSpec) -> Encoder:
                     f"({spec.recipe}). Install the same packages and weights on the workers."
                 )
             _encoders.clear()  # one at a time: weights are large
-            _encoders[spec.token] = encoder
+            _encoders[spec.token] = encoder if encoder.threads else replace(encoder, encode=_in_turn(encoder.encode))
         return _encoders[spec.token]

@@ -194,22 +194,25 @@ def embed(
 
         return encoded
 
-    size = 3 * tiling.pixels**2 * len(tiling.widths)
+    def depth(batch: Batch) -> int:
+        if encoder.threads:
+            return 2 * workers
+        size = len(batch.spots) * len(tiling.widths) * 3 * tiling.pixels**2
+        return max(1, min(AHEAD, _AHEAD_BYTES // size))
+
     try:
-        for finish in _ahead(batches, start, lambda batch: len(batch.spots) * size, 2 * workers * encoder.threads):
+        for finish in _ahead(batches, start, depth):
             yield finish()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ahead(
-    items: Iterable[Item], start: Callable[[Item], Started], size: Callable[[Item], int], depth: int
-) -> Iterator[Started]:
+def _ahead(items: Iterable[Item], start: Callable[[Item], Started], depth: Callable[[Item], int]) -> Iterator[Started]:
     """Hand out started items in their order, with the next ones started already."""
     waiting: deque[Started] = deque()
     for item in items:
         waiting.append(start(item))
-        if len(waiting) > (depth or max(1, min(AHEAD, _AHEAD_BYTES // size(item)))):
+        if len(waiting) > depth(item):
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
