@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from spahgc.encoders import texture
+from spahgc.encoders import load, texture, texture_names
 from spahgc.encoders._base import check_key, checked, resolve
 
 
@@ -26,11 +28,54 @@ def test_a_callable() -> None:
     assert resolve(partial(mean_colour)).name == "partial"
 
 
-def test_unknown_encoders() -> None:
-    with pytest.raises(ValueError, match=r"No encoder 'uni9'. Available: texture, or a callable.*obsm\['image_uni9'\]"):
+def test_unknown_encoders(torchvision: None) -> None:
+    with pytest.raises(ValueError, match=r"No encoder 'uni9'. Like it: 'uni2?', 'uni2?'.*obsm\['image_uni9'\]"):
         resolve("uni9")
+    with pytest.raises(ValueError, match="No encoder 'titan'. 'conch_v1.5' is its encoder of tiles"):
+        resolve("titan")
+    with pytest.raises(ValueError, match="timm has no network 'resnet9000'.*Like it: .*resnet"):
+        resolve("timm:resnet9000")
     with pytest.raises(TypeError, match="not int"):
         resolve(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="name is the name of a model .*not function"):
+        load(lambda tiles: tiles)  # type: ignore[arg-type]
+
+
+def test_a_path_is_no_encoder() -> None:
+    """A weight file does not say what model it belongs to."""
+    for path in ("weights/uni.bin", "model.safetensors", "ctranspath.pt2"):
+        with pytest.raises(ValueError, match=rf"'{path}' is a path.*load\(<model>, weights='{path}'\)"):
+            resolve(path)
+    with pytest.raises(TypeError, match=r"load\('uni2', weights='a.bin'\)"):
+        resolve(Path("a.bin"))  # type: ignore[arg-type]
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lazyslide_models", None)
+    for name in ("uni2", "resnet50", "timm:resnet18"):
+        with pytest.raises(ImportError, match=rf"No encoder '(timm:)?{name}'.*pip install 'spahgc\[models\]'"):
+            resolve(name)
+    assert resolve("texture").name == "texture"
+
+
+def test_what_has_been_loaded_is_taken_as_it_is() -> None:
+    encoder = load("texture", device="cpu")
+    assert resolve(encoder) is encoder
+    assert resolve(encoder, device="cpu", precision="float32") is encoder
+    with pytest.raises(ValueError, match="precision='bfloat16': encoder 'texture' has been loaded in float32"):
+        resolve(encoder, precision="bfloat16")
+    with pytest.raises(ValueError, match="precision='bfloat16': encoder 'texture' has no network"):
+        load("texture", precision="bfloat16")
+    with pytest.raises(ValueError, match="'texture' has no weights, and takes none"):
+        load("texture", weights="a.bin")
+    with pytest.raises(ValueError, match="'<lambda>' is a callable"):
+        resolve(lambda tiles: tiles, precision="bfloat16")
+
+
+def test_recipes_of_what_has_no_weights() -> None:
+    recipe = load("texture").recipe
+    assert recipe == {"source": "spahgc", "model": "texture", "revision": 1, "width": len(texture_names())}
+    assert resolve(len).recipe == {"source": "callable", "model": "len"}
 
 
 def test_keys() -> None:
@@ -69,3 +114,9 @@ def test_what_comes_back_is_checked() -> None:
     ]:
         with pytest.raises(error, match=message):
             checked(output, 3, name="mine")
+
+
+def test_width() -> None:
+    np.testing.assert_array_equal(checked(np.ones((2, 3)), 2, name="uni", width=3), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"'uni' was given 2 tiles and should return floats \(2, 4\).*shape \(2, 3\)"):
+        checked(np.ones((2, 3)), 2, name="uni", width=4)

@@ -138,7 +138,7 @@ def load(
     Returns
     -------
     The encoder, with its ``recipe``: source, model, repository, fingerprint of the weights, transform, pooling, width,
-    side of its tiles and versions of the packages.
+    side of its tiles, and the version of lazyslide-models where that pools.
 
     Raises
     ------

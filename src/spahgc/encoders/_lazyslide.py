@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,9 @@ def _encoder(
         tile_px, text = described(transform)
     network = built.model
     pool = getattr(network, "global_pool", None)
+    # What lazyslide-models makes of the network's output changes with its versions, as the name of a method does not
+    # tell; those of torch, timm and transformers change nothing but the rounding.
+    versions = {"lazyslide-models": version("lazyslide-models")} if source == "lazyslide-models" else {}
     encode = type(built).encode_image
     return from_network(
         re.sub(r"[^A-Za-z0-9_.-]", "_", name),
@@ -168,8 +172,8 @@ def _encoder(
             "transform": text,
             "pooling": f"{encode.__module__}.{encode.__qualname__}"
             + (f", timm global_pool={pool}" if isinstance(pool, str) and pool else ""),
+            "versions": versions,
         },
-        packages=("lazyslide-models", "timm", "transformers"),
         width=width,
         microns_per_pixel=microns_per_pixel,
     )

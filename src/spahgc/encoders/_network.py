@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +100,6 @@ def from_network(
     device: str | None,
     precision: str | None,
     recipe: Mapping[str, Any],
-    packages: tuple[str, ...] = (),
     width: int | None = None,
     microns_per_pixel: float | None = None,
     move: Callable[[Any], Any] | None = None,
@@ -123,10 +121,8 @@ def from_network(
     device, precision
         Where and in what it computes; `None` takes the setting, and the device's default.
     recipe
-        What its caller knows of where it comes from; the weights' fingerprint, the width, the side of its tiles and
-        versions are added.
-    packages
-        Those whose versions go into the recipe, besides torch.
+        What its caller knows of where it comes from; the weights' fingerprint, the width and the side of its tiles are
+        added.
     width
         Expected width of the embeddings.
     microns_per_pixel
@@ -155,27 +151,10 @@ def from_network(
         fields_of_view=(1.0,),
         tile_px=tile_px,
         threads=False,
-        recipe={
-            **recipe,
-            "weights_sha256": sha256,
-            "width": found,
-            "tile_px": tile_px,
-            "versions": versions("torch", *packages),
-        },
+        recipe={**recipe, "weights_sha256": sha256, "width": found, "tile_px": tile_px},
         microns_per_pixel=microns_per_pixel,
         precision=chosen,
     )
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of the packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def normaliser(mean: Any = MEAN, std: Any = STD, *, crop: int | None = None) -> tuple[Callable[[Any], Any], str]:
@@ -255,5 +234,4 @@ def from_module(module: torch.nn.Module, *, device: str | None = None, precision
             "transform": text,
             "pooling": f"timm, global_pool={getattr(module, 'global_pool', '')!s}",
         },
-        packages=("timm",),
     )

@@ -34,6 +34,7 @@ def described(transform: Any) -> tuple[int, str]:
 
 def described_processor(processor: Any) -> tuple[int, str]:
     """The same of an image processor of transformers."""
+    from PIL.Image import Resampling
 
     def side(size: Any) -> int:
         values = dict(size) if size else {}
@@ -41,7 +42,9 @@ def described_processor(processor: Any) -> tuple[int, str]:
 
     steps, resized = [], side(processor.size)
     if processor.do_resize:
-        steps.append(f"resize {resized} {getattr(processor.resample, 'name', processor.resample)}".lower())
+        how = processor.resample  # a number of PIL's, or a name of torchvision's
+        how = Resampling(how).name.lower() if isinstance(how, int) else how.value
+        steps.append(f"resize {resized} {how}")
     if getattr(processor, "do_center_crop", False):
         steps.append(f"centre crop {side(processor.crop_size)}")
     if processor.do_rescale:

@@ -112,7 +112,7 @@ def mismatch(path: Path, model: str, error: Exception, *, shown: int = 3) -> Val
     for kind, text in (("missing", "Missing key(s)"), ("not expected", "Unexpected key(s)")):
         names = [name for line in lines if line.startswith(text) for name in re.findall(r'"([^"]+)"', line)]
         if names:
-            parts.append(f"{len(names)} tensors are {kind}: {_first(names, shown)}")
+            parts.append(f"{kind} tensors ({len(names)}): {_first(names, shown)}")
     sizes = [
         f"{name} is ({given}) in the file, ({wanted}) in the model"
         for name, given, wanted in re.findall(
@@ -120,7 +120,7 @@ def mismatch(path: Path, model: str, error: Exception, *, shown: int = 3) -> Val
         )
     ]
     if sizes:
-        parts.append(f"{len(sizes)} tensors have another shape: {_first(sizes, shown)}")
+        parts.append(f"tensors of another shape ({len(sizes)}): {_first(sizes, shown)}")
     detail = "; ".join(parts) or str(error).strip().splitlines()[0][:300]
     return ValueError(f"{path} does not hold the weights of encoder {model!r}: {detail}. Is it another model's file?")
 

@@ -1,0 +1,318 @@
+"""Weight files and folders in the formats in which models are published, read by the code that reads the real ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spahgc.encoders import Encoder, load
+from spahgc.encoders._base import resolve
+from spahgc.encoders._weights import state_sha256
+
+pytestmark = pytest.mark.usefixtures("torchvision")
+
+
+def images_of(given: Any) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(tile.transpose(1, 2, 0)) for tile in given]
+
+
+def test_uni_at_its_full_size(tmp_path: Path, tiles: Any) -> None:
+    """A ViT-L of 303 million weights from a ``pytorch_model.bin`` of 1.2 GB, as UNI is published."""
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(
+            "vit_large_patch16_224", img_size=224, init_values=1e-5, num_classes=0, dynamic_img_size=True
+        )
+    block = torch.randn(4_200_000, generator=torch.Generator().manual_seed(0)) * 0.02
+    state = {
+        name: block[: tensor.numel()].reshape(tensor.shape).clone() for name, tensor in network.state_dict().items()
+    }
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(state, file)
+    assert file.stat().st_size > 1.2e9
+    encoder = load("uni", weights=file)
+    file.unlink()
+
+    assert (encoder.name, encoder.tile_px, encoder.microns_per_pixel) == ("uni", 224, 0.5)
+    recipe = dict(encoder.recipe)
+    assert recipe == {
+        "source": "lazyslide-models",
+        "model": "uni",
+        "repository": "MahmoodLab/uni",
+        "transform": "scale to 0..1; resize 224 bilinear; centre crop 224; "
+        "normalise mean (0.485, 0.456, 0.406) sd (0.229, 0.224, 0.225)",
+        "pooling": "lazyslide_models.base.TimmModel.encode_image, timm global_pool=token",
+        "weights_sha256": recipe["weights_sha256"],
+        "width": 1024,
+        "tile_px": 224,
+        "versions": {"lazyslide-models": version("lazyslide-models")},
+    }
+    # The weights in the network are those of the file, every one of them.
+    held = encoder.encode.forward.__self__.model.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(held[name], tensor) for name, tensor in state.items())
+    out = encoder.encode(tiles(1, 224))
+    assert out.shape == (1, 1024)
+    assert out.std() > 0
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_folder_from_the_hub(lunit_folder: Path, tiles: Any, what: str) -> None:
+    """Where the hub's config.json says what the network is; numbers as lazyslide-models gives them for an image."""
+    encoder = load("lunit-dino-s16", weights=lunit_folder if what == "folder" else lunit_folder / "model.safetensors")
+    given = tiles(2, 224)
+    model = encoder.encode.forward.__self__  # type: ignore[union-attr]
+    expected = model.encode_image(torch.stack([model.get_transform()(image) for image in images_of(given)]))
+    np.testing.assert_allclose(encoder.encode(given), expected.numpy(), atol=1e-5)
+    assert "mean (0.70323, 0.536065, 0.660966)" in encoder.recipe["transform"]  # Lunit's, not those of config.json
+    from safetensors.torch import load_file
+
+    assert encoder.recipe["weights_sha256"] == state_sha256(Held(load_file(lunit_folder / "model.safetensors")))
+
+
+class Held:
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.state
+
+
+def test_a_network_of_timm(tiny_file: Path, tiles: Any) -> None:
+    """By timm's name; the classifier in the file is left off, and every weight of the rest has to be there."""
+    encoder = load("timm:test_vit.r160_in1k", weights=tiny_file)
+    assert (encoder.name, encoder.recipe["source"], encoder.recipe["width"]) == ("test_vit.r160_in1k", "timm", 64)
+    assert encoder.recipe["repository"] == "timm/test_vit.r160_in1k"
+    import timm
+
+    module = timm.create_model("test_vit", num_classes=0)
+    state = torch.load(tiny_file, weights_only=True)
+    module.load_state_dict({name: value for name, value in state.items() if not name.startswith("head.")})
+    given = tiles(2, 168)
+    assert encoder.tile_px == 168
+    np.testing.assert_allclose(encoder.encode(given), resolve(module).encode(given), atol=1e-5)
+    assert encoder.recipe["weights_sha256"] == resolve(module).recipe["weights_sha256"]
+
+
+def phikon(folder: Path, *, layers: int = 1, hidden: int = 1024) -> Path:
+    """A folder as ``hf download owkin/phikon-v2`` leaves it, with one layer of 24."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": hidden, "num_attention_heads": 16, "intermediate_size": 64, "mlp_ratio": 1}
+    Dinov2Model(Dinov2Config(num_hidden_layers=layers, image_size=224, patch_size=16, **sizes)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 224}, crop_size=224, resample=2).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_transformers(tmp_path: Path, tiles: Any) -> None:
+    encoder = load("phikonv2", weights=phikon(tmp_path))
+    assert (encoder.tile_px, encoder.microns_per_pixel) == (224, 0.5)
+    recipe = encoder.recipe
+    assert (recipe["repository"], recipe["width"]) == ("owkin/phikon-v2", 1024)
+    assert recipe["transform"].startswith(
+        "resize 224 bilinear; centre crop 224; scale by 0.00392157; normalise mean (0.48"
+    )
+    given = tiles(2, 224)
+    model = encoder.encode.forward.__self__  # type: ignore[union-attr]
+    np.testing.assert_allclose(encoder.encode(given), model.encode_image(images_of(given)).numpy(), atol=1e-5)
+
+
+def test_a_model_of_transformers_that_lacks_weights(tmp_path: Path) -> None:
+    """transformers draws what is missing at random, and goes on."""
+    from safetensors.torch import load_file, save_file
+
+    file = phikon(tmp_path) / "model.safetensors"
+    state = load_file(file)
+    lost = [name for name in state if "attention" in name]
+    save_file({name: value for name, value in state.items() if name not in lost}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"does not hold the weights of encoder 'phikonv2': missing tensors \({len(lost)}\)"
+    ):
+        load("phikonv2", weights=tmp_path)
+
+
+def test_another_width_than_the_card_says(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'phikonv2' .* floats \(1, 1024\), but returned the shape \(1, 512\)"):
+        load("phikonv2", weights=phikon(tmp_path, hidden=512))
+
+
+def test_an_exported_program(tmp_path: Path, tiles: Any) -> None:
+    """CTransPath is published as one; of any file name."""
+
+    class Pools(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Linear(3, 768)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.map(images.mean(dim=(2, 3)))
+
+    module = Pools().eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    file = tmp_path / "ctranspath.pt2"
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 3, 224, 224),), dynamic_shapes=shapes), file)
+    encoder = load("ctranspath", weights=file)
+    given = tiles(3, 224)
+    np.testing.assert_allclose(encoder.encode(given), resolve(module).encode(given), atol=1e-5)
+    assert encoder.recipe["weights_sha256"] == state_sha256(module)
+
+
+# What is not the weight file that was asked for.
+
+
+def of_another_model(file: Path, good: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+
+
+def of_another_size(file: Path, good: Path) -> None:
+    state = torch.load(good, weights_only=True)
+    torch.save({**state, "blocks.0.mlp.fc1.weight": torch.zeros(8, 64)}, file)
+
+
+def without_a_tensor(file: Path, good: Path) -> None:
+    state = torch.load(good, weights_only=True)
+    del state["norm.weight"]
+    torch.save(state, file)
+
+
+def cut_short(file: Path, good: Path) -> None:
+    file.write_bytes(good.read_bytes()[:-2000])
+
+
+def damaged(file: Path, good: Path) -> None:
+    """The start of the archive is fine, and the list of its tensors is not."""
+    content = bytearray(good.read_bytes())
+    content[100:400] = bytes(300)
+    file.write_bytes(content)
+
+
+def web_page(file: Path, good: Path) -> None:
+    file.write_text("\n<!doctype html>\n<html><body>Log in to download</body></html>")
+
+
+def pointer(file: Path, good: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
+
+
+def nothing(file: Path, good: Path) -> None:
+    file.touch()
+
+
+def no_tensors(file: Path, good: Path) -> None:
+    torch.save({"epoch": 3, "name": "x"}, file)
+
+
+class Explosive:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("exploded"),))
+
+
+def code(file: Path, good: Path) -> None:
+    torch.save({"weights": Explosive()}, file)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            of_another_model,
+            r"does not hold the weights of encoder 'test_vit': missing tensors \(\d+\): cls_token, pos_embed",
+        ),
+        (
+            of_another_size,
+            r"of another shape \(1\): blocks.0.mlp.fc1.weight is \(8, 64\) in the file, \(192, 64\) in the model",
+        ),
+        (without_a_tensor, r"missing tensors \(1\): norm.weight. Is it another model's file"),
+        (cut_short, r"\(\d+ bytes\) cannot be read as the weights of encoder 'test_vit'.*download it again"),
+        (damaged, "cannot be read as the weights of encoder 'test_vit'.*download it again"),
+        (web_page, "is a web page .*the weights of encoder 'test_vit' are expected. Download them again"),
+        (pointer, "is a pointer of Git LFS.*git lfs pull"),
+        (nothing, "is empty; the weights of encoder 'test_vit' are expected"),
+        (no_tensors, "holds no state dict of encoder 'test_vit': epoch, name are no tensors"),
+        (code, "could run code when they are loaded. It was not loaded"),
+    ],
+)
+def test_wrong_files(
+    make: Callable[[Path, Path], None],
+    message: str,
+    tiny_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "weights.bin"
+    make(file, tiny_file)
+    with pytest.raises(ValueError, match=message) as raised:
+        load("timm:test_vit", weights=file)
+    assert str(raised.value).startswith(str(file))
+    assert not Path("exploded").exists()
+
+
+def test_wrong_files_of_other_readers(tmp_path: Path, lunit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models that read their file themselves, and of safetensors."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "pytorch_model.bin"
+    code(file, file)
+    with pytest.raises(
+        ValueError, match="cannot be read as the weights of encoder 'gigapath-flash'.*It was not loaded"
+    ):
+        load("gigapath-flash", weights=file)
+    assert not Path("exploded").exists()
+    of_another_model(file, file)
+    with pytest.raises(
+        ValueError, match="does not hold the weights of encoder 'gigapath-flash': missing tensors .*: cls_token"
+    ):
+        load("gigapath-flash", weights=file)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(lunit_folder / name, tmp_path)
+    short = tmp_path / "model.safetensors"
+    short.write_bytes(short.read_bytes()[:-500])
+    with pytest.raises(
+        ValueError, match="model.safetensors .* cannot be read as the weights of encoder 'lunit-dino-s16'"
+    ):
+        load("lunit-dino-s16", weights=short)
+
+
+def test_weights_that_give_nan(tiny_file: Path, tmp_path: Path) -> None:
+    """Found on loading, and not after an hour."""
+    state = torch.load(tiny_file, weights_only=True)
+    state["patch_embed.proj.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="encoder 'test_vit' .* 1 of its rows hold NaN"):
+        load("timm:test_vit", weights=tmp_path / "a.bin")
+
+
+def test_files_that_are_not_there(tmp_path: Path, tiny_file: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No weight file .*a.bin for encoder 'uni'"):
+        load("uni", weights=tmp_path / "a.bin")
+    with pytest.raises(FileNotFoundError, match="holds no weights for encoder 'uni'"):
+        load("uni", weights=tmp_path)
+    for name in ("a.bin", "b.bin"):
+        shutil.copy(tiny_file, tmp_path / name)
+    with pytest.raises(ValueError, match="holds several weight files: a.bin, b.bin. Pass the one for 'uni'"):
+        load("uni", weights=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no config.json beside it.*hf download paige-ai/Virchow2 --local-dir"):
+        load("virchow2", weights=tiny_file)
+    with pytest.raises(
+        FileNotFoundError, match="does not hold all that encoder 'phikonv2' asks for.*hf download owkin/phik"
+    ):
+        load("phikonv2", weights=tiny_file)
+
+
+def test_recipes_survive_json(tiny_file: Path) -> None:
+    encoder: Encoder = load("timm:test_vit", weights=tiny_file)
+    assert json.loads(json.dumps(encoder.recipe)) == encoder.recipe
