@@ -31,7 +31,7 @@ PATIENT = "patient"
 TISSUE = "tissue_fraction"
 """``obs``: share of a virtual spot's area that is tissue."""
 
-GRID = "tissue_grid"
+GRID = "spahgc_grid"
 """``uns``: how virtual spots were laid out."""
 
 IMAGE_PREFIX = "image_"

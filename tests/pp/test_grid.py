@@ -59,7 +59,7 @@ def test_layout(slide: sd.SpatialData, layout: Any, area: float) -> None:
     assert factors["microns_per_pixel"] == pytest.approx(MPP)
     assert factors["spot_diameter_fullres"] == pytest.approx(55 / MPP)
     assert slide["T"].radius.iloc[0] == pytest.approx(55 / MPP / 2)
-    params = table.uns["tissue_grid"]["params"]
+    params = table.uns["spahgc_grid"]["params"]
     assert {key: params[key] for key in ("pitch_um", "spot_um", "layout", "min_tissue")} == {
         "pitch_um": 100.0, "spot_um": pytest.approx(55.0), "layout": layout, "min_tissue": 0.5,
     }  # fmt: skip
@@ -91,13 +91,13 @@ def reference(pitch: float, mpp: float, *, jitter: float = 0.0, name: str = "R")
 def test_pitch_of_the_reference(slide: sd.SpatialData) -> None:
     """In micrometres: its pixels have another size. Positions of legacy arrays scatter by some percent."""
     tissue_grid(slide, reference=reference(200, 0.7, jitter=15), library_key="slide")
-    params = slide["table"].uns["tissue_grid"]["params"]
+    params = slide["table"].uns["spahgc_grid"]["params"]
     assert params["pitch_um"] == pytest.approx(200, rel=0.02)
     assert params["spot_um"] == pytest.approx(100)
     both = ad.concat([reference(100, 0.5), reference(104, 0.5, name="Q")], uns_merge="unique")
     both.uns["spatial"] = {n: reference(100, 0.5, name=n).uns["spatial"][n] for n in "RQ"}
     tissue_grid(slide, reference=both, library_key="slide")
-    assert slide["table"].uns["tissue_grid"]["params"]["pitch_um"] == pytest.approx(102)
+    assert slide["table"].uns["spahgc_grid"]["params"]["pitch_um"] == pytest.approx(102)
     other = ad.concat([reference(100, 0.5), reference(200, 0.5, name="Q")])
     other.uns["spatial"] = both.uns["spatial"]
     with pytest.raises(ValueError, match="different pitches \\('Q' 200 um, 'R' 100 um\\). Pass pitch_um"):
@@ -206,7 +206,7 @@ def test_one_slide_at_several_resolutions() -> None:
         S_hires_image=(small, {"S": Scale([4, 4], axes=("x", "y"))}), S_full_image=(PICTURE, {"S": Identity()})
     )
     tissue_grid(sdata, pitch_um=100, microns_per_pixel=2.0)
-    assert sdata["table"].uns["tissue_grid"]["params"]["image"] == {"S": "S_full_image"}
+    assert sdata["table"].uns["spahgc_grid"]["params"]["image"] == {"S": "S_full_image"}
     two = images(A_image=(PICTURE, {"global": Identity()}), B_image=(PICTURE[:600, :700], {"global": Identity()}))
     with pytest.raises(ValueError, match="'A_image', 'B_image' share a coordinate system: .*Pass image_key"):
         tissue_grid(two, pitch_um=100, microns_per_pixel=2.0)
@@ -248,7 +248,7 @@ def test_colon(data_dir: Path) -> None:
     sdata = read_wsi(folder / "section2.jpg", microns_per_pixel=0.97)
     tissue_grid(sdata, reference=measured, library_key="slide")
     table = sdata["table"]
-    assert table.uns["tissue_grid"]["params"]["pitch_um"] == pytest.approx(100, rel=0.001)
+    assert table.uns["spahgc_grid"]["params"]["pitch_um"] == pytest.approx(100, rel=0.001)
     spots = ad.read_h5ad(folder / "section2.h5ad").obsm["spatial"]
     assert len(spots) < table.n_obs < 1.2 * len(spots)  # tissue goes on where the array ends
     distance, _ = KDTree(table.obsm["spatial"]).query(spots)

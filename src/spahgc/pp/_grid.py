@@ -98,7 +98,7 @@ def tissue_grid(
         One row a spot, no genes: ``obs["region"]`` and ``obs["spot_id"]`` (link), ``obs["array_row"]``,
         ``obs["array_col"]``, ``obs["tissue_fraction"]`` (share of the spot that is tissue), ``obsm["spatial"]`` (x, y)
         in full-resolution pixels, ``uns["spatial"]`` (thumbnail and scale factors), and
-        ``uns["tissue_grid"]["params"]``. A table of that name that was made here is replaced.
+        ``uns["spahgc_grid"]["params"]``. A table of that name that was made here is replaced.
     ``attrs["microns_per_pixel"]``
         By name of image.
 
