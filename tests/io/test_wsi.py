@@ -191,6 +191,8 @@ def test_scale_of_the_file(tmp_path: Path, folder: Path, caplog: pytest.LogCaptu
     # a unit that is no length, the resolution of a printer, none
     assert scale(ome_tiff(tmp_path / "s.ome.tif", small, size=1, unit="pixel")) is None
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=25400 / 300)) is None
+    assert scale(tmp_path / "s.tif", backend="openslide") is None
+    assert scale(tmp_path / "s.tif", backend="tiffslide") is None
     assert "84.67 x 84.67 um per pixel; an H&E image has between 0.05 and 20" in caplog.text
     assert "resolution of a print or screen, and is not taken" in caplog.text
     caplog.clear()
@@ -238,6 +240,8 @@ def test_refused_scales(folder: Path, tmp_path: Path) -> None:
 def test_no_slides(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No slide file .*none\.svs"):
         read_wsi(tmp_path / "none.svs")
+    with pytest.raises(FileNotFoundError, match=r"It is a folder: a zarr of SpatialData's is read with"):
+        read_wsi(tmp_path)
     for name in ("text.svs", "text.tif", "text.mrxs"):
         (tmp_path / name).write_text("no image")
         with pytest.raises(ValueError, match=rf"{name} is no slide that (openslide|tifffile) can read"):

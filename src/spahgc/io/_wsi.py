@@ -129,7 +129,8 @@ def load(
     """What :func:`read_wsi` says, before it is put into a SpatialData."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No slide file {str(path)!r}.")
+        hint = " It is a folder: a zarr of SpatialData's is read with spatialdata.read_zarr." if path.is_dir() else ""
+        raise FileNotFoundError(f"No slide file {str(path)!r}.{hint}")
     if slide is None:
         stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
         slide = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
@@ -208,7 +209,7 @@ def _openslide(handle: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]
         rows, columns = (int(said.get(f"level[{level}].tile-{side}", 0)) for side in ("height", "width"))
         tiles.append((rows or 512, columns or 512))
     x, y, objective = (float(said[key]) if key in said else None for key in ("mpp-x", "mpp-y", "objective-power"))
-    return sizes, tiles, _Scale(x, y, said.get("vendor") != "generic-tiff", objective)
+    return sizes, tiles, _Scale(x, y, said.get("vendor") not in {None, "generic-tiff"}, objective)
 
 
 def _tiff(handle: TiffLevels, name: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]], _Scale]:
@@ -252,14 +253,15 @@ def _ome_scale(xml: str | None) -> _Scale | None:
         if unit not in _METRES:  # "pixel" and "reference frame" are no lengths
             return None
         values.append(float(pixels.get(f"PhysicalSize{axis}") or pixels.get("PhysicalSizeX") or 0) * _METRES[unit])
-    return _Scale(*values)
+    return _Scale(x=values[0], y=values[1])
 
 
 def _tag_scale(page: Any) -> _Scale:
     unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
     if unit is None or not all(page.resolution):
         return _Scale()
-    return _Scale(*(unit / value for value in page.resolution), trusted=False)
+    x, y = (unit / value for value in page.resolution)
+    return _Scale(x, y, trusted=False)
 
 
 def _microns_per_pixel(scale: _Scale, given: float | None, name: str) -> tuple[float | None, str]:

@@ -17,7 +17,8 @@ from .. import _keys
 from .._slides import Float32
 from .._validate import check_table, listed
 from ._assemble import check_slide_name, image_name, link_table, no_genes
-from ._image import resolutions, thumbnail
+from ._image import multiscale, resolutions, thumbnail
+from ._slide_file import halved
 from ._wsi import Loaded, load
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def from_wsidata(
     patient
         Patient (donor) of the slide, for ``obs["patient"]``.
     image
-        Slide file; `None` takes the WSIData's, or the one beside the store with its name. Without one the result has no
-        image: enough to predict from the features.
+        Slide file; `None` takes the WSIData's, the one beside the store with its name, or the whole image that the
+        store holds. Without one the result has no image: enough to predict from the features.
     microns_per_pixel
         Micrometres per pixel of the slide at full resolution; `None` takes the store's.
 
@@ -78,8 +79,8 @@ def from_wsidata(
     - image ``{slide}_image``: lazy, as :func:`read_wsi` reads it;
     - shapes ``{slide}``: the tiles;
     - table ``table``: ``X`` the expression or no genes, ``obsm["image_{model}"]`` the features, float32 (n_obs, d),
-      ``uns["image_{model}"]["params"]``, ``obsm["spatial"]`` the centres of the tiles, ``obs["tile_id"]`` and other
-      columns of the tiles, the link to the shapes, and ``uns["spatial"]`` with the tile's side as
+      ``uns["image_{model}"]["params"]``, ``obsm["spatial"]`` the centres of the tiles, ``obs["tile_id"]`` and the
+      columns of tiles and features, the link to the shapes, and ``uns["spatial"]`` with the tile's side as
       ``spot_diameter_fullres``;
     - ``attrs["microns_per_pixel"]``, by name of image.
 
@@ -110,9 +111,9 @@ def from_wsidata(
     tiles = _tiles(sdata, tile_key)
     key = _features(sdata, features, tile_key, expression)
     name = key.removesuffix(f"_{tile_key}")
-    values, ids = _embedding(sdata, key)
+    values, ids, columns = _embedding(sdata, key)
     properties = sdata.attrs.get(PROPERTIES, {})
-    found = _slide_file(wsi, source, image, properties, slide, microns_per_pixel)
+    found = _slide_file(wsi, sdata, source, image, slide, microns_per_pixel)
     slide = _slide_name(slide, found, source)
     mpp = microns_per_pixel or properties.get("mpp") or (found.microns_per_pixel if found else None)
 
@@ -129,7 +130,8 @@ def from_wsidata(
     centres = tiles.geometry.centroid
     names = pd.Index([f"{slide}_{tile}" for tile in tiles.index], dtype=object)
     obs = tiles.drop(columns=["geometry", "x", "y"], errors="ignore").assign(**{TILE_ID: tiles.index.to_numpy()})
-    obs = pd.DataFrame(obs).set_axis(names)
+    obs = pd.concat([pd.DataFrame(obs).set_axis(names), columns.iloc[rows].set_axis(names)], axis=1)
+    obs = obs.loc[:, ~obs.columns.duplicated()]
     if patient is not None:
         obs[_keys.PATIENT] = pd.Categorical([str(patient)] * len(obs))
     table = AnnData(X=matrix, obs=obs, var=var)
@@ -197,11 +199,7 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression:
         if not fits:
             raise KeyError(f"The store has no features {wanted!r} of {tile_key!r}. Available: {listed(of_tiles)}.")
         return fits[0]
-    found = [
-        name
-        for name in of_tiles
-        if name.endswith(f"_{tile_key}") and not (isinstance(expression, str) and name == expression)
-    ]
+    found = [name for name in of_tiles if not (isinstance(expression, str) and name == expression)]
     if len(found) != 1:
         problem = (
             f"several features of {tile_key!r}: {listed(found)}. Pass features=<one of them>"
@@ -213,17 +211,19 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression:
     return found[0]
 
 
-def _embedding(sdata: SpatialData, key: str) -> tuple[Float32, Any]:
-    """Features, float32 (n, d), and the ids of their tiles."""
+def _embedding(sdata: SpatialData, key: str) -> tuple[Float32, Any, pd.DataFrame]:
+    """Features, float32 (n, d), the ids of their tiles, and what else is known of these."""
     table = sdata.tables[key]
     values = table.X.toarray() if sparse.issparse(table.X) else np.asarray(table.X)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise ValueError(f"The features {key!r} have NaN or infinite values for {int(bad.sum())} of {len(bad)} tiles.")
-    ids = table.obs[table.uns[_keys.SPATIALDATA_ATTRS]["instance_key"]]
+    attrs = table.uns[_keys.SPATIALDATA_ATTRS]
+    ids = table.obs[attrs["instance_key"]]
     if not ids.is_unique:
         raise ValueError(f"The features {key!r} have several rows for the same tile.")
-    return values.astype(np.float32), ids.to_numpy()
+    columns = table.obs.drop(columns=[attrs["instance_key"], attrs["region_key"]])
+    return values.astype(np.float32), ids.to_numpy(), columns
 
 
 def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, pd.DataFrame]:
@@ -251,13 +251,14 @@ def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, 
 
 def _slide_file(
     wsi: Any,
+    sdata: SpatialData,
     source: Path | None,
     image: str | PathLike[str] | None,
-    properties: Mapping[str, Any],
     slide: str | None,
     microns_per_pixel: float | None,
 ) -> Loaded | None:
-    """The slide file as an image, if there is one."""
+    """The slide file as an image, or the whole image that the store holds, if there is one."""
+    properties = sdata.attrs.get(PROPERTIES, {})
     mpp = microns_per_pixel or properties.get("mpp")
     if image is not None:
         path: Path | None = Path(image)
@@ -266,7 +267,13 @@ def _slide_file(
         path = beside[0] if len(beside) == 1 else None
     else:
         path = source if source is not None and source.is_file() else None
-    if path is None or properties.get("scene", 0):
+    if path is None or (image is None and properties.get("scene", 0)):
+        slide = _slide_name(slide, None, source)
+        for element in sdata.images.values():
+            arrays = [array.transpose("c", "y", "x").data for array in resolutions(element)]
+            if arrays[0].shape == (3, *properties.get("shape", ())) and arrays[0].dtype == np.uint8:
+                levels = arrays if len(arrays) > 1 else [*arrays, halved(arrays[0])]
+                return Loaded(slide, multiscale(levels, slide), None if mpp is None else float(mpp), "")
         logger.warning(
             "There is no slide file to go with the tiles: the result has features and no image. Pass image=<path> to "
             "plot on it or to embed it anew."

@@ -208,7 +208,7 @@ def _measured(reference: AnnData, library_key: str | None) -> tuple[float, list[
             raise ValueError(f"The pitch of reference slide {name!r} cannot be measured ({problem}). Pass pitch_um.")
         else:
             distances, _ = KDTree(xy[rows]).query(xy[rows], k=NEIGHBOURS + 1)
-            pitches[name] = float(np.median(distances[:, 1:])) * float(mpp)
+            pitches[name] = float(np.median(np.asarray(distances)[:, 1:])) * float(mpp)
         if keys.SPOT_DIAMETER in factors:
             spots.append(float(factors[keys.SPOT_DIAMETER]) * float(mpp))
     low, high = min(pitches.values()), max(pitches.values())
