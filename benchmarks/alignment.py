@@ -154,8 +154,6 @@ def untouched(name: str, picture: Any, table: Any, mpp: float, rng: np.random.Ge
 
 def faults(name: str, picture: Any, table: Any, mpp: float) -> list[dict[str, Any]]:
     """A row for each symmetry, scale, with and without counts."""
-    import spahgc
-
     width, height = picture["scale0"].sizes["x"], picture["scale0"].sizes["y"]
     truth = table.obsm["spatial"]
     scales = {"1": 1.0, **{label: pixels / width for label, pixels in WIDTHS.items()}, "1/2": 0.5}
@@ -172,7 +170,6 @@ def faults(name: str, picture: Any, table: Any, mpp: float) -> list[dict[str, An
                 now = np.column_stack([points.x, points.y])
                 error = float(np.abs(now - truth).max() * mpp)
                 moved = float(np.abs(sdata["table"].obsm["spatial"] - truth).max() * mpp)
-                again = spahgc.pp.check_alignment(sdata)["verdict"].iloc[0] if row["fixed"] else ""
                 rows.append(
                     {
                         "slide": name,
@@ -182,7 +179,6 @@ def faults(name: str, picture: Any, table: Any, mpp: float) -> list[dict[str, An
                         "verdict": row["verdict"],
                         "fixed": bool(row["fixed"]),
                         "error_um": round(max(error, moved), 3),
-                        "again": again,
                         "lead": round(row["candidate_score"] - row["given_score"], 3),
                         "seconds": round(seconds, 2),
                     }
@@ -196,6 +192,7 @@ def main() -> None:
     loud: list[dict[str, Any]] = []
     for name, picture, table, mpp in slides():
         picture = element(picture, "S")
+        print(name, flush=True)
         quiet += untouched(name, picture, table, mpp, rng)
         if name in ("her2st C2", "colon 1"):
             loud += faults(name, picture, table, mpp)
@@ -210,7 +207,6 @@ def main() -> None:
             fixes_right=("right", "sum"),
             unclear=("verdict", lambda verdict: int((verdict == "unclear").sum())),
             worst_error_um=("error_um", lambda error: float(error[broken.loc[error.index, "fixed"]].max())),
-            ok_again=("again", lambda again: int((again == "ok").sum())),
             smallest_lead=("lead", "min"),
             seconds=("seconds", "median"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ MARGIN = 0.08
 """Lead in score from which on one candidate is told from another; calibrated in ``benchmarks/alignment.py``."""
 SAME_SCALE = 0.05
 """Scales that differ by less are one candidate: the first."""
+REACH = 0.25
+"""Shifts are looked for up to this share of the image's longer side."""
 MAX_SPOTS = 5000
 """Of more spots, this many drawn at random are judged."""
 MIN_SPOTS = 50
@@ -271,3 +273,32 @@ def _apart(tried: Sequence[Candidate], a: int, b: int, spots: Spots) -> bool:
     moved = spots.pixels @ difference[:2, :2].T + difference[:2, 2]
     stretch = np.sqrt(abs(np.linalg.det(tried[a].affine[:2, :2])))
     return bool(np.median(np.hypot(*moved.T)) > np.sqrt(spots.cell) * stretch)
+
+
+def shift(spots: Spots, image: Picture, candidate: Candidate) -> tuple[Float64, Evidence]:
+    """The shift, in full-resolution pixels (x, y), that suits the outline best after a candidate, and its evidence.
+
+    From steps of three spot distances down to half of one: where the outline says, no closer.
+    """
+    outline = replace(spots, expression=None)
+    step = 3 * float(np.sqrt(spots.cell * abs(np.linalg.det(candidate.affine[:2, :2]))))
+    limits = np.array(image.sums.shape[1::-1]) / np.sqrt(abs(np.linalg.det(image.affine[:2, :2])))
+    n = int(REACH * limits.max() / step)
+    best, at = judge(outline, image, candidate).outline, np.zeros(2)
+    last = step / 8
+    while step > last:
+        middle = at
+        for i in range(-n, n + 1):
+            for j in range(-n, n + 1):
+                moved = middle + step * np.array([i, j])
+                found = judge(outline, image, _shifted(candidate, moved)).outline
+                if found > best:
+                    best, at = found, moved
+        step, n = step / 2, 1
+    return at, judge(spots, image, _shifted(candidate, at))
+
+
+def _shifted(candidate: Candidate, by: Float64) -> Candidate:
+    move = np.eye(3)
+    move[:2, 2] = by
+    return replace(candidate, affine=move @ candidate.affine)

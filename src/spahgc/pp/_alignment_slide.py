@@ -17,7 +17,7 @@ from .._slides import Float64
 from .._validate import listed
 from . import _alignment as kernel
 from ._alignment_quick import under_tissue
-from ._locate import _arrays, _problem
+from ._candidates import _arrays, _problem
 from ._tissue import MASK_MPP, _reduced, tissue_mask
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def situation(
         expression=_components(table, rows[sample], layer),
         mirrored=_mirrored(grid, pixels),
     )
-    platform_um = _platform(grid)
+    # Spots that spahgc laid itself (virtual ones, bins summed over spots) have the pitch that was asked for.
+    own = keys.TISSUE in table.obs or keys.N_BINS in table.obs
+    platform_um = float("nan") if own else _platform(grid)
     by_pitch = platform_um / (pitch * microns_per_pixel)
     scales = _scales(sdata, table, name, image, system, to_pixels, by_pitch)
     return Situation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ON_TISSUE = 0.2
 """Share of spots on tissue that some candidate has to reach."""
 UNCLEAR = "unclear"
+_TABLE = f"obsm['{keys.SPATIAL}'] is not where the shapes are"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class _Finding:
     fix: str
     affine: Float64 | None
     """What `fix` does to the coordinates of the shapes, (3, 3); `None` if it does nothing to them."""
+    advice: str
+    """What is to be done beside, by the user; empty if nothing."""
     obsm: str
     """What ``obsm["spatial"]`` holds: ``"shapes"`` (their coordinates), ``"pixels"`` of the image, ``"other"`` or
     ``"none"``."""
@@ -72,6 +75,9 @@ def check_alignment(
     symmetric, cannot be judged without counts. ``array_row`` and ``array_col``, if there, say whether a candidate
     mirrors the array; that settles between candidates that cannot be told apart, and never raises an alarm alone.
 
+    Where the best candidate gains as much again by a shift, ``"shifted"`` is part of the verdict, and `fix` says by how
+    much, as well as the outline can tell; that is left to the user.
+
     Parameters
     ----------
     sdata
@@ -87,9 +93,9 @@ def check_alignment(
     layer
         Layer with expression; `None` takes ``X``, if the table has genes.
     fix
-        Undo the faults that are named: move the shapes, and ``obsm["spatial"]`` with them. Nothing else is changed; an
-        unclear slide is left as it is, with a warning. A SpatialData on disk is changed in memory only: write the
-        shapes and the table again.
+        Undo the faults that are named: move the shapes, and ``obsm["spatial"]`` with them. Nothing else is changed; a
+        slide that is unclear or shifted is left as it is, with a warning. A SpatialData on disk is changed in memory
+        only: write the shapes and the table again.
 
     Returns
     -------
@@ -159,10 +165,13 @@ def check_alignment(
         )
         findings.append(_judged(slide, table))
     # All is made before anything is written, so that a failure leaves the object as it was.
-    moves = [_moved(sdata, finding) for finding in findings] if fix else []
-    report = _report(findings, fixed=[move is not None for move in moves] or [False] * len(findings))
+    moves = [_moved(sdata, finding) if fix else None for finding in findings]
+    report = _report(findings, fixed=[move is not None for move in moves])
     record = _record(table, findings, report, layer)
-    for finding, move in zip(findings, moves, strict=False):
+    for finding, move in zip(findings, moves, strict=True):
+        said = _left(finding) if fix else ""
+        if said:
+            warnings.warn(f"Slide {finding.slide.name!r}{said}", UserWarning, stacklevel=2)
         if move is not None:
             shapes = sdata.shapes[finding.slide.name]
             for column, values in move["shapes"].items():
@@ -204,22 +213,54 @@ def _judged(slide: Situation, table: AnnData) -> _Finding:
             "and not cropped, and are the coordinates pixels of it?"
         )
     best, rivals = kernel.decide(slide.candidates, evidence, slide.spots)
+    advice = ""
+    moved = _shift(slide, evidence, best, rivals)
+    if moved is not None:
+        best, advice = moved
     other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
     to_pixels = slide.to_pixels
     affine = np.linalg.inv(to_pixels) @ slide.candidates[best].affine @ to_pixels if best else None
     holds = _obsm_holds(slide, table)
     verdict, fix = slide.candidates[best].fault, slide.candidates[best].fix
-    if rivals:
-        names = "; ".join(f"{slide.candidates[k].fault} {evidence[k].score:.2f}" for k in [best, *rivals][:4])
+    if moved is not None:
+        verdict = f"{verdict}; shifted" if best else "shifted"
+        fix = f"{fix}; then {advice}" if best else advice
+        affine, advice = None, fix
+    elif rivals:
+        names = (
+            f"{slide.candidates[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4]
+        )
         verdict, affine = UNCLEAR, None
-        fix = f"cannot be told apart (scores): {names}; look at spahgc.pl.alignment"
+        fix = f"cannot be told apart by score: {', '.join(names)}; look at spahgc.pl.alignment"
     elif best == 0 and holds == "other":
-        verdict = f"obsm['{keys.SPATIAL}'] is not where the shapes are"
+        verdict = _TABLE
         fix = f"obsm['{keys.SPATIAL}'] = centres of the shapes"
     elif advice := _pitch(slide, affine):
         verdict = "microns_per_pixel wrong" if best == 0 else verdict
         fix = f"{fix}; {advice}" if fix else advice
-    return _Finding(slide, verdict, fix, affine, holds, evidence[0], evidence[other], slide.candidates[other])
+    return _Finding(slide, verdict, fix, affine, advice, holds, evidence[0], evidence[other], slide.candidates[other])
+
+
+def _shift(
+    slide: Situation, evidence: Sequence[kernel.Evidence], best: int, rivals: Sequence[int]
+) -> tuple[int, str] | None:
+    """Candidate that leads by the margin once shifted, and what would have to be added; `None` where none does."""
+
+    def shifted(k: int) -> tuple[Float64, kernel.Evidence]:
+        return kernel.shift(slide.spots, slide.picture, slide.candidates[k])
+
+    needed = evidence[best].score + kernel.MARGIN
+    found = {best: shifted(best)}
+    if not rivals and found[best][1].score < needed:
+        return None
+    # With a shift another of the symmetries may suit better than the one that led without.
+    first = best // 8 * 8
+    found |= {k: shifted(k) for k in {*range(first, first + 8), *rivals} - {best}}
+    top, second = sorted(found, key=lambda k: -found[k][1].score)[:2]
+    if found[top][1].score < max(needed, found[second][1].score + kernel.MARGIN):
+        return None
+    dx, dy = found[top][0]
+    return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped?)"
 
 
 def _pitch(slide: Situation, affine: Float64 | None) -> str:
@@ -250,11 +291,8 @@ def _apply(affine: Float64, points: Float64) -> Float64:
 def _moved(sdata: SpatialData, finding: _Finding) -> dict[str, Any] | None:
     """New columns of the shapes, and new coordinates of the table's rows; `None` where nothing is to be done."""
     slide = finding.slide
-    if finding.verdict == UNCLEAR:
-        warnings.warn(f"Slide {slide.name!r} is left as it is: {finding.fix}.", UserWarning, stacklevel=3)
-        return None
     if finding.affine is None:
-        return {"shapes": {}, "obsm": slide.centres} if finding.verdict.startswith("obsm") else None
+        return {"shapes": {}, "obsm": slide.centres} if finding.verdict == _TABLE else None
     (a, b, x), (c, d, y), _ = finding.affine
     shapes = sdata.shapes[slide.name]
     columns: dict[str, Any] = {"geometry": shapes.geometry.affine_transform([a, b, c, d, x, y])}
@@ -268,14 +306,16 @@ def _moved(sdata: SpatialData, finding: _Finding) -> dict[str, Any] | None:
         )
     centres = _apply(finding.affine, slide.centres)
     new = {"shapes": centres, "pixels": _apply(slide.to_pixels, centres)}.get(finding.obsm)
-    if finding.obsm == "other":
-        warnings.warn(
-            f"Slide {slide.name!r}: obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. "
-            "Check again.",
-            UserWarning,
-            stacklevel=3,
-        )
     return {"shapes": columns, "obsm": new}
+
+
+def _left(finding: _Finding) -> str:
+    """What a fix leaves undone; empty if nothing."""
+    if finding.verdict == UNCLEAR:
+        return f" is left as it is: {finding.fix}."
+    if finding.affine is not None and finding.obsm == "other":
+        return f": obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. Check again."
+    return f": left to you: {finding.advice}." if finding.advice else ""
 
 
 def _report(findings: list[_Finding], fixed: list[bool]) -> pd.DataFrame:
