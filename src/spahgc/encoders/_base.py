@@ -91,23 +91,24 @@ def resolve(encoder: str | Encode | Encoder, *, device: str | None = None, preci
                 "precision to spahgc.encoders.load."
             )
         return encoder
-    if not callable(encoder):
+    given: Any = encoder
+    if not callable(given):
         hint = ""
-        if isinstance(encoder, Path):
-            hint = f" Weights of a known model: spahgc.encoders.load('uni2', weights={str(encoder)!r})."
+        if isinstance(given, Path):
+            hint = f" Weights of a known model: spahgc.encoders.load('uni2', weights={str(given)!r})."
         raise TypeError(
             "encoder is a name (spahgc.encoders.table() lists them), a torch.nn.Module, what spahgc.encoders.load "
             "returned, or a callable from tiles, uint8 (n, 3, h, w), to embeddings (n, d), not "
-            f"{type(encoder).__name__}.{hint}"
+            f"{type(given).__name__}.{hint}"
         )
-    if _is_module(encoder):
+    if _is_module(given):
         from ._network import from_module
 
-        return from_module(encoder, device=device, precision=precision)
-    name = str(getattr(encoder, "__name__", type(encoder).__name__))
+        return from_module(given, device=device, precision=precision)
+    name = str(getattr(given, "__name__", type(given).__name__))
     _no_network(name, precision, "is a callable, which decides that itself")
     recipe = {"source": "callable", "model": name}
-    return Encoder(name, encoder, fields_of_view=(1.0,), tile_px=224, threads=False, recipe=recipe)
+    return Encoder(name, given, fields_of_view=(1.0,), tile_px=224, threads=False, recipe=recipe)
 
 
 def load(

@@ -59,8 +59,7 @@ def from_files(name: str, repository: str, model: Any, weights: Path) -> Any:
                 f"{file} has no config.json beside it, which says what network encoder {name!r} is. Run `hf download "
                 f"{repository} --local-dir <folder>` on a machine with a network and pass that folder as weights."
             )
-        state = read_state(file, model=name)
-        return fitting(file, name, lambda: _timm_from_folder(model, folder, state), draw=False)
+        return fitting(file, name, lambda: _timm_from_folder(name, model, folder, file), draw=False)
     files = {EXPORTED.get(name, file.name): file}
     if weights.is_dir():
         files |= {str(path.relative_to(weights)): path for path in weights.rglob("*") if path.is_file()}
@@ -107,7 +106,7 @@ def _quietly(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def _timm_from_folder(model: Any, folder: Path, state: dict[str, Any]) -> Any:
+def _timm_from_folder(name: str, model: Any, folder: Path, file: Path) -> Any:
     """A model that asks timm for a network of the hub, made from a folder that holds the same.
 
     The class takes its place between the model and the base class that it hands the name of the hub to.
@@ -116,13 +115,12 @@ def _timm_from_folder(model: Any, folder: Path, state: dict[str, Any]) -> Any:
 
     base: Any = TimmViTModel if issubclass(model, TimmViTModel) else TimmModel
     config = json.loads((folder / "config.json").read_text())
-    names = config.get("pretrained_cfg", config).get("classifier")
-    overlay = {
-        "source": "",
-        "file": None,
-        "classifier": None,
-        "state_dict": without_classifier(state, names),
-    }
+    inner = config.get("pretrained_cfg", config)
+    # Without a classifier to leave off, timm asks for every weight of the network, and for no other.
+    overlay: dict[str, Any] = {"source": "", "classifier": None, "file": str(file)}
+    if config.get("num_classes", inner.get("num_classes", 0)):
+        state = without_classifier(read_state(file, model=name), inner.get("classifier"))
+        overlay |= {"file": None, "state_dict": state}
 
     class Local(base):
         def __init__(self, name: str, token: Any = None, **kwargs: Any) -> None:
@@ -136,7 +134,8 @@ def _timm_from_folder(model: Any, folder: Path, state: dict[str, Any]) -> Any:
     class Found(model, Local):
         pass
 
-    return Found()
+    made: Any = Found
+    return made()
 
 
 def without_classifier(state: dict[str, Any], names: Any) -> dict[str, Any]:

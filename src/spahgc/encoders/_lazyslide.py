@@ -154,7 +154,7 @@ def _encoder(
     pool = getattr(network, "global_pool", None)
     # What lazyslide-models makes of the network's output changes with its versions, as the name of a method does not
     # tell; those of torch, timm and transformers change nothing but the rounding.
-    versions = {"lazyslide-models": version("lazyslide-models")} if source == "lazyslide-models" else {}
+    pooled_by = {"versions": {"lazyslide-models": version("lazyslide-models")}} if source == "lazyslide-models" else {}
     encode = type(built).encode_image
     return from_network(
         re.sub(r"[^A-Za-z0-9_.-]", "_", name),
@@ -172,7 +172,7 @@ def _encoder(
             "transform": text,
             "pooling": f"{encode.__module__}.{encode.__qualname__}"
             + (f", timm global_pool={pool}" if isinstance(pool, str) and pool else ""),
-            "versions": versions,
+            **pooled_by,
         },
         width=width,
         microns_per_pixel=microns_per_pixel,

@@ -135,13 +135,13 @@ def undrawn() -> Iterator[None]:
 
     Only for networks whose weights are all loaded afterwards.
     """
-    import torch
     from torch.overrides import TorchFunctionMode
 
     class Undrawn(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}:
-                return args[0]
+            name, module = (getattr(func, key, "") for key in ("__name__", "__module__"))
+            if name in {"erfinv_", "normal_", "uniform_"} or module == "torch.nn.init":
+                return (args or tuple(kwargs.values()))[0]
             return func(*args, **(kwargs or {}))
 
     with Undrawn():
@@ -159,7 +159,7 @@ def state_sha256(network: Any) -> str:
 
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         header = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
-        return hashlib.sha256(header + hashlib.sha256(flat.view(torch.uint8).numpy()).digest()).digest()
+        return hashlib.sha256(header + hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()).digest()
 
     tensors = [value for value in network.state_dict().values() if value.is_floating_point()]
     with ThreadPoolExecutor() as pool:
