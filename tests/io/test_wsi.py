@@ -273,18 +273,20 @@ def test_cut_off_picture(tmp_path: Path) -> None:
         read_wsi(tmp_path / "he.jpg")
 
 
-def test_damaged_block(folder: Path, tmp_path: Path) -> None:
-    """The other blocks can be read."""
+@pytest.mark.parametrize("backend", ["openslide", "tiffslide", "tifffile"])
+def test_damaged_block(folder: Path, tmp_path: Path, backend: Any) -> None:
+    """The other blocks can be read, before and after."""
     path = tmp_path / "s.tif"
     with tifffile.TiffFile(folder / "pyramid.tif") as file:
         start, length = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
     content = bytearray((folder / "pyramid.tif").read_bytes())
     content[start : start + length] = bytes(length)
     path.write_bytes(content)
-    array = levels(read_wsi(path))[0].data
-    assert array.blocks[0, 1, 1].compute(scheduler="synchronous").any()
-    with pytest.raises(OSError, match=r"s\.tif: rows 0 to 512, columns 0 to 512 of level 0 cannot be read"):
-        array.blocks[0, 0, 0].compute(scheduler="synchronous")
+    array = levels(read_wsi(path, backend=backend))[0].data
+    for _ in range(2):
+        assert array.blocks[0, 1, 1].compute(scheduler="synchronous").any()
+        with pytest.raises(OSError, match=r"s\.tif: rows 0 to 512, columns 0 to 512 of level 0 cannot be read"):
+            array.blocks[0, 0, 0].compute(scheduler="synchronous")
 
 
 def test_without_the_libraries(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class SlideLevel:
             handle = _handles.get(self.backend, self.path)
             block = _READ[self.backend](handle, self.level, top, bottom, left, right)
         except Exception as error:
+            _handles.drop(self.backend, self.path)  # OpenSlide reads nothing any more after an error
             raise OSError(
                 f"{self.path}: rows {top} to {bottom}, columns {left} to {right} of level {self.level} cannot be read "
                 f"({type(error).__name__}: {error}). The file is damaged or was cut off: copy it again."
@@ -82,6 +83,11 @@ class _Handles(threading.local):
                 self.files.popitem(last=False)[1].close()
         self.files.move_to_end(key)
         return self.files[key]
+
+    def drop(self, backend: Backend, path: str) -> None:
+        handle = self.files.pop((backend, path), None)
+        if handle is not None:
+            handle.close()
 
 
 _handles = _Handles()
