@@ -10,6 +10,7 @@ process of its own; its peak memory is all that the process held at once, packag
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -33,8 +34,9 @@ PROTOCOL = (
     "that takes one pixel of each tile: reading, stain density, padding, parts for resuming. texture: the same with "
     "the weight-free encoder, three fields of view. query: a loop of spatialdata.bounding_box_query over some of the "
     "spots; all of them are taken to need as much each. Files were written just before, and are in the page cache. "
-    "vit: timm's vit_large_patch16_224 with random weights in float32; the bare model gets the same tiles, in the same "
-    "batches, from memory."
+    "resume: the texture statistics as a callable, the process killed with SIGKILL at 80 %, and run again. vit: timm's "
+    "vit_large_patch16_224 with random weights in float32; the bare model gets the same tiles, in the same batches, "
+    "from memory."
 )
 
 
@@ -140,6 +142,76 @@ def query(path: Path, n_tiles: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - (start or 0.0)}
 
 
+def counted(path: Path, n_tiles: int) -> dict[str, Any]:
+    """The texture encoder as a callable that writes down how many tiles it has done."""
+    import spahgc
+    from spahgc.pp import _parts
+
+    _parts.PART_SECONDS = float(os.environ["PART_SECONDS"])
+    count = Path(os.environ["COUNT"])
+
+    def texture(tiles: np.ndarray) -> np.ndarray:
+        out = spahgc.encoders.texture(tiles)
+        with count.open("a") as file:
+            file.write(f"{len(tiles)}\n")
+        return out
+
+    sdata = slides(path, n_tiles)
+    start = time.perf_counter()
+    spahgc.pp.image_embedding(sdata, texture, microns_per_pixel=MPP, batch_size=32, progress=False)
+    seconds = time.perf_counter() - start
+    embedding = sdata["table"].obsm["image_texture"]
+    return {"seconds": seconds, "sha256": hashlib.sha256(embedding.tobytes()).hexdigest(), "encoded": _done(count)}
+
+
+def _done(count: Path) -> int:
+    return sum(map(int, count.read_text().split())) if count.exists() else 0
+
+
+def resume(path: Path, n_tiles: int, folder: Path, part_seconds: float) -> dict[str, Any]:
+    """A run that is killed with SIGKILL at 80 %, and the next: what it has still to do, and whether it is the same."""
+    command = [sys.executable, __file__, "--one", "counted", "--image", str(path), "--tiles", str(n_tiles)]
+
+    def start(name: str, cache: str) -> tuple[subprocess.Popen[str], Path]:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "SPAHGC_CACHE_DIR": str(folder / cache),
+            "COUNT": str(folder / name),
+            "PART_SECONDS": str(part_seconds),
+        }
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True), folder / name
+
+    def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+        out = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit("An embedding failed.")
+        return dict(json.loads(out.splitlines()[-1]))
+
+    whole = finished(start("whole", "elsewhere")[0])
+    process, count = start("killed", "cache")
+    while process.poll() is None and _done(count) < 0.8 * n_tiles:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    rest = finished(start("rest", "cache")[0])
+    row = {
+        "what": "resume",
+        "tiles": n_tiles,
+        "part_seconds": part_seconds,
+        "encoded_before_the_kill": _done(count),
+        "encoded_after": rest["encoded"],
+        "seconds_whole": whole["seconds"],
+        "seconds_after": rest["seconds"],
+        "identical": whole["sha256"] == rest["sha256"],
+        "left_in_the_cache": sum(file.is_file() for file in (folder / "cache").rglob("*")),
+    }
+    print(
+        f"kill -9 at {_done(count):,} of {n_tiles:,} tiles; the next run embeds {rest['encoded']:,} in "
+        f"{rest['seconds']:.1f} s (whole: {whole['seconds']:.1f} s), identical: {row['identical']}"
+    )
+    return row
+
+
 def vit(path: Path, n_tiles: int) -> dict[str, Any]:
     """A ViT-L on some tiles: bare, and through `image_embedding`; and reading the same tiles alone."""
     import torch
@@ -202,7 +274,7 @@ def _declare_operators() -> None:
         globals()["_library"] = library
 
 
-MEASURES = {function.__name__: function for function in (read, embed, texture, query, vit)}
+MEASURES = {function.__name__: function for function in (read, embed, texture, query, counted, vit)}
 
 
 def measure(name: str, path: Path, side: int, n_tiles: int, threads: int = 1) -> dict[str, Any]:
@@ -243,8 +315,8 @@ def main() -> None:
         print(json.dumps(row))
         return
 
-    large, small, n_tiles, n_query, n_vit = (
-        (8_000, 4_000, 2_000, 10, 16) if arguments.quick else (50_000, 10_000, 20_000, 50, 64)
+    large, small, n_tiles, n_texture, n_query, n_vit = (
+        (8_000, 4_000, 2_000, 500, 10, 16) if arguments.quick else (50_000, 10_000, 20_000, 2_000, 50, 32)
     )
     need = 3.2 * (large**2 + small**2)
     free = shutil.disk_usage(arguments.folder or tempfile.gettempdir()).free
@@ -261,12 +333,17 @@ def main() -> None:
             make(path, side, n_tiles)
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             print(f"made {side:,} x {side:,} pixels, {size / 1e9:.2f} GB, in {time.perf_counter() - start:.0f} s")
-            rows += [measure(name, path, side, n_tiles) for name in ("read", "embed", "texture")]
+            of = {"read": n_tiles, "embed": n_tiles, "texture": n_texture}
+            rows += [measure(name, path, side, n) for name, n in of.items()]
             rows[-3]["image_gb"] = size / 1e9
+            if side == small:
+                rows.append(
+                    resume(path, *((600, Path(folder), 0.5) if arguments.quick else (4_000, Path(folder), 10.0)))
+                )
         rows.append(measure("query", path, large, n_query))
         if not arguments.no_vit:
             rows.append(measure("vit", path, large, n_vit, threads=cores))
-    by = {(row["what"], row["side"]): row for row in rows}
+    by = {(row["what"], row.get("side")): row for row in rows}
     ratios = {
         f"{name}_over_query": by[name, large]["tiles_per_second"] / by["query", large]["tiles_per_second"]
         for name in ("read", "embed")
@@ -275,7 +352,11 @@ def main() -> None:
         f"peak_{name}_large_over_small": by[name, large]["peak_mb"] / by[name, small]["peak_mb"]
         for name in ("read", "embed", "texture")
     }
-    summary = {**ratios, **peaks, "peak_mb": max(row["peak_mb"] for row in rows if row["what"] not in {"vit", "query"})}
+    summary = {
+        **ratios,
+        **peaks,
+        "peak_mb": max(row["peak_mb"] for row in rows if row["what"] in {"read", "embed", "texture"}),
+    }
     if not arguments.no_vit:
         row = by["vit", large]
         summary |= {
