@@ -103,7 +103,7 @@ def alignment(
 
 def _before_and_after(affine: Float64, fixed: bool) -> tuple[Float64, Float64]:
     """Maps from the present coordinates to those as they were given, and to the candidate's."""
-    return (np.linalg.inv(affine), np.eye(3)) if fixed else (np.eye(3), affine)
+    return (np.asarray(np.linalg.inv(affine)), np.eye(3)) if fixed else (np.eye(3), affine)
 
 
 def _title(found: Mapping[str, Any]) -> str:
@@ -133,7 +133,8 @@ def _draw(ax: Axes, picture: NDArray[np.uint8], points: Float64, *, good: bool) 
     near = ((points >= -reach) & (points <= np.array([width, height]) + reach)).all(axis=1)
     size = float(np.clip(60000 / max(len(points), 1) / 20, 1.0, 9.0))
     ax.scatter(
-        *points[near].T,
+        points[near, 0],
+        points[near, 1],
         s=size,
         facecolors="none",
         edgecolors=[blue if good else orange],

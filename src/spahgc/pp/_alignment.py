@@ -159,7 +159,7 @@ def judge(spots: Spots, image: Picture, candidate: Candidate) -> Evidence:
     sums, area, asked = _boxes(image.sums, at, float(np.sqrt(cell)))
     share = sums[:, 0] / asked
     rows, columns = (size - 1 for size in image.sums.shape[:2])
-    inside = ((at >= 0) & (at <= (columns, rows))).all(axis=1)
+    inside = np.asarray(((at >= 0) & (at <= (columns, rows))).all(axis=1))
     weight = spots.n / len(at)
     both = weight * cell * share[spots.covered].sum()
     # Where the array goes on beyond the tissue, only what it covers counts; else all tissue of the image does.
@@ -243,7 +243,7 @@ def lattice(points: Float64) -> tuple[float, float]:
     corners = some[Delaunay(some, qhull_options="QJ").simplices]
     (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
     area = float(np.median(np.abs(ax * by - ay * bx)))
-    nearest = float(np.median(KDTree(some).query(some, k=2)[0][:, 1]))
+    nearest = float(np.median(np.asarray(KDTree(some).query(some, k=2)[0])[:, 1]))
     # A hexagonal lattice has 0.866 squared distances a point, a square one 1, and more where it is not exact.
     return area, float(np.sqrt(area / 0.866 if area < 0.93 * nearest**2 else area))
 
