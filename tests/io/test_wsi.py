@@ -21,7 +21,7 @@ from PIL import Image
 from spatialdata.transformations import get_transformation
 
 from spahgc.io import read_wsi
-from spahgc.io._slide_file import on_white
+from spahgc.io._slide_file import _handles, on_white
 
 from ..slide_files import ome_tiff, pyramid_tiff, reduced, scene
 
@@ -146,11 +146,15 @@ def test_threads_and_processes_open_the_file_for_themselves(folder: Path, backen
     again = pickle.loads(pickle.dumps(array))  # noqa: S301
     np.testing.assert_array_equal(again.compute(scheduler="synchronous"), expected)
     with multiprocessing.get_context("fork").Pool(1) as pool:  # after this process has the file open
-        np.testing.assert_array_equal(pool.apply(_block, (array,)), expected[:, :512, :512])
+        block, opened_anew = pool.apply(_block, (array,))
+    np.testing.assert_array_equal(block, expected[:, :512, :512])
+    assert opened_anew
 
 
-def _block(array: Any) -> np.ndarray:
-    return array.blocks[0, 0, 0].compute(scheduler="synchronous")
+def _block(array: Any) -> tuple[np.ndarray, bool]:
+    parents = list(_handles.files.values())
+    block = array.blocks[0, 0, 0].compute(scheduler="synchronous")
+    return block, bool(parents) and all(handle not in parents for handle in _handles.files.values())
 
 
 @pytest.mark.parametrize("name", ["pyramid.tif", "plain.tif", "strips.tif"])
