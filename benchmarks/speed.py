@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -31,72 +30,11 @@ if CHILD in os.environ:
 import numpy as np  # noqa: E402
 from _cases import CASES, slide  # noqa: E402
 from _common import RESULTS, machine, write_json  # noqa: E402
+from _measure import Anonymous, bandwidth, matmul_rate, peak, reset_peak, rss, timed  # noqa: E402
 from _speed_table import speed_table  # noqa: E402
 
 PUBLISHED = {"her2st": (585.0, 84.0), "visium": (3810.0, 84.0)}
 """Seconds of a fold of 200 epochs the published way, and the GFLOP/s of the core they were measured on (issue 5)."""
-
-
-def timed(action: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each of some calls."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def rss() -> float:
-    """Memory of this process now, MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
-def peak() -> float:
-    """Most memory of this process since :func:`reset_peak`, MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def reset_peak() -> None:
-    """Start anew with the peak of memory."""
-    import gc
-
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def matmul_rate(device: str = "cpu", repeats: int = 5) -> float:
-    """GFLOP/s of float32 matrix products (bfloat16 on a GPU), the best of some."""
-    import torch
-
-    n = 2048 if device == "cpu" else 8192
-    a = torch.randn(n, n, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
-
-    def product() -> None:
-        a @ a
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    product()
-    return 2 * n**3 / min(timed(product, repeats)) / 1e9
-
-
-def bandwidth(device: str = "cpu", repeats: int = 5) -> float:
-    """GB/s of copying an array that no cache holds, bytes read and written."""
-    import torch
-
-    source = torch.ones(2**27 if device == "cpu" else 2**30, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    copy()
-    return 2 * source.nbytes / min(timed(copy, repeats)) / 1e9
 
 
 def stage_machine(device: str, repeats: int) -> dict[str, Any]:
@@ -137,6 +75,33 @@ def stage_retrieval(device: str, repeats: int) -> dict[str, Any]:
         "plain_seconds_extrapolated": plain,
         "plain_spots_measured": sample,
     }
+
+
+def stage_bank(device: str, repeats: int) -> dict[str, Any]:
+    """256 spots against two million (of HEST-1k's size) in half precision, in a memory-mapped file of 4 GB."""
+    import tempfile
+
+    from spahgc.nn import cosine_topk
+
+    n, d = 2_000_000, 1024
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=RESULTS.parent) as folder:
+        path = Path(folder) / "bank.npy"
+        bank = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
+        for start in range(0, n, 50_000):
+            bank[start : start + 50_000] = rng.standard_normal((50_000, d), dtype=np.float32)
+        query = np.asarray(bank[:256], np.float32) + rng.standard_normal((256, d), dtype=np.float32)
+        del bank
+        opening = timed(lambda: np.load(path, mmap_mode="r"), repeats)
+        bank = np.load(path, mmap_mode="r")
+        cosine_topk(query[:8], bank[:20_000], 7, device=device)
+        with Anonymous() as memory:
+            seconds = timed(lambda: cosine_topk(query, bank, 7, device=device), min(repeats, 3))
+        found = float((cosine_topk(query, bank, 1, device=device)[0][:, 0] == np.arange(256)).mean())
+    return {
+        "rows": n, "features": d, "open_seconds": opening, "seconds": seconds, "memory_mb": memory.most,
+        "own_row_found": found,
+    }  # fmt: skip
 
 
 def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
@@ -317,6 +282,7 @@ SIZES = (1_000, 4_000, 16_000, 64_000, 256_000)
 STAGES: dict[str, Callable[[str, int], dict[str, Any]]] = {
     "machine": stage_machine,
     "retrieval": stage_retrieval,
+    "bank": stage_bank,
     "graphs": stage_graphs,
     **{f"epoch {case}": lambda device, repeats, case=case: stage_epoch(case, device, repeats) for case in CASES},
     **{f"fold {case}": lambda device, repeats, case=case: stage_fold(case, device, repeats) for case in CASES},

@@ -15,10 +15,9 @@ from ._weights import find_file, read_state
 
 EXTRA = "pip install 'spahgc[models]'"
 
-# Micrometres per pixel that a model was trained at. Cards of H-optimus-0, H-optimus-1 and H0-mini; UNI: Chen et al.
-# (2024), 20x; Prov-GigaPath: Xu et al. (2024), 20x; Virchow: Vorontsov et al. (2024), 20x; Phikon: Filiot et al. (2023,
-# 2024), 20x; Hibou: Nechaev et al. (2024), 20x; UNI2-h: 20x, after the docs of slide2vec. Models trained at several
-# resolutions (Virchow2, Midnight, MUSK, CONCH, ...) or whose resolution was not found are not here.
+# Micrometres per pixel that a model was trained at: H-optimus-0 by its card, the others by the spacings that the
+# documentation of slide2vec lists. Models of several resolutions (Virchow2, Midnight, MUSK, CONCH, ...), or of none that
+# was found, are not here.
 MPP = dict.fromkeys(
     ("gigapath", "h-optimus-0", "h-optimus-1", "h0-mini", "hibou-b", "hibou-l")
     + ("phikon", "phikonv2", "uni", "uni2", "virchow"),
