@@ -59,8 +59,8 @@ def _bank(stages: Mapping[str, Any]) -> str:
     return (
         f"**A bank of {found['rows']:,} spots**, {found['features']} features in half precision, memory-mapped: opened "
         f"in {1000 * median(found['open_seconds']):.1f} ms; the 7 most similar for 256 spots in "
-        f"{median(found['seconds']):.1f} s, {found['memory_mb']:.0f} MB beside the mapped file. The spots are rows of the "
-        f"bank with as much noise as signal; {100 * found['own_row_found']:.0f} % find their own row first."
+        f"{median(found['seconds']):.1f} s, {found['memory_mb']:.0f} MB beside the mapped file. The spots are rows of "
+        f"the bank with as much noise as signal; {100 * found['own_row_found']:.0f} % find their own row first."
     )
 
 

@@ -16,8 +16,8 @@ from ._weights import find_file, read_state
 EXTRA = "pip install 'spahgc[models]'"
 
 # Micrometres per pixel that a model was trained at: H-optimus-0 by its card, the others by the spacings that the
-# documentation of slide2vec lists. Models of several resolutions (Virchow2, Midnight, MUSK, CONCH, ...), or of none that
-# was found, are not here.
+# documentation of slide2vec lists. Models of several resolutions (Virchow2, Midnight, MUSK, CONCH, ...), or of none
+# that was found, are not here.
 MPP = dict.fromkeys(
     ("gigapath", "h-optimus-0", "h-optimus-1", "h0-mini", "hibou-b", "hibou-l")
     + ("phikon", "phikonv2", "uni", "uni2", "virchow"),
