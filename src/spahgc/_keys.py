@@ -53,6 +53,9 @@ MPP = "microns_per_pixel"
 """``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs``
 of a SpatialData: the same, by name of image."""
 
+MPP_SOURCE = "microns_per_pixel_from"
+"""``uns["image_*"]["params"]``: where the micrometres per pixel of each slide were taken from."""
+
 SPOT_DIAMETER = "spot_diameter_fullres"
 """``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
 

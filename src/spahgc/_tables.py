@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 # What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or
 # the run.
-_RUN_ONLY = {keys.MPP, "precision", "n_padded", "n_jobs", "batch_size", "version", "spahgc_version", "image", "images"}
+_RUN_ONLY = {
+    *(keys.MPP, keys.MPP_SOURCE, "precision", "n_padded", "n_jobs", "batch_size", "version", "spahgc_version"),
+    *("image", "images"),
+}
 
 
 @dataclass(frozen=True)

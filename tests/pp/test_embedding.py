@@ -57,6 +57,9 @@ def test_what_is_written(make_sdata: Callable[..., Any]) -> None:
         "tile_px": 32,
         "fields_of_view": [1.0, 2.0, 4.0],
         "microns_per_pixel": {"A": 2.0, "B": 2.0},
+        "microns_per_pixel_from": {
+            name: f"uns['spatial']['{name}']['scalefactors']['microns_per_pixel']" for name in "AB"
+        },
         "image": {"A": "A_image", "B": "B_image"},
         "n_padded": table.uns[KEY]["params"]["n_padded"],
         "version": spahgc.__version__,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
+from .._links import pick_table
 from .._parallel import dask_client
 from .._settings import settings
 from .._validate import check_table, listed
@@ -21,6 +22,7 @@ from ._alignment_quick import check_spots
 from ._engine import Job, Tiling
 from ._jobs import Result, Run, run_here, run_jobs
 from ._locate import LocatedSlide, locate
+from ._picture import add_pictures
 from ._tiles import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def image_embedding(
     sdata: SpatialData | Sequence[SpatialData],
     encoder: str | Encode | Encoder = "texture",
     *,
-    table_key: str = keys.TABLE,
+    table_key: str | None = None,
     tile_um: float = 112.0,
     tile_px: int | None = None,
     fields_of_view: Sequence[float] | None = None,
@@ -82,7 +84,7 @@ def image_embedding(
         weights), a `torch.nn.Module`, or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it
         is called from one thread, with `batch_size` tiles at a time.
     table_key
-        Name of the table.
+        Name of the table; `None` takes the only one, else ``"table"``, else the only one that is linked to shapes.
     tile_um
         Side of a tile in micrometres.
     tile_px
@@ -94,7 +96,9 @@ def image_embedding(
         callable.
     microns_per_pixel
         Micrometres per unit of the spots' coordinates, that is per full-resolution pixel; a number or a dict by slide.
-        `None` takes ``uns["spatial"][slide]["scalefactors"]["microns_per_pixel"]`` of the table.
+        `None` takes ``uns["spatial"][slide]["scalefactors"]["microns_per_pixel"]`` of the table, else the image's own
+        (``sdata.attrs``, from :func:`spahgc.io.read_wsi`), else what the lattice of Visium, the bins of Visium HD or
+        the cells of Xenium prove.
     image_key
         Name of the image, or a dict by slide; needed only where several images fit a slide at the same resolution.
     key_added
@@ -126,9 +130,11 @@ def image_embedding(
         Embeddings, float32 (n_obs, d).
     ``uns[key_added]["params"]``
         ``encoder`` (its name), ``recipe`` (what decides whether embeddings are comparable: of a network the weights,
-        transform and pooling), ``precision``, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples),
-        ``microns_per_pixel`` and ``image`` by slide, ``n_padded`` (tiles that leave the image and were continued with
-        its mirror image), version of spahgc.
+        transform and pooling), ``precision``, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples), by slide
+        ``microns_per_pixel``, ``microns_per_pixel_from`` and ``image``, ``n_padded`` (tiles that leave the image and
+        were continued with its mirror image), version of spahgc.
+    ``uns["spatial"][slide]``
+        What plots need and readers left out: a small picture, micrometres per pixel, spot diameter.
     ``obs["cellularity"]``
         Stain density, float32 (n_obs,): the mean haematoxylin of each spot's tile (first field of view), in the unit of
         `skimage.color.rgb2hed`, whatever the encoder. The control ``method="cellularity"`` predicts from it alone. It
@@ -175,8 +181,9 @@ def image_embedding(
     located = []
     for number, item in enumerate(objects):
         with _saying(f"In sdata[{number}]." if several else ""):
-            table = _table(item, table_key)
-            _check_cellularity(table, table_key)
+            name = _table_key(item, table_key)
+            table = check_table(item.tables[name], what=f"sdata[{name!r}]")
+            _check_cellularity(table, name)
             slides = tuple(locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key))
             located.append((table, slides))
     found = resolve(encoder, device=device, precision=precision)
@@ -243,9 +250,11 @@ def _write(table: AnnData, key: str, job: Job, result: Result, params: Mapping[s
             **params,
             keys.MPP: {slide.name: slide.microns_per_pixel for slide in job.slides},
             "image": {slide.name: slide.image for slide in job.slides},
+            keys.MPP_SOURCE: {slide.name: slide.mpp_source for slide in job.slides},
             "n_padded": result.n_padded,
         }
     }
+    add_pictures(table, job.slides)
     table.obs[keys.CELLULARITY] = result.cellularity
     table.uns[keys.CELLULARITY] = {
         keys.PARAMS: {
@@ -269,7 +278,7 @@ def _check_cellularity(table: AnnData, table_key: str) -> None:
         )
 
 
-def _table(sdata: Any, table_key: str) -> AnnData:
+def _table_key(sdata: Any, table_key: str | None) -> str:
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -281,9 +290,7 @@ def _table(sdata: Any, table_key: str) -> AnnData:
             else ""
         )
         raise TypeError(f"sdata is a SpatialData, not {type(sdata).__name__}.{hint}")
-    if table_key not in sdata.tables:
-        raise KeyError(f"sdata has no table {table_key!r} (table_key). Available: {listed(sdata.tables)}.")
-    return check_table(sdata.tables[table_key], what=f"sdata[{table_key!r}]")
+    return pick_table(sdata, table_key)
 
 
 def _positive(value: Any, name: str) -> int:
