@@ -6,11 +6,14 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from .._slides import Cohort, Float32, Slide, SplitBy
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 State = dict[str, np.ndarray]
 ARRAYS = ("embedding", "coordinates", "cellularity")
@@ -36,6 +39,8 @@ class Run:
         The scored slide **with its expression** (standardised embedding). A leak, to reproduce what was published:
         only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC looks at it, to
         choose its checkpoint.
+    fabric
+        Lightning's, launched: this fit is one of several processes that train together (:attr:`Method.distributed`).
     """
 
     seed: int = 0
@@ -43,6 +48,7 @@ class Run:
     progress: bool = False
     split_by: SplitBy = "patient"
     peek: Slide | None = None
+    fabric: Fabric | None = None
 
 
 class Method(ABC):
@@ -63,6 +69,8 @@ class Method(ABC):
     reads_rows: ClassVar[bool] = False
     """Whether :meth:`predict` reads a slide's embedding block by block (:class:`~spahgc._slides.Rows`), so that the
     slide may be larger than memory. Others are given an array."""
+    distributed: ClassVar[bool] = False
+    """Whether several processes can train it together (:class:`Run`)."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     """Arrays of a slide that it reads beside the reference's expression, of :data:`ARRAYS`."""
 

@@ -60,6 +60,7 @@ class SpaHGC(Method):
     reads_rows: ClassVar[bool] = True
     source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     stochastic: ClassVar[bool] = True
+    distributed: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def __init__(
@@ -132,6 +133,7 @@ class SpaHGC(Method):
                 names=graphs[view].names,
                 progress=run.progress,
                 validate=_peek(part, run.peek, device) if self.preset == "paper" else None,
+                fabric=run.fabric,
             )
             self._networks.append(network.cpu())
             curves.append(history)

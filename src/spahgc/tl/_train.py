@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _validate as check
 from .._expression import Normalize
+from .._parallel import launched_fabric, n_processes
 from .._settings import settings
 from .._slides import SplitBy
 from .._tables import plain, reference_cohort
@@ -40,6 +41,7 @@ def train(
     split_by: SplitBy = "patient",
     rng: int | np.random.Generator = 0,
     device: str | None = None,
+    distributed: bool = False,
     progress: bool | None = None,
 ) -> Model:
     """Train on slides with H&E and measured expression.
@@ -81,6 +83,9 @@ def train(
         Seed, or generator to draw it from.
     device
         Torch device; `None` takes :data:`spahgc.settings`.
+    distributed
+        Train together with the other processes that ``torchrun`` started, each on a GPU of its own; all of them make
+        this call, with the same table and arguments, and get the same model. See :doc:`/several_gpus`.
     progress
         Show a progress bar; `None` takes :data:`spahgc.settings`.
 
@@ -94,13 +99,31 @@ def train(
         If a slot, column or gene is not there.
     ValueError
         If values are not what they have to be (counts, finite embeddings), there are too few slides or spots for the
-        method, or a slide lacks something that the method needs.
+        method, or a slide lacks something that the method needs; with `distributed`, if the method cannot, or the
+        processes were given different things.
+    RuntimeError
+        If ``torchrun`` did not start this process, and `distributed` is true.
+    ImportError
+        If `distributed` is true and Lightning is not installed.
     """
     if method not in METHODS:
         raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS), most=len(METHODS))}.")
     params = checked_params(method, preset, method_params)
     if split_by not in ("patient", "slide"):
         raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")
+    fabric = None
+    if distributed:
+        if not METHODS[method].distributed:
+            able = sorted(name for name, kind in METHODS.items() if kind.distributed)
+            raise ValueError(f"Method {method!r} trains in one process. distributed=True: {check.listed(able)}.")
+        fabric = launched_fabric(settings.torch_device(device))
+        device = str(fabric.device)
+    elif n_processes() > 1:
+        logger.warning(
+            "torchrun started %d processes, and each trains a model of its own. To train one together: "
+            "spahgc.tl.train(..., distributed=True).",
+            n_processes(),
+        )
     cohort, recipe = reference_cohort(
         adata_ref,
         panel=panel,
@@ -117,9 +140,11 @@ def train(
     )
     for slide in cohort:
         check_needs(fitted, slide)
-    run = Run(seed, device, settings.progress if progress is None else progress, split_by)
+    run = Run(seed, device, settings.progress if progress is None else progress, split_by, fabric=fabric)
     fitted.fit(cohort.standardized(), run)
     record: dict[str, Any] = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
+    if fabric is not None:
+        record["n_processes"] = fabric.world_size
     record["pitch_um"] = pitches(adata_ref, recipe.use_rep, library_key, what="reference")
     return Model(fitted, cohort, recipe, params=record, trust=trust_for(adata_ref, fitted, cohort, recipe))
 
