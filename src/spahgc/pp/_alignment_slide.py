@@ -187,12 +187,13 @@ def _scales(
             # Coordinates that are pixels of the other image, brought to this one as the images are registered.
             affine = affine_between(other, main, system) @ np.linalg.inv(to_pixels)
             found[f"in pixels of image {key!r}"] = (f"apply the transformation of image {key!r}", affine)
-    if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
-        too = f"{by_pitch:.3g} times too small" if by_pitch > 1 else f"{1 / by_pitch:.3g} times too large"
-        found[f"{too}, by the pitch"] = (f"multiply by {by_pitch:.4g}", kernel.scale(by_pitch))
     for factor in (2.0, 0.5, 4.0, 0.25):
         too = f"{1 / factor:g} times too large" if factor < 1 else f"{factor:g} times too small"
         found[too] = (f"multiply by {factor:g}", kernel.scale(factor))
+    # Last, as it is measured: a round factor near it is the more likely one, and exact.
+    if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
+        too = f"{by_pitch:.3g} times too small" if by_pitch > 1 else f"{1 / by_pitch:.3g} times too large"
+        found[f"{too}, by the pitch"] = (f"multiply by {by_pitch:.4g}", kernel.scale(by_pitch))
     return found
 
 
