@@ -31,6 +31,8 @@ TESTS = Path(__file__).parents[1] / "tests"
 def _from_tests(file: str) -> Any:
     """A module of the tests, by path: the layouts are built in one place."""
     name = Path(file).stem
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, TESTS / file)
     assert spec is not None
     assert spec.loader is not None
@@ -47,6 +49,8 @@ class Pair:
     reference: Any
     target: Any
     reader: str
+    mpp_from: str
+    """Where the micrometres per pixel come from."""
     gene: str
     embedding: dict[str, Any] = field(default_factory=dict)
     """Arguments of `pp.image_embedding`, other than the encoder."""
@@ -56,7 +60,7 @@ def her2st(_: Path) -> Pair:
     import spahgc
 
     one, two = (spahgc.datasets.her2st(data_dir() / "her2st", samples=[name]) for name in ("C2", "C3"))
-    return Pair(one, two, "datasets.her2st", "ERBB2")
+    return Pair(one, two, "datasets.her2st", "pitch of 200 um", "ERBB2")
 
 
 def mob_st(_: Path) -> Pair:
@@ -66,7 +70,7 @@ def mob_st(_: Path) -> Pair:
         files = [data_dir() / "mob_st" / name / file for file in ("counts.tsv.gz", "spots.tsv", "he.jpg")]
         return spahgc.io.read_st(*files, slide=f"mob_{name}", patient="A")
 
-    return Pair(read("01"), read("02"), "io.read_st", "Penk")
+    return Pair(read("01"), read("02"), "io.read_st", "pitch of 200 um", "Penk")
 
 
 def colon_visium(_: Path) -> Pair:
@@ -79,7 +83,7 @@ def colon_visium(_: Path) -> Pair:
         image = data_dir() / "colon_visium" / f"{name}.jpg"
         return spahgc.io.from_anndata(table, image, slide=name, microns_per_pixel=0.97, spot_diameter_um=55)
 
-    return Pair(read("section1"), read("section2"), "io.from_anndata", "Tagln")
+    return Pair(read("section1"), read("section2"), "io.from_anndata", "given", "Tagln")
 
 
 def visium(folder: Path) -> Pair:
@@ -91,7 +95,7 @@ def visium(folder: Path) -> Pair:
         made = layouts.visium_folder(folder / name, seed=seed)
         return spatialdata_io.visium(made, dataset_id=name, fullres_image_file="tissue.tif")
 
-    return Pair(read("S1", 1), read("S2", 2), "spatialdata_io.visium", "EPCAM")
+    return Pair(read("S1", 1), read("S2", 2), "spatialdata_io.visium", "pitch of 100 um", "EPCAM")
 
 
 def visium_hd(folder: Path) -> Pair:
@@ -106,7 +110,7 @@ def visium_hd(folder: Path) -> Pair:
         sdata = spatialdata_io.visium_hd(made, load_segmentations_only=False)
         return spahgc.io.bin_to_spots(sdata, 56, table_key="square_008um", slide=name)
 
-    return Pair(read("HD1", 1), read("HD2", 2), "spatialdata_io.visium_hd, io.bin_to_spots", "EPCAM")
+    return Pair(read("HD1", 1), read("HD2", 2), "spatialdata_io.visium_hd, io.bin_to_spots", "bins of 8 um", "EPCAM")
 
 
 def xenium(folder: Path) -> Pair:
@@ -121,7 +125,7 @@ def xenium(folder: Path) -> Pair:
         sdata = spatialdata_io.xenium(made, transcripts=False, cells_as_circles=True)
         return spahgc.io.bin_to_spots(sdata, 55, slide=name, min_bins=5)
 
-    return Pair(read("X1", 1), read("X2", 2), "spatialdata_io.xenium, io.bin_to_spots", "EPCAM")
+    return Pair(read("X1", 1), read("X2", 2), "spatialdata_io.xenium, io.bin_to_spots", "areas of the cells", "EPCAM")
 
 
 def hest(folder: Path) -> Pair:
@@ -131,7 +135,7 @@ def hest(folder: Path) -> Pair:
     for name in ("NCBI681", "NCBI682"):
         write(folder, name, genes=("ERBB2", "KRT8", "CD3E", "MALAT1"))
     one, two = (spahgc.io.read_hest(folder, name) for name in ("NCBI681", "NCBI682"))
-    return Pair(one, two, "io.read_hest", "ERBB2")
+    return Pair(one, two, "io.read_hest", "metadata of HEST", "ERBB2")
 
 
 def pyramid(folder: Path) -> Pair:
@@ -143,7 +147,7 @@ def pyramid(folder: Path) -> Pair:
     slides.pyramid_tiff(folder / "biopsy.tif", layouts.tissue(1800, 2400, 3), mpp=1.25)
     target = spahgc.io.read_wsi(folder / "biopsy.tif")
     spahgc.pp.tissue_grid(target, pitch_um=100, spot_um=55)
-    return Pair(reference, target, "io.read_wsi, pp.tissue_grid", "EPCAM")
+    return Pair(reference, target, "io.read_wsi, pp.tissue_grid", "resolution of the TIFF", "EPCAM")
 
 
 def lazyslide(folder: Path) -> Pair:
@@ -178,7 +182,7 @@ def lazyslide(folder: Path) -> Pair:
     def _to_tensor(tile: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(tile, -1, 0))).float() / 255
 
-    return Pair(read("A", 1), read("B", 2), "io.from_wsidata", "EPCAM", {"tile_um": 48.0})
+    return Pair(read("A", 1), read("B", 2), "io.from_wsidata", "store of wsidata", "EPCAM", {"tile_um": 48.0})
 
 
 ROWS: dict[str, tuple[str, Callable[[Path], Pair]]] = {
@@ -228,11 +232,11 @@ def run(name: str, folder: Path, pictures: Path | None) -> Row:
 
     try:
         pair = timed("read", lambda: read(folder))
-        row.reader = pair.reader
+        row.reader, row.mpp_from = pair.reader, pair.mpp_from
         target, reference = pair.target["table"], pair.reference["table"]
         row.spots, row.genes = target.n_obs, reference.n_vars
         (slide,) = _located(pair.target)
-        row.mpp, row.mpp_from = round(slide.levels[0].microns_per_pixel, 3), slide.mpp_source
+        row.mpp = round(slide.levels[0].microns_per_pixel, 3)
         embed = {"encoder": "texture", "progress": False, **pair.embedding}
         timed("embed", lambda: [spahgc.pp.image_embedding(part, **embed) for part in (pair.reference, pair.target)])
         options = {"method": "ridge", "patient_key": "region", "use_rep": "image_texture", "panel": [pair.gene]}
