@@ -151,9 +151,9 @@ def stage_epoch(case: str, device: str, repeats: int) -> dict[str, Any]:
     from _plain import Epoch, predict
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spahgc.nn import Config, SpaHGC, build_graph, graph_tensors
+    from spahgc.nn import Config, SpaHGC, build_graph
     from spahgc.nn.masking import TargetEncoder
-    from spahgc.nn.training import _step
+    from spahgc.nn.training import StepLoss, Steps, _step
 
     cohort, _ = CASES[case]()
     config = Config(dropout=0.0)
@@ -168,14 +168,17 @@ def stage_epoch(case: str, device: str, repeats: int) -> dict[str, Any]:
     with torch.no_grad():
         data, _ = slides[0]
         gap = (network(data) - predict(network, data, data["target"].x, data["reference"].x)).abs().max().item()
-    steps = [(graph_tensors(data), y) for data, y in slides]
+    steps = Steps(slides, torch.device(device))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
     second, masks = TargetEncoder(network.encoder, config.ema_decay), torch.Generator(device).manual_seed(0)
 
+    loss = StepLoss(network, second, masks)
+
     def epoch() -> None:
         network.train()
-        for step in steps:
-            _step(network, step, optimizer, second, masks, True)
+        for i in range(len(steps)):
+            _step(loss, steps[i], 1.0, optimizer)
+            second.update(network.encoder)
         if cuda:
             torch.cuda.synchronize()
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch_geometric.utils import softmax
 
+from ._fused import Edges, attention, both_ways, edges_of, in_one_pass
+
 
 def head_width(hidden: int, heads: int) -> int:
     """Width of one head, or an error."""
@@ -43,7 +45,7 @@ class ReferenceAttention(nn.Module):
         self.key = nn.Linear(width, hidden, bias=False)
         self.value = nn.Linear(width, hidden)
 
-    def forward(self, target: Tensor, answer: Tensor, references: Tensor) -> Tensor:
+    def forward(self, target: Tensor, answer: Tensor, references: Tensor, edges: Edges | None = None) -> Tensor:
         """Attend.
 
         Parameters
@@ -54,19 +56,24 @@ class ReferenceAttention(nn.Module):
             What the reference spots answer with, (m, width).
         references
             Reference spots of each target spot, int64 (n, K).
+        edges
+            The same, as :func:`~spahgc.nn._fused.edges_of` makes them; made where needed if they are not given.
 
         Returns
         -------
         (n, hidden).
         """
-        return self.attend(target, self.keys_and_values(answer), references)
+        return self.attend(target, self.keys_and_values(answer), references, edges)
 
     def keys_and_values(self, answer: Tensor) -> Tensor:
         """Keys and values of the reference spots, by one product, (m, 2 hidden)."""
         return linear(answer, torch.cat([self.key.weight, self.value.weight]))
 
-    def attend(self, target: Tensor, keys_and_values: Tensor, references: Tensor) -> Tensor:
+    def attend(self, target: Tensor, keys_and_values: Tensor, references: Tensor, edges: Edges | None = None) -> Tensor:
         """:meth:`forward` for some of the target spots, with the keys and values made before."""
+        if in_one_pass(keys_and_values):
+            edges = edges_of(references, len(keys_and_values)) if edges is None else edges
+            return attention(self.query(target), keys_and_values, edges, self.heads) + self.value.bias
         n, k = references.shape
         query = self.query(target).view(n, 1, self.heads, self.head_width)
         # Keys and values in one gather. index_select rather than [] for its gradient, an index_add.
@@ -109,7 +116,12 @@ class CrossNodeDualAttention(nn.Module):
         self.value = nn.Linear(hidden, hidden)
 
     def forward(
-        self, target: Tensor, reference: Tensor, expression: Tensor, references: Tensor
+        self,
+        target: Tensor,
+        reference: Tensor,
+        expression: Tensor,
+        references: Tensor,
+        edges: tuple[Edges, Edges] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend in both directions.
 
@@ -123,14 +135,26 @@ class CrossNodeDualAttention(nn.Module):
             Mapped expression of the reference spots, (m, hidden).
         references
             Reference spots of each target spot, int64 (n, K).
+        edges
+            The same in both directions, as :class:`~spahgc.nn.GraphTensors` keeps them; made if they are not given.
 
         Returns
         -------
         Messages to target, (n, hidden), and to reference spots, (m, hidden). A reference spot that no target spot
         retrieves gets zeros.
         """
-        to_target = self.to_target.attend(target, self.answer(reference, expression), references)
+        answer = self.answer(reference, expression)
+        if in_one_pass(answer):
+            there, back = both_ways(references, len(reference)) if edges is None else edges
+            to_target = self.to_target.attend(target, answer, references, there)
+            weight = torch.cat([self.key.weight, self.value.weight])
+            # Keys have no bias: it would change no weight.
+            bias = torch.cat([torch.zeros_like(self.value.bias), self.value.bias])
+            return to_target, attention(self.query(reference), linear(target, weight, bias), back, self.heads)
+        return self.to_target.attend(target, answer, references), self._by_operations(target, reference, references)
 
+    def _by_operations(self, target: Tensor, reference: Tensor, references: Tensor) -> Tensor:
+        """Messages to reference spots, by tensor operations."""
         (n, k), m = references.shape, reference.shape[0]
         edges = references.reshape(-1)
         per_head = (self.heads, self.head_width)
@@ -140,8 +164,11 @@ class CrossNodeDualAttention(nn.Module):
         # The edges of one receiver are scattered over the target spots: a grouped softmax, then a grouped sum.
         weights = softmax(scores, edges, num_nodes=m).view(n, k, self.heads, 1)
         messages = (weights * value).view(n * k, -1)
-        return to_target, messages.new_zeros(m, messages.shape[1]).index_add(0, edges, messages)
+        return messages.new_zeros(m, messages.shape[1]).index_add(0, edges, messages)
 
     def answer(self, reference: Tensor, expression: Tensor) -> Tensor:
         """Keys and values of the reference spots for the target spots, (m, 2 hidden)."""
-        return self.to_target.keys_and_values(torch.cat([reference, self.norm(expression)], dim=1))
+        asks, hidden = self.to_target, reference.shape[1]
+        weight = torch.cat([asks.key.weight, asks.value.weight])
+        # Two products instead of one of both side by side: these would have to be copied there first.
+        return torch.addmm(linear(reference, weight[:, :hidden]), self.norm(expression), weight[:, hidden:].T)

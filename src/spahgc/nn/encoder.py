@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import embedding_bag, leaky_relu
 
 from .attention import CrossNodeDualAttention
 from .config import Config
@@ -47,12 +47,9 @@ class NeighbourMean(nn.Module):
         neighbours
             Rows of `states`, (n, k); with k = 0 the mean counts as zero.
         """
-        n, k = neighbours.shape
-        if k == 0:
+        if neighbours.shape[1] == 0:
             return self.lin_r(own) + self.lin_l.bias
-        # index_select rather than [] for its gradient, an index_add.
-        mean = states.index_select(0, neighbours.reshape(-1)).view(n, k, -1).mean(dim=1)
-        return self.lin_l(mean) + self.lin_r(own)
+        return self.lin_l(embedding_bag(neighbours, states, mode="mean")) + self.lin_r(own)
 
 
 class HeteroLayer(nn.Module):
@@ -76,7 +73,7 @@ class HeteroLayer(nn.Module):
         to_target = self.near(target, target, graph.near)
         to_reference = self.close(reference, reference, graph.close)
         if self.refer is not None:
-            from_reference, from_target = self.refer(target, reference, expression, graph.references)
+            from_reference, from_target = self.refer(target, reference, expression, graph.references, graph.edges)
             to_target, to_reference = (to_target + from_reference) / 2, (to_reference + from_target) / 2
         return leaky_relu(to_target, SLOPE), leaky_relu(to_reference, SLOPE)
 
@@ -107,6 +104,7 @@ class HeteroEncoder(nn.Module):
 
         Expression is read from the joint features, so that where these are masked, it is masked everywhere.
         """
+        graph = graph.with_edges()
         target, reference = self.target(graph.target), self.reference(graph.reference)
         expression = self.expression(graph.reference[:, self.n_features :])
         for layer in self.layers:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from ._check import matrix
+from ._fused import Edges, both_ways
 from .neighbors import spatial_knn
 from .retrieval import cosine_topk
 
@@ -39,9 +40,25 @@ class GraphTensors(NamedTuple):
     """Target spots that the supervised loss is taken over, int64 (n_core,); `None` for all. Of a slide that is trained
     in blocks (:func:`spatial_blocks`) the rest is the block's surroundings."""
 
+    edges: tuple[Edges, Edges] | None = None
+    """The ``refer`` edges in both directions, for the CPU; see :meth:`with_edges`."""
+
     def to(self, device: str | torch.device) -> GraphTensors:
         """The same on a device; tensors that are there already are shared."""
-        return GraphTensors._make(None if tensor is None else tensor.to(device) for tensor in self)
+        tensors = self._replace(edges=None)
+        return GraphTensors._make(None if tensor is None else tensor.to(device) for tensor in tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (*self._replace(edges=None), *(tensor for way in self.edges or () for tensor in way))
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def with_edges(self) -> GraphTensors:
+        """The same, with :attr:`edges` if they are lacking and the graph is on the CPU: made once, they serve often."""
+        if self.edges is not None or self.references.device.type != "cpu":
+            return self
+        return self._replace(edges=both_ways(self.references, len(self.reference)))
 
 
 def build_graph(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from ._fused import Edges
 from .config import Config
 from .encoder import HeteroEncoder
 from .graph import GraphTensors, graph_tensors
@@ -21,13 +22,13 @@ class _OwnState(nn.Module):
         super().__init__()
         self.state = nn.Linear(hidden, hidden)
 
-    def forward(self, target: Tensor, _reference: Tensor, _references: Tensor) -> Tensor:
+    def forward(self, target: Tensor, _reference: Tensor, _references: Tensor, _edges: Edges | None = None) -> Tensor:
         return self.state(target)
 
     def answer(self, reference: Tensor) -> Tensor:
         return reference
 
-    def pool(self, target: Tensor, _answer: Tensor, _references: Tensor) -> Tensor:
+    def pool(self, target: Tensor, _answer: Tensor, _references: Tensor, _edges: Edges | None = None) -> Tensor:
         return self.state(target)
 
 
@@ -80,8 +81,9 @@ class SpaHGC(nn.Module):
         ``graph_tensors(data).to(device)``.
         """
         graph = self._tensors(data)
+        graph = graph.with_edges()
         target, reference = self.encoder(graph)
-        output = self.output(self.pooling(target, reference, graph.references))
+        output = self.output(self.pooling(target, reference, graph.references, graph.edges and graph.edges[0]))
         return output if graph.base is None else output + graph.base
 
     def output(self, pooled: Tensor) -> Tensor:

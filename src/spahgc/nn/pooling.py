@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ._fused import Edges
 from .attention import ReferenceAttention
 
 
@@ -28,7 +29,7 @@ class CrossNodeAttentionPooling(nn.Module):
         self.state = nn.Linear(hidden, hidden)
         self.attention = ReferenceAttention(hidden, hidden, heads)
 
-    def forward(self, target: Tensor, reference: Tensor, references: Tensor) -> Tensor:
+    def forward(self, target: Tensor, reference: Tensor, references: Tensor, edges: Edges | None = None) -> Tensor:
         """Pool.
 
         Parameters
@@ -39,17 +40,19 @@ class CrossNodeAttentionPooling(nn.Module):
             States of the reference spots, (m, hidden).
         references
             Reference spots of each target spot, int64 (n, K).
+        edges
+            The same, as :class:`~spahgc.nn.GraphTensors` keeps them; made where needed if they are not given.
 
         Returns
         -------
         (n, hidden).
         """
-        return self.pool(target, self.answer(reference), references)
+        return self.pool(target, self.answer(reference), references, edges)
 
     def answer(self, reference: Tensor) -> Tensor:
         """Keys and values of the reference spots, (m, 2 hidden)."""
         return self.attention.keys_and_values(reference)
 
-    def pool(self, target: Tensor, answer: Tensor, references: Tensor) -> Tensor:
+    def pool(self, target: Tensor, answer: Tensor, references: Tensor, edges: Edges | None = None) -> Tensor:
         """:meth:`forward` for some of the target spots, with the keys and values made before."""
-        return self.state(target) + self.attention.attend(target, answer, references)
+        return self.state(target) + self.attention.attend(target, answer, references, edges)

@@ -251,8 +251,9 @@ class Steps:
             return self._kept[i]
         data, expression = self._graphs[i]
         graph = data if isinstance(data, GraphTensors) else graph_tensors(data)
-        step = graph.to(self._device), expression.to(self._device)
-        size = sum(tensor.nbytes for tensor in (*step[0], step[1]) if tensor is not None)
+        graph, expression = graph.to(self._device).with_edges(), expression.to(self._device)
+        step = graph, expression
+        size = graph.nbytes + expression.nbytes
         if size <= self._free:
             self._kept[i] = step
             self._free -= size

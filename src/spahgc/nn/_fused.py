@@ -1,0 +1,244 @@
+"""Attention over lists of edges on the CPU in one pass: compiled kernels, and their gradient.
+
+Written with tensor operations, attention over K edges a spot reads and writes every gathered key and value some ten
+times; the sums themselves are a fraction of that. Here each is read once forwards and twice backwards, and nothing as
+large as the edges times the width is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_FLAGS = {"reassoc", "contract", "nsz"}
+_SMALL = 2_000_000
+"""Edges times width below which a second thread does not pay."""
+
+
+class Edges(NamedTuple):
+    """Edges by the node that receives, and by the node that sends; int64."""
+
+    start: Tensor
+    """First edge of each receiver, and their number at the end, (n_receivers + 1,)."""
+    sender: Tensor
+    """Sender of each edge, in the receivers' order, (n_edges,)."""
+    sent_start: Tensor
+    """First edge of each sender in the senders' order, (n_senders + 1,)."""
+    sent: Tensor
+    """The edges in the senders' order, (n_edges,)."""
+    receiver: Tensor
+    """Receiver of each edge, in the receivers' order, (n_edges,)."""
+
+    def reversed(self) -> Edges:
+        """The same edges the other way round."""
+        # In the senders' order, edge i of the new list is edge sent[i] of the old one.
+        position = torch.empty_like(self.sent)
+        position[self.sent] = torch.arange(len(self.sent), device=self.sent.device)
+        return Edges(self.sent_start, self.receiver[self.sent], self.start, position, self.sender[self.sent])
+
+
+def edges_of(references: Tensor, n_senders: int) -> Edges:
+    """Edges from the reference nodes of each target spot, (n, K), to it."""
+    n, k = references.shape
+    sender = references.reshape(-1).to(torch.int64)
+    device = sender.device
+    counts = torch.bincount(sender, minlength=n_senders)
+    sent_start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Edges(
+        torch.arange(0, n * k + 1, k, device=device),
+        sender,
+        sent_start,
+        torch.argsort(sender, stable=True),
+        torch.arange(n, device=device).repeat_interleave(k),
+    )
+
+
+def both_ways(references: Tensor, n_senders: int) -> tuple[Edges, Edges]:
+    """Edges from the reference nodes to the target spots, and the same from the target spots to the references."""
+    there = edges_of(references, n_senders)
+    return there, there.reversed()
+
+
+def in_one_pass(states: Tensor) -> bool:
+    """Whether :func:`attention` takes these states; others go through tensor operations."""
+    return states.device.type == "cpu" and states.dtype == torch.float32
+
+
+def attention(query: Tensor, keys_and_values: Tensor, edges: Edges, heads: int) -> Tensor:
+    """Multi-head attention of each receiver over its senders; float32 on the CPU.
+
+    Parameters
+    ----------
+    query
+        Of the receivers, (n_receivers, width), heads side by side.
+    keys_and_values
+        Of the senders, (n_senders, 2 width).
+    edges
+        Who sends to whom.
+    heads
+        Number of heads.
+
+    Returns
+    -------
+    (n_receivers, width), zeros for a receiver without senders.
+    """
+    return _Attention.apply(query.contiguous(), keys_and_values.contiguous(), edges, heads)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys_and_values: Tensor, edges: Edges, heads: int) -> Tensor:
+        weights = query.new_empty(len(edges.sender), heads)
+        out = torch.empty_like(query)
+        start, sender = edges.start.numpy(), edges.sender.numpy()
+        arrays = (query.detach().numpy(), keys_and_values.detach().numpy(), start, sender)
+        _split(
+            lambda a, b: _forward(*arrays, out.numpy(), weights.numpy(), a, b),
+            len(query),
+            weights.shape[0] * out.shape[1],
+        )
+        ctx.save_for_backward(query, keys_and_values, weights)
+        ctx.edges, ctx.heads = edges, heads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        query, keys_and_values, weights = ctx.saved_tensors
+        edges: Edges = ctx.edges
+        gradient = gradient.contiguous()
+        to_query, to_both = torch.empty_like(query), torch.empty_like(keys_and_values)
+        to_scores = torch.empty_like(weights)
+        q, kv, w, g, s = (t.detach().numpy() for t in (query, keys_and_values, weights, gradient, to_scores))
+        start, sender = edges.start.numpy(), edges.sender.numpy()
+        work = weights.shape[0] * query.shape[1]
+        _split(lambda a, b: _to_receivers(kv, start, sender, w, g, s, to_query.numpy(), a, b), len(q), work)
+        lists = edges.sent_start.numpy(), edges.sent.numpy(), edges.receiver.numpy()
+        _split(lambda a, b: _to_senders(q, *lists, w, g, s, to_both.numpy(), a, b), len(kv), work)
+        return to_query, to_both, None, None
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _forward(
+    query: NDArray[np.float32],
+    both: NDArray[np.float32],
+    start: NDArray[np.int64],
+    sender: NDArray[np.int64],
+    out: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Attention of the receivers first..last - 1 into `out`, and the weights of their edges, (n_edges, heads)."""
+    width, heads = query.shape[1], weights.shape[1]
+    size = width // heads
+    scale = np.float32(1 / np.sqrt(size))
+    for r in range(first, last):
+        out[r] = 0
+        for h in range(heads):
+            low, high = h * size, (h + 1) * size
+            largest = np.float32(-np.inf)
+            for e in range(start[r], start[r + 1]):
+                row = both[sender[e]]
+                score = np.float32(0)
+                for d in range(low, high):
+                    score += query[r, d] * row[d]
+                score *= scale
+                weights[e, h] = score
+                largest = max(largest, score)
+            total = np.float32(0)
+            for e in range(start[r], start[r + 1]):
+                weights[e, h] = np.exp(weights[e, h] - largest)
+                total += weights[e, h]
+            for e in range(start[r], start[r + 1]):
+                weight = weights[e, h] / total
+                weights[e, h] = weight
+                row = both[sender[e]]
+                for d in range(low, high):
+                    out[r, d] += weight * row[width + d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _to_receivers(
+    both: NDArray[np.float32],
+    start: NDArray[np.int64],
+    sender: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    to_scores: NDArray[np.float32],
+    to_query: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Gradient of the queries of the receivers first..last - 1, and of the scores (times the scale) of their edges."""
+    width, heads = gradient.shape[1], weights.shape[1]
+    size = width // heads
+    scale = np.float32(1 / np.sqrt(size))
+    for r in range(first, last):
+        to_query[r] = 0
+        for h in range(heads):
+            low, high = h * size, (h + 1) * size
+            mean = np.float32(0)
+            for e in range(start[r], start[r + 1]):
+                row = both[sender[e]]
+                product = np.float32(0)
+                for d in range(low, high):
+                    product += gradient[r, d] * row[width + d]
+                to_scores[e, h] = product
+                mean += weights[e, h] * product
+            for e in range(start[r], start[r + 1]):
+                value = weights[e, h] * (to_scores[e, h] - mean) * scale
+                to_scores[e, h] = value
+                row = both[sender[e]]
+                for d in range(low, high):
+                    to_query[r, d] += value * row[d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _to_senders(
+    query: NDArray[np.float32],
+    sent_start: NDArray[np.int64],
+    sent: NDArray[np.int64],
+    receiver: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    to_scores: NDArray[np.float32],
+    to_both: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Gradient of keys and values of the senders first..last - 1."""
+    width, heads = query.shape[1], weights.shape[1]
+    size = width // heads
+    for s in range(first, last):
+        to_both[s] = 0
+        for i in range(sent_start[s], sent_start[s + 1]):
+            e = sent[i]
+            r = receiver[e]
+            for h in range(heads):
+                value, weight = to_scores[e, h], weights[e, h]
+                for d in range(h * size, (h + 1) * size):
+                    to_both[s, d] += value * query[r, d]
+                    to_both[s, width + d] += weight * gradient[r, d]
+
+
+def _split(kernel: Callable[[int, int], None], n: int, work: int) -> None:
+    """Run a kernel over n nodes, on torch's number of threads where that pays."""
+    threads = torch.get_num_threads()
+    if threads == 1 or work < _SMALL:
+        kernel(0, n)
+        return
+    ends = np.linspace(0, n, 4 * threads + 1).astype(int).tolist()
+    list(_pool(threads).map(kernel, ends[:-1], ends[1:]))
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="spahgc-attention")
