@@ -284,6 +284,18 @@ def test_pixels_of_another_image(spots: tuple[np.ndarray, pd.DataFrame]) -> None
     np.testing.assert_allclose(positions(sdata), spots[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_the_image_of_another_slide(counts: bool) -> None:
+    """Some candidate always fits best; that it does not fit well is seen, and nothing is moved by it."""
+    xy, obs = lattice(lambda x, y: (x > 150) & (x < 420) & (y > 330) & (y < 420))
+    sdata = slide(xy, obs, counts=counts)
+    sdata["table"].X = None if not counts else np.random.default_rng(0).permutation(sdata["table"].X)
+    with pytest.warns(UserWarning, match="Slide 'S' is left as it is: nothing fits well: best is '.*; is 'S_image'"):
+        row = pp.check_alignment(sdata, fix=True).loc["S"]
+    assert (row["verdict"], row["fixed"]) == ("unclear", False)
+    assert (positions(sdata) == xy).all()
+
+
 def test_a_shift_is_told_and_not_guessed(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     """An image that was cropped, and a flip by the wrong side of the image."""
     cropped = slide(spots[0] + [32, 24], spots[1], at=spots[0])

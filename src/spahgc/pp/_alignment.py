@@ -13,6 +13,9 @@ from .._slides import Float32, Float64
 
 MARGIN = 0.08
 """Lead in score from which on one candidate is told from another; calibrated in ``benchmarks/alignment.py``."""
+FITS = (0.85, 0.1)
+"""Outline and expression, one of which a candidate has to reach to be believed: 0.92 and 0.16 at least on slides that
+are right, 0.75 and 0.01 on the image of another slide."""
 SAME_SCALE = 0.05
 """Scales that differ by less are one candidate: the first."""
 REACH = 0.25
@@ -90,6 +93,11 @@ class Evidence:
     def score(self) -> float:
         """What candidates are compared by."""
         return self.outline + self.expression
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is good enough to be believed."""
+        return self.outline >= FITS[0] or self.expression >= FITS[1]
 
 
 def candidates(width: int, height: int, scales: Mapping[str, tuple[str, Float64]]) -> list[Candidate]:

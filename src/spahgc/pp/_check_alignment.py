@@ -71,8 +71,9 @@ def check_alignment(
       colour of the image at their place explains, beyond smooth trends over the slide (adjusted R2); 0 without counts.
 
     A fault is named where its candidate leads all others by at least 0.08, and slides are said to be right where the
-    coordinates as given do. In between the verdict is ``"unclear"``; tissue that fills the image, or is as good as
-    symmetric, cannot be judged without counts. ``array_row`` and ``array_col``, if there, say whether a candidate
+    coordinates as given do; either has to reach an outline of 0.85 or an expression of 0.1. Else the verdict is
+    ``"unclear"``: tissue that fills the image, or is as good as symmetric, cannot be judged without counts, and the
+    image may be that of another slide. ``array_row`` and ``array_col``, if there, say whether a candidate
     mirrors the array; that settles between candidates that cannot be told apart, and never raises an alarm alone.
 
     Where the best candidate gains as much again by a shift, ``"shifted"`` is part of the verdict, and `fix` says by how
@@ -120,7 +121,7 @@ def check_alignment(
     Written into the table:
 
     ``uns["alignment"]["params"]``
-        ``margin``, ``layer``, version of spahgc.
+        ``margin``, ``fits``, ``layer``, version of spahgc.
     ``uns["alignment"]["slides"]``
         By slide, the row of the report, and the candidate's ``affine`` (3, 3) on the coordinates of the shapes.
     ``uns["alignment"]["fixes"]``
@@ -226,6 +227,13 @@ def _judged(slide: Situation, table: AnnData) -> _Finding:
         verdict = f"{verdict}; shifted" if best else "shifted"
         fix = f"{fix}; then {advice}" if best else advice
         affine, advice = None, fix
+    elif not evidence[best].fits:
+        named = verdict if best else "as given"
+        verdict, affine = UNCLEAR, None
+        fix = (
+            f"nothing fits well: best is {named!r} with outline {evidence[best].outline:.2f} and expression "
+            f"{evidence[best].expression:.2f}; is {slide.image!r} the image of this slide?"
+        )
     elif rivals:
         names = (
             f"{slide.candidates[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4]
@@ -260,7 +268,7 @@ def _shift(
     if found[top][1].score < max(needed, found[second][1].score + kernel.MARGIN):
         return None
     dx, dy = found[top][0]
-    return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped?)"
+    return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped, or is it another slide's?)"
 
 
 def _pitch(slide: Situation, affine: Float64 | None) -> str:
@@ -360,5 +368,5 @@ def _record(table: AnnData, findings: list[_Finding], report: pd.DataFrame, laye
             fixes[name] = {"fault": finding.verdict, "fix": finding.fix}
             if finding.affine is not None:
                 fixes[name]["affine"] = finding.affine
-    params = {"margin": kernel.MARGIN, "layer": layer or "X", "version": version("spahgc")}
+    params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
     return {keys.PARAMS: params, "slides": slides, "fixes": fixes}
