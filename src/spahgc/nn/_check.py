@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
 def matrix(values: ArrayLike, what: str, *, dtype: type = np.float32) -> NDArray:
     """`values` as a finite two-dimensional array, or an error that names `what`."""
-    array = real(values, what).astype(dtype, copy=False)
+    array: NDArray = real(values, what).astype(dtype, copy=False)
     finite(array, what)
     return array
 
@@ -18,7 +16,7 @@ def matrix(values: ArrayLike, what: str, *, dtype: type = np.float32) -> NDArray
 def real(values: ArrayLike, what: str) -> NDArray:
     """`values` as a two-dimensional array of real numbers in their own dtype; a memory-mapped file is not read."""
     # np.asarray would turn a memory-mapped file into a plain view; it is read no earlier than its rows are.
-    array = cast("NDArray[Any]", np.asanyarray(values))
+    array = np.asanyarray(values)
     if array.ndim != 2:
         raise ValueError(f"{what} has shape {array.shape}; it is a matrix with one row per spot.")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):

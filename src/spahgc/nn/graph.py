@@ -45,14 +45,13 @@ class GraphTensors(NamedTuple):
 
     def to(self, device: str | torch.device) -> GraphTensors:
         """The same on a device; tensors that are there already are shared."""
-        tensors = self._replace(edges=None)
-        return GraphTensors._make(None if tensor is None else tensor.to(device) for tensor in tensors)
+        return GraphTensors._make(tensor.to(device) if isinstance(tensor, Tensor) else None for tensor in self)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = (*self._replace(edges=None), *(tensor for way in self.edges or () for tensor in way))
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        tensors = [*self, *(tensor for way in self.edges or () for tensor in way)]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def with_edges(self) -> GraphTensors:
         """The same, with :attr:`edges` if they are lacking and the graph is on the CPU: made once, they serve often."""
