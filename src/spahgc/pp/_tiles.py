@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._slides import Float64
+from ._chunk_files import chunk_files
 from ._resample import axis_weights, extent, mirrored, resample
 
 CACHE_BYTES = 256 * 2**20
@@ -79,6 +80,7 @@ class Blocks:
             self._rows, self._columns = (np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks[1:])
             # Taken once: dask's own `array.blocks[...]` goes through the keys of the whole image for each block.
             self._graph = dict(array.__dask_graph__())
+            self._files = chunk_files(array, self._graph)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         """Rows top..bottom - 1 and columns left..right - 1, all inside the image: (c, h, w), C-contiguous."""
@@ -96,13 +98,26 @@ class Blocks:
         return out
 
     def _decode(self, i: int, j: int) -> NDArray[np.uint8]:
+        self.decoded += 1
+        files = self._files
+        found = None if files is None else files.read(i, j)
+        if files is not None and files.trusted and found is not None:
+            return found
+        block = self._compute(i, j)
+        if files is not None and found is not None:
+            files.trusted = np.array_equal(found, block)
+            if not files.trusted:
+                self._files = None
+        return block
+
+    def _compute(self, i: int, j: int) -> NDArray[np.uint8]:
         import dask
         from dask.optimization import cull
 
-        self.decoded += 1
         keys = [(self.array.name, c, i, j) for c in range(len(self.array.chunks[0]))]
         try:
-            return np.concatenate(dask.get(cull(self._graph, keys)[0], keys), axis=0)
+            parts = dask.get(cull(self._graph, keys)[0], keys)
+            return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0))
         except MemoryError:
             raise
         except Exception as error:
