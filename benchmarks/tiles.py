@@ -32,13 +32,13 @@ BLOCK = 512
 PROTOCOL = (
     "uint8 RGB images of random bytes, one scale, zarr blocks of 512 x 512 pixels, zstd as spatialdata writes it; "
     "spots drawn uniformly, tiles of 224 x 224 pixels (112 um) at scale 1. Each row is a process of its own, peak "
-    "memory is its ru_maxrss. read: spahgc's tile reader alone, a thread for each core. embed: pp.image_embedding with an encoder "
-    "that takes one pixel of each tile: reading, stain density, padding, parts for resuming. texture: the same with "
-    "the weight-free encoder, three fields of view. query: a loop of spatialdata.bounding_box_query over some of the "
-    "spots; all of them are taken to need as much each. Files were written just before, and are in the page cache. "
-    "resume: the texture statistics as a callable, the process killed with SIGKILL at 80 %, and run again. vit: timm's "
-    "vit_large_patch16_224 with random weights in float32; the bare model gets the same tiles, in the same batches, "
-    "from memory."
+    "memory is its ru_maxrss, cpu_seconds are those of the whole process. read: spahgc's tile reader alone, a thread "
+    "for each core. embed: pp.image_embedding with an encoder that takes one pixel of each tile: reading, stain "
+    "density, padding, parts for resuming. texture: the same with the weight-free encoder, three fields of view. "
+    "query: a loop of spatialdata.bounding_box_query over some of the spots; all of them are taken to need as much "
+    "each. Files were written just before, and are in the page cache. resume: the texture statistics as a callable, "
+    "the process killed with SIGKILL at 80 %, and run again. vit: timm's vit_large_patch16_224 with random weights in "
+    "float32; the bare model gets the same tiles, in the same batches, from memory."
 )
 
 

@@ -253,7 +253,7 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
     """Whatever the blocks and the tiles, if the cache holds a few rows of a narrow strip; at random, most are."""
     side, most = 1600, 60
     rng = np.random.default_rng(2)
-    centres = rng.uniform(0, side, (1000, 2))
+    centres = rng.uniform(0, side, (600, 2))
     height, width = block
 
     def decoded(order: NDArray[np.intp]) -> float:
@@ -265,9 +265,9 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
         return blocks.decoded / lazy.npartitions
 
     order = reading_order(centres, block=block, reach=reach, n_blocks=most)
-    assert sorted(order) == list(range(1000))
+    assert sorted(order) == list(range(600))
     assert decoded(order) <= 1.7
-    assert decoded(rng.permutation(1000)) >= 2.5
+    assert decoded(rng.permutation(600)) >= 2
 
 
 def test_the_cache_is_bounded_over_images_and_keeps_what_was_used_last() -> None:

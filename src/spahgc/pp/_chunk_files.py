@@ -105,8 +105,8 @@ def chunk_files(array: Any, graph: Mapping[Any, Any]) -> ChunkFiles | None:
 
 def _decoder(source: Any) -> Decode | None:
     """What decodes a chunk; `None` if that takes more than one of the usual codecs."""
-    import numcodecs
-    from numcodecs.abc import Codec
+    import numcodecs  # type: ignore[import-untyped]
+    from numcodecs.abc import Codec  # type: ignore[import-untyped]
 
     if not source.compressors:
         return bytes
