@@ -6,6 +6,7 @@ thousands, that takes five times as long as reading the file and decoding it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class ChunkFiles:
             try:
                 content = self.decode((self.folder / self.key((c, i, j))).read_bytes())
                 parts.append(np.frombuffer(content, np.uint8).reshape(self.chunk))
-            except (OSError, RuntimeError, ValueError):
+            except (OSError, RuntimeError, ValueError, EOFError, zlib.error):  # damaged or not there
                 return None
         # Chunks at the end of an axis are stored whole.
         height, width = (
