@@ -61,5 +61,5 @@ tutorials: $(VENV)/.ready-notebook
 	done
 
 clean:
-	rm -rf build dist docs/_build docs/api/generated docs/accuracy.md docs/tutorials .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build docs/api/generated docs/accuracy.md docs/speed.md docs/tutorials .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

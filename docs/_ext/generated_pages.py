@@ -2,7 +2,7 @@
 
 - ``api/generated/{subpackage}.md``: the names in the subpackage's ``__all__``, by kind.
 - ``tutorials/``: the notebooks of ``/tutorials``, as they were committed.
-- ``accuracy.md``: the committed results of the scripts in ``benchmarks``.
+- ``accuracy.md``, ``speed.md``: the committed results of the scripts in ``benchmarks``.
 
 All of these are in .gitignore; a file is rewritten only if it changed, so that a second build stays fast.
 """
@@ -16,6 +16,8 @@ import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from speed_page import speed_page
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -130,6 +132,7 @@ def make_pages(app: Sphinx, _config: Config) -> None:
         write(docs / "api" / "generated" / f"{subpackage}.md", api_page(subpackage))
 
     write(docs / "accuracy.md", accuracy_page(docs.parent))
+    write(docs / "speed.md", speed_page(docs.parent))
 
     tutorials = docs / "tutorials"
     tutorials.mkdir(exist_ok=True)
