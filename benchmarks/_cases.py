@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 
-def slide(name: str, patient: str, n: int, *, d: int, g: int, seed: int, latent: int = 24) -> Any:
-    """A slide on a hexagonal lattice, with embeddings and expression that follow a smooth field, and noise."""
+def slide(name: str, patient: str, n: int, *, d: int, g: int, seed: int, latent: int = 128) -> Any:
+    """A slide on a hexagonal lattice, with embeddings and expression that follow smooth fields, and noise.
+
+    The fields' weights fall off, so that some spots are similar to many, as they are on real slides: graphs then have
+    about as many reference nodes.
+    """
     from spahgc._slides import Slide
 
     shared, rng = np.random.default_rng(7), np.random.default_rng(seed)
-    into_z = shared.normal(size=(latent, d)).astype(np.float32)
+    into_z = (shared.normal(size=(latent, d)) * np.arange(1, latent + 1)[:, None] ** -0.8).astype(np.float32)
     into_y = shared.normal(size=(latent, g)).astype(np.float32)
     side = int(np.ceil(np.sqrt(n)))
     row, column = np.divmod(np.arange(n), side)
@@ -24,7 +28,8 @@ def slide(name: str, patient: str, n: int, *, d: int, g: int, seed: int, latent:
         rows = slice(start, min(start + 8192, n))
         factors = np.sin(xy[rows] @ waves + np.arange(latent)) + rng.normal(0, 0.7, (rows.stop - rows.start, latent))
         factors = factors.astype(np.float32)
-        field[rows] = factors @ into_z + rng.standard_normal((len(factors), d), dtype=np.float32)
+        signal = factors @ into_z
+        field[rows] = signal + 0.2 * signal.std() * rng.standard_normal(signal.shape, dtype=np.float32)
         expression[rows] = factors @ into_y / 5 + rng.standard_normal((len(factors), g), dtype=np.float32)
     return Slide(name, patient, field, xy, expression)
 
