@@ -52,8 +52,8 @@ def stage_retrieval(device: str, repeats: int) -> dict[str, Any]:
     bank = rng.standard_normal((65536, 1024), dtype=np.float32)
     query = rng.standard_normal((16384, 1024), dtype=np.float32)
     cosine_topk(query[:512], bank[:20000], 7, device=device)
-    before = rss()
     reset_peak()
+    before = rss()
     seconds = timed(lambda: cosine_topk(query, bank, 7, device=device), repeats)
     used = peak() - before
     b, q = torch.from_numpy(bank).to(device).T, torch.from_numpy(query).to(device)
@@ -115,8 +115,8 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     cohort, target = CASES["visium"]()
     config = Config()
     values = {one.name: one.expression.astype(np.float64) for one in cohort}
-    before = rss()
     reset_peak()
+    before = rss()
     sizes: list[int] = []
 
     def build() -> None:
@@ -195,9 +195,9 @@ def stage_epoch(case: str, device: str, repeats: int) -> dict[str, Any]:
         action()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 1e6 if cuda else rss()
         if not cuda:
             reset_peak()
+        before = torch.cuda.memory_allocated() / 1e6 if cuda else rss()
         seconds = timed(action, repeats)
         used = (torch.cuda.max_memory_allocated() / 1e6 if cuda else peak()) - before
         with FlopCounterMode(display=False) as counter:
@@ -227,8 +227,8 @@ def stage_fold(case: str, device: str, repeats: int) -> dict[str, Any]:
 
     cohort, target = CASES[case]()
     rate = matmul_rate(device) if device == "cpu" else 0.0
-    before = rss()
     reset_peak()
+    before = rss()
 
     def fold() -> None:
         run = Run(seed=0, device=device, split_by="slide")
@@ -267,8 +267,8 @@ def stage_predict(n_spots: int, device: str, repeats: int) -> dict[str, Any]:
     adata = ad.AnnData(obs=obs, obsm={"image_made": target.embedding, "spatial": target.coordinates})
     del target
     spahgc.settings.progress = False
-    before = rss()
     reset_peak()
+    before = rss()
     seconds = timed(
         lambda: spahgc.tl.predict(model, adata, library_key="region", device=device), repeats if n_spots < 50_000 else 1
     )

@@ -126,6 +126,20 @@ class _Attention(torch.autograd.Function):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    total = np.float32(0)
+    for d in range(a.size):
+        total += a[d] * b[d]
+    return total
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _add(out: NDArray[np.float32], factor: float, values: NDArray[np.float32]) -> None:
+    for d in range(out.size):
+        out[d] += factor * values[d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
 def _forward(
     query: NDArray[np.float32],
     both: NDArray[np.float32],
@@ -140,29 +154,29 @@ def _forward(
     width, heads = query.shape[1], weights.shape[1]
     size = width // heads
     scale = np.float32(1 / np.sqrt(size))
+    largest, total = np.empty(heads, np.float32), np.empty(heads, np.float32)
     for r in range(first, last):
-        out[r] = 0
-        for h in range(heads):
-            low, high = h * size, (h + 1) * size
-            largest = np.float32(-np.inf)
-            for e in range(start[r], start[r + 1]):
-                row = both[sender[e]]
-                score = np.float32(0)
-                for d in range(low, high):
-                    score += query[r, d] * row[d]
-                score *= scale
+        largest[:], total[:] = -np.inf, 0
+        # Edge by edge, each row from its beginning to its end, as it lies in memory.
+        for e in range(start[r], start[r + 1]):
+            s = sender[e]
+            for h in range(heads):
+                low, high = h * size, (h + 1) * size
+                score = _dot(query[r, low:high], both[s, low:high]) * scale
                 weights[e, h] = score
-                largest = max(largest, score)
-            total = np.float32(0)
-            for e in range(start[r], start[r + 1]):
-                weights[e, h] = np.exp(weights[e, h] - largest)
-                total += weights[e, h]
-            for e in range(start[r], start[r + 1]):
-                weight = weights[e, h] / total
+                largest[h] = max(largest[h], score)
+        for e in range(start[r], start[r + 1]):
+            for h in range(heads):
+                weights[e, h] = np.exp(weights[e, h] - largest[h])
+                total[h] += weights[e, h]
+        out[r] = 0
+        for e in range(start[r], start[r + 1]):
+            s = sender[e]
+            for h in range(heads):
+                weight = weights[e, h] / total[h]
                 weights[e, h] = weight
-                row = both[sender[e]]
-                for d in range(low, high):
-                    out[r, d] += weight * row[width + d]
+                low, high = h * size, (h + 1) * size
+                _add(out[r, low:high], weight, both[s, width + low : width + high])
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -181,24 +195,24 @@ def _to_receivers(
     width, heads = gradient.shape[1], weights.shape[1]
     size = width // heads
     scale = np.float32(1 / np.sqrt(size))
+    mean = np.empty(heads, np.float32)
     for r in range(first, last):
-        to_query[r] = 0
-        for h in range(heads):
-            low, high = h * size, (h + 1) * size
-            mean = np.float32(0)
-            for e in range(start[r], start[r + 1]):
-                row = both[sender[e]]
-                product = np.float32(0)
-                for d in range(low, high):
-                    product += gradient[r, d] * row[width + d]
+        mean[:] = 0
+        for e in range(start[r], start[r + 1]):
+            s = sender[e]
+            for h in range(heads):
+                low, high = h * size, (h + 1) * size
+                product = _dot(gradient[r, low:high], both[s, width + low : width + high])
                 to_scores[e, h] = product
-                mean += weights[e, h] * product
-            for e in range(start[r], start[r + 1]):
-                value = weights[e, h] * (to_scores[e, h] - mean) * scale
+                mean[h] += weights[e, h] * product
+        to_query[r] = 0
+        for e in range(start[r], start[r + 1]):
+            s = sender[e]
+            for h in range(heads):
+                value = weights[e, h] * (to_scores[e, h] - mean[h]) * scale
                 to_scores[e, h] = value
-                row = both[sender[e]]
-                for d in range(low, high):
-                    to_query[r, d] += value * row[d]
+                low, high = h * size, (h + 1) * size
+                _add(to_query[r, low:high], value, both[s, low:high])
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -224,9 +238,9 @@ def _to_senders(
             r = receiver[e]
             for h in range(heads):
                 value, weight = to_scores[e, h], weights[e, h]
-                for d in range(h * size, (h + 1) * size):
-                    to_both[s, d] += value * query[r, d]
-                    to_both[s, width + d] += weight * gradient[r, d]
+                low, high = h * size, (h + 1) * size
+                _add(to_both[s, low:high], value, query[r, low:high])
+                _add(to_both[s, width + low : width + high], weight, gradient[r, low:high])
 
 
 def _split(kernel: Callable[[int, int], None], n: int, work: int) -> None:
