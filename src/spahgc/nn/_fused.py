@@ -126,7 +126,7 @@ class _Attention(torch.autograd.Function):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
     total = np.float32(0)
     for d in range(a.size):
         total += a[d] * b[d]
@@ -134,7 +134,7 @@ def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _add(out: NDArray[np.float32], factor: float, values: NDArray[np.float32]) -> None:
+def _add(out: NDArray[np.float32], factor: np.float32, values: NDArray[np.float32]) -> None:
     for d in range(out.size):
         out[d] += factor * values[d]
 
