@@ -141,7 +141,8 @@ def visium_pitch(obs: pd.DataFrame, centres: Float64) -> float | None:
     Visium numbers the columns of even rows 0, 2, 4, ... and of odd rows 1, 3, 5, ...; neighbours are two columns apart
     in a row, or one column and one row.
     """
-    if not all(key in obs for key in ("array_row", "array_col")):
+    # A lattice that spahgc laid may have any pitch.
+    if not all(key in obs for key in ("array_row", "array_col")) or keys.TISSUE in obs or keys.N_BINS in obs:
         return None
     row, column = (
         pd.to_numeric(obs[key], errors="coerce").to_numpy(dtype=np.float64) for key in ("array_row", "array_col")

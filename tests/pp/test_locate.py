@@ -277,3 +277,6 @@ def test_visium_pitch() -> None:
     assert visium_pitch(obs[::40], place[::40]) is None
     assert visium_pitch(obs.assign(array_row=np.nan), place) is None
     assert visium_pitch(obs[["array_row"]], place) is None
+    # A lattice that spahgc laid may have any pitch.
+    assert visium_pitch(obs.assign(tissue_fraction=1.0), place) is None
+    assert visium_pitch(obs.assign(n_bins=4), place) is None

@@ -15,7 +15,7 @@ from .._links import centres_of, regions, shapes_of
 from .._scale import PLAUSIBLE_MPP, microns_per_unit, side_of
 from .._slides import Float64
 from .._validate import listed
-from ._candidates import Candidate, _arrays, _problem, candidates, stretch  # noqa: F401
+from ._candidates import Candidate, candidates, stretch
 from ._tiles import Level
 
 if TYPE_CHECKING:
