@@ -65,7 +65,7 @@ def check_alignment(
     flipped, turned by 90 or 180 degrees, each with the coordinates in pixels of the hires, lowres or another image of
     the object, at the pitch of the platform, and 2 or 4 times too large or small. A candidate's score is
 
-    - ``outline``: agreement of the area of the spots with the tissue of the image, 2 |both| / (|spots| + |tissue|);
+    - ``outline``: agreement of the area of the spots with the tissue of the image, ``2 both / (spots + tissue)``;
       with an ``obs["in_tissue"]`` that is 0 somewhere, inside the array only;
     - plus ``expression``: the share of the spots' expression (ten leading components and total counts) that the
       colour of the image at their place explains, beyond smooth trends over the slide (adjusted R2); 0 without counts.
