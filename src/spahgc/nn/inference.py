@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from .._slides import blocks
 from .attention import CrossNodeDualAttention
 from .encoder import SLOPE, HeteroLayer
 from .graph import reference_nodes
@@ -82,7 +83,7 @@ def large_graph(
     neighbours = SpatialNeighbors(coordinates)
     near = np.empty((n, min(n_near, n - 1)), np.int32)
     retrieved = np.empty((n, n_references), np.int32)
-    for rows in _chunks(n):
+    for rows in blocks(n, CHUNK):
         near[rows] = neighbours(n_near, rows)
         retrieved[rows] = cosine_topk(features[rows], reference_embedding, n_references, device=device)[0]
     nodes = reference_nodes(retrieved, reference_embedding, reference_expression, n_close, device=device)
@@ -120,13 +121,13 @@ def predict(
         _states(n, hidden) as updated,
         tqdm(total=(2 + len(encoder.layers)) * n, desc="Predicting", unit="spot", disable=not progress) as bar,
     ):
-        for rows in _chunks(n):
+        for rows in blocks(n, CHUNK):
             states.write(rows, encoder.target(torch.from_numpy(graph.features[rows]).to(device)))
             bar.update(rows.stop - rows.start)
         for layer in cast("list[HeteroLayer]", encoder.layers):
             back = None if layer.refer is None else _AttendBack(layer.refer, reference)
             answer = None if layer.refer is None else layer.refer.answer(reference, expression)
-            for rows in _chunks(n):
+            for rows in blocks(n, CHUNK):
                 own, near = states.read(rows, device), torch.from_numpy(graph.near[rows])
                 around = states.around(near, device)
                 message = layer.near(own, around, torch.arange(near.numel(), device=device).view(near.shape))
@@ -140,7 +141,7 @@ def predict(
             reference = leaky_relu(message if back is None else (message + back.message()) / 2, SLOPE)
             states, updated = updated, states
         answer = network.pooling.answer(reference)
-        for rows in _chunks(n):
+        for rows in blocks(n, CHUNK):
             pooled = network.pooling.pool(states.read(rows, device), answer, _table(graph.references[rows], device))
             write(rows, network.output(pooled).cpu().numpy())
             bar.update(rows.stop - rows.start)
@@ -211,7 +212,3 @@ def _states(n: int, hidden: int) -> Iterator[_States]:
 
 def _table(rows: NDArray[np.int32], device: torch.device) -> Tensor:
     return torch.from_numpy(rows).to(device, torch.int64)
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._slides import blocks
 from ._check import finite, positive, real
 
 _DECIMALS = 9
@@ -81,7 +82,7 @@ def cosine_topk(
     values, candidates = _shortlists(query, bank, min(k + _MARGIN, available), exclude_self, chunk, device)
     indices = np.empty((len(query), k), dtype=np.int64)
     similarities = np.empty((len(query), k), dtype=np.float32)
-    for rows in _slices(len(query), chunk):
+    for rows in blocks(len(query), chunk):
         exact = _similarity(query[rows], bank, candidates[rows])
         order = np.lexsort((candidates[rows], -exact), axis=1)[:, :k]
         indices[rows] = np.take_along_axis(candidates[rows], order, axis=1)
@@ -103,9 +104,9 @@ def _shortlists(
     """The `size` highest float32 scores of each query, descending, and their rows of the bank, (n, size) each."""
     values = torch.full((len(query), size), -torch.inf, device=device)
     indices = torch.zeros((len(query), size), dtype=torch.int64, device=device)
-    for block in _slices(len(bank), _BLOCK):
+    for block in blocks(len(bank), _BLOCK):
         unit_bank = _units(bank[block], "bank", block.start, device).T
-        for rows in _slices(len(query), chunk):
+        for rows in blocks(len(query), chunk):
             scores = _scores(query, rows, unit_bank, block, exclude_self, device)
             found, at = _highest(scores, min(size, scores.shape[1]))
             found, at = torch.cat([values[rows], found], dim=1), torch.cat([indices[rows], at + block.start], dim=1)
@@ -144,10 +145,10 @@ def _every_above(
     device: str | torch.device,
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """For each of some queries, all rows of the bank with a score of at least its `least`."""
-    for some in _slices(len(undecided), chunk):
+    for some in blocks(len(undecided), chunk):
         rows = undecided[some]
         found: list[NDArray[np.int64]] = []
-        for block in _slices(len(bank), _BLOCK):
+        for block in blocks(len(bank), _BLOCK):
             unit_bank = _units(bank[block], "bank", block.start, device).T
             scores = _scores(query, rows, unit_bank, block, exclude_self, device)
             above = scores >= torch.from_numpy(least[rows]).to(device)[:, None]
@@ -203,7 +204,3 @@ def _similarity(query: NDArray, bank: NDArray, candidates: NDArray[np.int64]) ->
 def _norms64(values: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.sqrt((values[..., None, :] @ values[..., :, None])[..., 0, 0])
     return np.where(norms > 0, norms, 1.0)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
