@@ -331,10 +331,10 @@ def test_the_next_tiles_are_read_while_the_encoder_works(
     monkeypatch.setattr(TileReader, "read", counted)
     sizes: list[int] = []
     ahead: list[int] = []
+    end = time.monotonic() + 30  # for all batches together
 
     def slow(tiles: np.ndarray) -> np.ndarray:
         sizes.append(len(tiles))
-        end = time.monotonic() + 20
         # Until as much was read as may be, and a little longer; without reading ahead, it waits in vain.
         while len(read) < min(sum(sizes) + AHEAD * 4, 70) - 2 and time.monotonic() < end:
             time.sleep(0.001)
