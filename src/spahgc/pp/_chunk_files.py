@@ -106,8 +106,8 @@ def chunk_files(array: Any, graph: Mapping[Any, Any]) -> ChunkFiles | None:
 
 def _decoder(source: Any) -> Decode | None:
     """What decodes a chunk; `None` if that takes more than one of the usual codecs."""
-    import numcodecs  # type: ignore[import-untyped]
-    from numcodecs.abc import Codec  # type: ignore[import-untyped]
+    import numcodecs
+    from numcodecs.abc import Codec
 
     if not source.compressors:
         return bytes
