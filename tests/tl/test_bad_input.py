@@ -268,7 +268,7 @@ TARGET = {
     "other fields of view": Case(
         ValueError, r"fields_of_view: reference \[1.0, 2.0\], target \[1.0\]", params(fields_of_view=[1.0])
     ),
-    "a parameter more": Case(ValueError, "stain: reference None, target 'macenko'", params(stain="macenko")),
+    "a parameter more": Case(ValueError, "stain: reference not recorded, target 'macenko'", params(stain="macenko")),
     "key_added with a slash": Case(ValueError, "key_added is made of letters.*not 'a/b'", options={"key_added": "a/b"}),
     "no key_added": Case(ValueError, "key_added is made of letters", options={"key_added": ""}),
     "key_added like an embedding": Case(
