@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 INTRO = (
-    "Made from the committed output of `benchmarks/speed.py`, which prints it. Every stage ran in a process of its own, "
-    "on one core unless it says otherwise; ratios are of one run, figures are medians of five (of three for folds and "
-    "the bank; one run for predictions of more than 50,000 spots). The *plain reference* is the same method written from "
-    "its description without thinking of cost (`benchmarks/_plain.py`): heaps for the retrieval, attention by gathering "
-    "and scattering, a loop over genes in the loss. It has the same weights and gives the same numbers."
+    "Made from the committed output of `benchmarks/speed.py`, which prints it. Every stage ran in a process of "
+    "its own, on one core unless it says otherwise; ratios are of one run, figures are medians of five (of three "
+    "for folds and the bank; one run for predictions of more than 50,000 spots). The *plain reference* is the "
+    "same method written from its description without thinking of cost (`benchmarks/_plain.py`): heaps for the "
+    "retrieval, attention by gathering and scattering, a loop over genes in the loss. It has the same weights and "
+    "gives the same numbers."
 )
 
 
