@@ -6,7 +6,7 @@ import torch
 from scipy.stats import pearsonr
 
 from spahgc.nn import Config, Terms, contrastive_loss, pearson_loss, pearson_per_gene
-from spahgc.nn.loss import supervised_terms
+from spahgc.nn.loss import Measured, supervised_terms, supervised_terms_by_components
 
 
 @pytest.fixture
@@ -81,3 +81,30 @@ def test_total_has_the_papers_weights(pair):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(4, 3\) and expression is \(4, 1\)"):
         supervised_terms(torch.rand(4, 3), torch.rand(4, 1))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_terms_by_components_are_those_of_the_prediction(scale):
+    """Without making the prediction: the same values and gradients, with a gene constant on either side."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(40, 4, generator=generator).requires_grad_()
+    components = scale * torch.randn(4, 9, generator=generator)
+    components[:, 2] = 0
+    expression = scale * (torch.randn(40, 9, generator=generator) + 2)
+    expression[:, 5] = 3 * scale
+    found = supervised_terms_by_components(weights, components, Measured.of(expression))
+    expected = supervised_terms(weights @ components, expression)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=0)
+        (gradient,) = torch.autograd.grad(mine, weights, retain_graph=True)
+        (wanted,) = torch.autograd.grad(theirs, weights, retain_graph=True)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_terms_by_components_of_nothing_have_no_gradient():
+    """An output layer that starts at zero: no correlation is defined, and no gradient is NaN."""
+    weights = torch.zeros(6, 2, requires_grad=True)
+    mse, pearson = supervised_terms_by_components(weights, torch.ones(2, 3), Measured.of(torch.rand(6, 3)))
+    (mse + pearson).backward()
+    assert torch.isfinite(weights.grad).all()
+    assert pearson == 0

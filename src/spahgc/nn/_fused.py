@@ -125,18 +125,23 @@ class _Attention(torch.autograd.Function):
         return to_query, to_both, None, None
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
+@numba.njit(nogil=True, fastmath=_FLAGS, inline="always")
+def _dot(a: Any, i: Any, a_low: Any, b: Any, j: Any, b_low: Any, size: Any) -> np.float32:
+    """Product of a[i, a_low:] and b[j, b_low:] over `size` columns."""
+    # Unsigned: a signed index is asked whether it counts from the end, and the loop is not vectorised.
+    i, a_low, j, b_low = np.uintp(i), np.uintp(a_low), np.uintp(j), np.uintp(b_low)
     total = np.float32(0)
-    for d in range(a.size):
-        total += a[d] * b[d]
+    for d in range(np.uintp(size)):
+        total += a[i, a_low + d] * b[j, b_low + d]
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _add(out: NDArray[np.float32], factor: np.float32, values: NDArray[np.float32]) -> None:
-    for d in range(out.size):
-        out[d] += factor * values[d]
+@numba.njit(nogil=True, fastmath=_FLAGS, inline="always")
+def _add(out: Any, i: Any, out_low: Any, factor: Any, b: Any, j: Any, b_low: Any, size: Any) -> None:
+    """Add factor * b[j, b_low:] to out[i, out_low:] over `size` columns."""
+    i, out_low, j, b_low = np.uintp(i), np.uintp(out_low), np.uintp(j), np.uintp(b_low)
+    for d in range(np.uintp(size)):
+        out[i, out_low + d] += factor * b[j, b_low + d]
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -161,8 +166,7 @@ def _forward(
         for e in range(start[r], start[r + 1]):
             s = sender[e]
             for h in range(heads):
-                low, high = h * size, (h + 1) * size
-                score = _dot(query[r, low:high], both[s, low:high]) * scale
+                score = _dot(query, r, h * size, both, s, h * size, size) * scale
                 weights[e, h] = score
                 largest[h] = max(largest[h], score)
         for e in range(start[r], start[r + 1]):
@@ -175,8 +179,7 @@ def _forward(
             for h in range(heads):
                 weight = weights[e, h] / total[h]
                 weights[e, h] = weight
-                low, high = h * size, (h + 1) * size
-                _add(out[r, low:high], weight, both[s, width + low : width + high])
+                _add(out, r, h * size, weight, both, s, width + h * size, size)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -201,8 +204,7 @@ def _to_receivers(
         for e in range(start[r], start[r + 1]):
             s = sender[e]
             for h in range(heads):
-                low, high = h * size, (h + 1) * size
-                product = _dot(gradient[r, low:high], both[s, width + low : width + high])
+                product = _dot(gradient, r, h * size, both, s, width + h * size, size)
                 to_scores[e, h] = product
                 mean[h] += weights[e, h] * product
         to_query[r] = 0
@@ -211,8 +213,7 @@ def _to_receivers(
             for h in range(heads):
                 value = weights[e, h] * (to_scores[e, h] - mean[h]) * scale
                 to_scores[e, h] = value
-                low, high = h * size, (h + 1) * size
-                _add(to_query[r, low:high], value, both[s, low:high])
+                _add(to_query, r, h * size, value, both, s, h * size, size)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -238,9 +239,8 @@ def _to_senders(
             r = receiver[e]
             for h in range(heads):
                 value, weight = to_scores[e, h], weights[e, h]
-                low, high = h * size, (h + 1) * size
-                _add(to_both[s, low:high], value, query[r, low:high])
-                _add(to_both[s, width + low : width + high], weight, gradient[r, low:high])
+                _add(to_both, s, h * size, value, query, r, h * size, size)
+                _add(to_both, s, width + h * size, weight, gradient, r, h * size, size)
 
 
 def _split(kernel: Callable[[int, int], None], n: int, work: int) -> None:

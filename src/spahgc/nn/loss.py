@@ -39,6 +39,55 @@ def supervised_terms(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Te
     return mse_loss(prediction, expression), pearson_loss(prediction, expression)
 
 
+class Measured(NamedTuple):
+    """Measured expression of a slide, prepared once for :func:`supervised_terms_by_components`."""
+
+    centred: Tensor
+    """Expression less its mean, (n, g)."""
+    mean: Tensor
+    """(g,)"""
+    squares: Tensor
+    """Sums of squares of the centred expression, (g,)."""
+    varies: Tensor
+    """Genes that are not constant, boolean (g,)."""
+
+    @classmethod
+    def of(cls, expression: Tensor) -> Measured:
+        """From expression, (n, g)."""
+        mean = expression.mean(dim=0)
+        centred = expression - mean
+        varies = centred.abs().amax(dim=0) > _CONSTANT * expression.abs().amax(dim=0)
+        return cls(centred, mean, centred.square().sum(dim=0), varies)
+
+
+def supervised_terms_by_components(weights: Tensor, components: Tensor, measured: Measured) -> tuple[Tensor, Tensor]:
+    """:func:`supervised_terms` of a prediction ``weights @ components`` that is never made.
+
+    Sums of squares and products over spots follow from products of the weights, (r, r) and (r, g), so nothing as large
+    as the prediction, (n, g), is written.
+
+    Parameters
+    ----------
+    weights
+        Weights of the components at each spot, (n, r).
+    components
+        (r, g).
+    measured
+        The slide's expression.
+    """
+    n, mean = len(weights), weights.mean(dim=0)
+    centred = weights - mean
+    own = ((centred.T @ centred @ components) * components).sum(dim=0)
+    both = ((centred.T @ measured.centred) * components).sum(dim=0)
+    level = mean @ components
+    mse = ((own - 2 * both + measured.squares) / n + (level - measured.mean).square()).mean()
+    with torch.no_grad():
+        defined = measured.varies & (own > n * _CONSTANT**2 * (level.square() + own / n))
+    # The undefined genes are replaced before the root, not after: a NaN times zero in the backward pass is still NaN.
+    correlation = both.where(defined, 0.0) / (own * measured.squares).where(defined, 1.0).sqrt()
+    return mse, (1 - correlation).where(defined, 0.0).sum() / defined.sum().clamp(min=1)
+
+
 def pearson_per_gene(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
     """Pearson correlation of each gene over spots.
 

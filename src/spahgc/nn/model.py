@@ -81,16 +81,26 @@ class SpaHGC(nn.Module):
         ``graph_tensors(data).to(device)``.
         """
         graph = self._tensors(data)
+        output = self._genes(self.head_output(graph))
+        return output if graph.base is None else output + graph.base
+
+    def head_output(self, graph: GraphTensors) -> Tensor:
+        """What the output layer gives: weights of the components, (n, r), or values of the genes, (n, g); float32."""
         graph = graph.with_edges()
         target, reference = self.encoder(graph)
-        output = self.output(self.pooling(target, reference, graph.references, graph.edges and graph.edges[0]))
-        return output if graph.base is None else output + graph.base
+        return self._head(self.pooling(target, reference, graph.references, graph.edges and graph.edges[0]))
 
     def output(self, pooled: Tensor) -> Tensor:
         """Values of the genes, (n, g), float32, from what is pooled, (n, hidden)."""
+        return self._genes(self._head(pooled))
+
+    def _head(self, pooled: Tensor) -> Tensor:
         # In full precision: the error of a bfloat16 product would be of the size of what is learnt last.
         with torch.autocast(pooled.device.type, enabled=False):
-            output = self.head(pooled.float())
+            return self.head(pooled.float())
+
+    def _genes(self, output: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
             return output if self.components is None else output @ self.components
 
     def contrast(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ._parallel import check_same, gathered, rank_seeds, share
 from .config import Config
 from .graph import GraphTensors, graph_tensors
-from .loss import Terms, supervised_terms
+from .loss import Measured, Terms, supervised_terms, supervised_terms_by_components
 from .masking import TargetEncoder
 from .model import SpaHGC
 
@@ -107,7 +107,7 @@ def train(
         check_same((slides, sizes, n_genes, config, seed, validate is None, patience), len(slides), fabric)
     weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     with _seeded(weights_and_dropout, device), _threads(max(map(sum, sizes)), config):
-        steps = Steps(graphs, device)
+        steps = Steps(graphs, device, by_components=components is not None)
         model = SpaHGC(steps[0][0].target.shape[1], n_genes, config, components=components).to(device)
         if fabric is not None and fabric.global_rank > 0:
             dropout, masks = rank_seeds(seed, fabric.global_rank)
@@ -176,10 +176,11 @@ class StepLoss(nn.Module):
         super().__init__()
         self.model, self.target_encoder, self.masks = model, target_encoder, masks
 
-    def forward(self, graph: GraphTensors, expression: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, graph: GraphTensors, expression: Tensor | Measured) -> tuple[Tensor, Tensor]:
         """The loss, and the loss and its terms without gradient, (5,)."""
-        with torch.autocast(expression.device.type, dtype=torch.bfloat16, enabled=expression.is_cuda):
-            prediction = self.model(graph)
+        device, components = graph.target.device, self.model.components
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            prediction = self.model(graph) if isinstance(expression, Tensor) else self.model.head_output(graph)
             zero = prediction.new_zeros(())
             contrast = (
                 (zero, zero)
@@ -187,14 +188,20 @@ class StepLoss(nn.Module):
                 else self.model.contrast(graph, self.target_encoder, self.masks)
             )
         if graph.core is not None:
-            prediction, expression = prediction.index_select(0, graph.core), expression.index_select(0, graph.core)
-        terms = Terms(*supervised_terms(prediction, expression), *contrast)
+            prediction = prediction.index_select(0, graph.core)
+        if isinstance(expression, Tensor):
+            supervised = supervised_terms(prediction, expression)
+        elif components is not None:
+            supervised = supervised_terms_by_components(prediction, components, expression)
+        else:
+            raise TypeError("The network has no components: it is trained on the expression itself.")
+        terms = Terms(*supervised, *contrast)
         loss = terms.total(self.model.config)
         return loss, torch.stack([loss, *terms]).detach()
 
 
 def _step(
-    loss: nn.Module, slide: tuple[GraphTensors, Tensor], weight: float, optimizer: torch.optim.Optimizer
+    loss: nn.Module, slide: tuple[GraphTensors, Tensor | Measured], weight: float, optimizer: torch.optim.Optimizer
 ) -> Tensor:
     """One slide; returns the loss and its terms, (5,), left on the device so that no step waits for it."""
     optimizer.zero_grad(set_to_none=True)
@@ -235,24 +242,34 @@ def _record(history: History, terms: Tensor, names: list[str], contrasts: bool, 
 class Steps:
     """The slides (or blocks) of a training, made and moved to the device when their step comes.
 
-    Those that fit into :data:`KEEP` bytes altogether stay there.
+    Those that fit into :data:`KEEP` bytes altogether stay there. The expression is that of a block's core; with
+    `by_components` it is prepared for a loss that is taken by components.
     """
 
-    def __init__(self, graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]], device: torch.device) -> None:
-        self._graphs, self._device = graphs, device
-        self._kept: dict[int, tuple[GraphTensors, Tensor]] = {}
+    def __init__(
+        self,
+        graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
+        device: torch.device,
+        *,
+        by_components: bool = False,
+    ) -> None:
+        self._graphs, self._device, self._by_components = graphs, device, by_components
+        self._kept: dict[int, tuple[GraphTensors, Tensor | Measured]] = {}
         self._free = KEEP
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __getitem__(self, i: int) -> tuple[GraphTensors, Tensor]:
+    def __getitem__(self, i: int) -> tuple[GraphTensors, Tensor | Measured]:
         if i in self._kept:
             return self._kept[i]
         data, expression = self._graphs[i]
         graph = data if isinstance(data, GraphTensors) else graph_tensors(data)
         graph, expression = graph.to(self._device).with_edges(), expression.to(self._device)
-        step = graph, expression
+        if graph.core is not None:
+            expression = expression.index_select(0, graph.core)
+        by_components = self._by_components and graph.base is None
+        step = graph, Measured.of(expression) if by_components else expression
         size = graph.nbytes + expression.nbytes
         if size <= self._free:
             self._kept[i] = step
