@@ -34,7 +34,7 @@ def _machine(content: Mapping[str, Any]) -> str:
         return ""
     return (
         f"{machine['processor']}, one core unless said otherwise: {found['gflops']:.0f} GFLOP/s in matrix products, "
-        f"{found['bandwidth_gb_s']:.1f} GB/s copying. torch {machine['versions']['torch']}, commit {machine['commit']}."
+        f"{found['bandwidth_gb_s']:.1f} GB/s copying. torch {machine['versions']['torch']}."
     )
 
 

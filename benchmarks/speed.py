@@ -327,8 +327,13 @@ def main() -> None:
         if done.returncode:
             raise SystemExit(f"Stage {name!r} failed with exit status {done.returncode}.")
         found = json.loads(done.stdout.strip().splitlines()[-1])
-        content["stages"][name] = {**found, "cores": int(threads), "stage_seconds": time.perf_counter() - start}
         content["machine"] = machine()
+        content["stages"][name] = {
+            **found,
+            "cores": int(threads),
+            "stage_seconds": time.perf_counter() - start,
+            "commit": content["machine"]["commit"],
+        }
         write_json(path, content)
     print(speed_table(content))
 
