@@ -107,9 +107,11 @@ class ContextRows:
         """Components of the spots, and their means over each ring; the last block is kept, it is often the only one."""
         if self._kept is None or self._kept[0] != rows:
             nearest = self._neighbors(max(RINGS), rows)
-            parts = [self._scores[rows]]
-            for ring in RINGS:
-                members = nearest[:, :ring]
-                parts.append(self._scores[members].mean(axis=1, dtype=np.float64) if members.shape[1] else parts[0])
-            self._kept = rows, np.concatenate(parts, axis=1).astype(np.float64, copy=False)
+            own = self._scores[rows].astype(np.float64)
+            # One neighbour after another: all together would be 60 copies of the block. The rings lie in each other.
+            total, parts, n = np.zeros_like(own), [own], nearest.shape[1]
+            for k in range(n):
+                total += self._scores[nearest[:, k]]
+                parts += [total / (k + 1)] * sum(min(ring, n) == k + 1 for ring in RINGS)
+            self._kept = rows, np.concatenate(parts if n else [own] * (1 + len(RINGS)), axis=1)
         return self._kept[1]
