@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 from spatialdata import read_zarr
@@ -16,7 +17,6 @@ from spatialdata import read_zarr
 import spahgc
 from spahgc.pp import _distributed
 
-distributed = pytest.importorskip("distributed")
 WEIGHTS = np.random.default_rng(5).normal(size=(3 * 16 * 16, 24)).astype(np.float32)
 
 

@@ -42,7 +42,7 @@ def embed_predict_draw(reference: Any, target: Any) -> float:
 @pytest.fixture
 def visium(tmp_path: Path) -> Any:
     """Function that builds a Space Ranger folder and reads it with spatialdata-io."""
-    spatialdata_io = pytest.importorskip("spatialdata_io")
+    import spatialdata_io
 
     def read(name: str, *, full: str | None = "tissue.tif", **kwargs: Any) -> Any:
         folder = layouts.visium_folder(tmp_path / name, **kwargs)
@@ -124,7 +124,7 @@ def test_two_visium_slides_in_one(visium: Any) -> None:
 @pytest.fixture
 def visium_hd(tmp_path: Path) -> Any:
     """Function that builds a Space Ranger 3 folder and reads it with spatialdata-io."""
-    spatialdata_io = pytest.importorskip("spatialdata_io")
+    import spatialdata_io
 
     def read(name: str, *, seed: int = 0, **kwargs: Any) -> Any:
         folder = layouts.visium_hd_folder(tmp_path / name, seed=seed)
@@ -173,7 +173,8 @@ def test_sums_of_small_bins_are_those_of_large_ones(visium_hd: Any) -> None:
 def test_xenium_is_found(circles: bool, real: bool, tmp_path: Path) -> None:
     """Cells in um, and an H&E image that lies turned, at 0.5 um per pixel; read, or built as the reader does."""
     if real:
-        xenium = pytest.importorskip("spatialdata_io").xenium
+        from spatialdata_io import xenium
+
         folder = layouts.xenium_folder(tmp_path / "X", n=300)
         sdata = xenium(folder, transcripts=False, cells_as_circles=circles, cells_labels=not circles)
     else:
