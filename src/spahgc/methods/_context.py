@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +32,10 @@ class Context:
         """Components of the slides' standardised embeddings; a weight for the spot, and one for each ring."""
         pca = PCA.fit(np.concatenate([slide.embedding for slide in slides]), size)
         return cls(pca, np.sqrt(pca.variance), tuple(weights))
+
+    def of_spot(self) -> Self:
+        """The part that describes the spot alone."""
+        return replace(self, weights=self.weights[:1])
 
     @property
     def scale(self) -> Float64:
@@ -79,6 +83,7 @@ class ContextRows:
     def __init__(self, context: Context, slide: Slide, *, divisor: float = 1.0) -> None:
         from ..nn.neighbors import SpatialNeighbors
 
+        self._rings = RINGS[: len(context.weights) - 1]
         self._neighbors = SpatialNeighbors(slide.coordinates)
         self._scores = np.empty((len(slide), context.pca.axes.shape[1]), np.float32)
         for rows in blocks(len(slide)):
@@ -106,12 +111,14 @@ class ContextRows:
     def _unscaled(self, rows: slice) -> Float64:
         """Components of the spots, and their means over each ring; the last block is kept, it is often the only one."""
         if self._kept is None or self._kept[0] != rows:
-            nearest = self._neighbors(max(RINGS), rows)
             own = self._scores[rows].astype(np.float64)
+            if not self._rings:
+                return own
+            nearest = self._neighbors(max(self._rings), rows)
             # One neighbour after another: all together would be 60 copies of the block. The rings lie in each other.
             total, parts, n = np.zeros_like(own), [own], nearest.shape[1]
             for k in range(n):
                 total += self._scores[nearest[:, k]]
-                parts += [total / (k + 1)] * sum(min(ring, n) == k + 1 for ring in RINGS)
-            self._kept = rows, np.concatenate(parts if n else [own] * (1 + len(RINGS)), axis=1)
+                parts += [total / (k + 1)] * sum(min(ring, n) == k + 1 for ring in self._rings)
+            self._kept = rows, np.concatenate(parts if n else [own] * (1 + len(self._rings)), axis=1)
         return self._kept[1]

@@ -18,8 +18,9 @@ class Preset:
     relative
         Train on expression scaled to mean 0 and variance 1 per gene and slide, instead of expression as it is.
     views
-        What the nodes carry, in turn for the networks that are averaged: ``"spot"``, the embedding, or ``"context"``,
-        the embeddings of the spot and of its surroundings (:class:`~spahgc.methods.ContextKernel`).
+        What the nodes carry, in turn for the networks that are averaged: ``"spot"``, the embedding; ``"components"``,
+        its 128 leading components; or ``"context"``, the components of the spot and of its surroundings
+        (:class:`~spahgc.methods.ContextKernel`).
     kernel
         Share of kernel ridge regression over the reference spots (:class:`~spahgc.methods.ContextKernel`) in the
         average with the networks, 0 to 1. Above 0 it needs `relative`.
@@ -41,25 +42,27 @@ class Preset:
     n_seeds: int = 1
 
 
-VIEWS = ("spot", "context")
+VIEWS = ("spot", "components", "context")
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(),
     "default": Preset(
         network={
-            "hidden": 64,
-            "n_layers": 1,
+            "hidden": 128,
+            "n_layers": 2,
+            "dropout": 0.4,
             "n_references": 15,
-            "learning_rate": 1e-3,
-            "epochs": 40,
+            "n_near": 12,
+            "learning_rate": 1.5e-3,
+            "epochs": 30,
             "weight_target": 0.0,
             "weight_reference": 0.0,
         },
         relative=True,
-        views=("context", "spot"),
+        views=("context", "components"),
         kernel=1 / 3,
         linear_for_new=True,
         n_components=32,
-        n_seeds=6,
+        n_seeds=4,
     ),
 }

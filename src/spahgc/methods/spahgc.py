@@ -37,8 +37,8 @@ class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
     ``preset="paper"`` is the published method to the letter: 200 epochs, and the last one is used. ``preset="default"``
-    is six small networks on the same graph, trained for 40 epochs on expression relative to each slide; the nodes of
-    three carry the embeddings of a spot and of its surroundings, those of the other three the spot's alone. Their mean
+    is four networks of two layers and width 128, trained for 30 epochs on expression relative to each slide; the nodes
+    of two carry the embeddings of a spot and of its surroundings, those of the other two the spot's alone. Their mean
     is averaged with kernel ridge regression over all reference spots, which counts a third. For targets of new patients
     (:class:`~spahgc.methods.Run`) the result is averaged with ridge and context ridge, a third each. With a single
     reference slide the graph has no other slide to refer to while training, and no network is trained.
@@ -236,7 +236,7 @@ class _Part:
     @classmethod
     def prepare(cls, cohort: Cohort, preset: Preset, config: Config, run: Run) -> Self:
         """Scale the expression, and fit the kernel and the linear methods."""
-        kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or "context" in preset.views else None
+        kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or preset.views != ("spot",) else None
         wanted = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
         return cls._made(cohort, preset, config, kernel, tuple(kind(relative=True).fit(cohort, run) for kind in wanted))
 
@@ -256,15 +256,13 @@ class _Part:
         return part
 
     def node_features(self, slide: Slide, view: str) -> Slide:
-        """The slide with what its nodes carry as the embedding; of mean square 1 where it has the surroundings."""
-        if view == "spot" or self.kernel is None:
-            return slide
-        return replace(slide, embedding=np.asarray(self._context_rows(slide)))
+        """The slide with what its nodes carry as the embedding; components are of mean square 1."""
+        return slide if view == "spot" else replace(slide, embedding=np.asarray(self._components(slide, view)))
 
-    def _context_rows(self, slide: Slide) -> ContextRows:
+    def _components(self, slide: Slide, view: str) -> ContextRows:
         if self.kernel is None:
-            raise ValueError("The surroundings of a spot are described by the kernel, and there is none.")
-        context = self.kernel.context
+            raise ValueError(f"The components of view {view!r} are those of the kernel, and there is none.")
+        context = self.kernel.context if view == "context" else self.kernel.context.of_spot()
         return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
 
     def graphs(self, view: str, device: torch.device) -> TrainingGraphs:
@@ -278,9 +276,8 @@ class _Part:
         from ..nn import large_graph
 
         nodes, config = self.nodes[view], self.config
-        context = view == "context" and self.kernel is not None
         return large_graph(
-            self._context_rows(slide) if context else slide.embedding,
+            slide.embedding if view == "spot" else self._components(slide, view),
             slide.coordinates,
             nodes.embedding(),
             self._expression(nodes),
