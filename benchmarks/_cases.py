@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,45 @@ def her2st() -> tuple[Any, Any]:
 
 
 CASES = {"visium": visium, "her2st": her2st}
+
+
+def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_slide: int = 4000) -> Path:
+    """A folder of a model of the default preset whose reference is made slides of `n_spots` in all, half precision.
+
+    Networks, kernel and linear fits are of four slides of 1,000 spots, so what it predicts means nothing; what is read,
+    searched and computed for a prediction is that of a model of so many spots. Returned is the folder; beside it lie
+    the embeddings and the like that it was made of.
+    """
+    import spahgc
+    from spahgc._slides import Cohort, Rows, Slide, standardize
+    from spahgc._tables import Recipe
+    from spahgc.methods import Run, get_method
+    from spahgc.methods._linear import GeneScale
+
+    genes = tuple(f"g{i}" for i in range(g))
+    small = Cohort(tuple(slide(f"S{i}", f"P{i}", 1000, d=d, g=g, seed=i) for i in range(4)), genes).standardized()
+    method = get_method("spahgc", network={"epochs": 1}).fit(small, Run(split_by="patient"))
+
+    def table(name: str, width: int) -> Any:
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (n_spots, width))
+
+    embedding, expression = table("embedding", d), table("expression", g)
+    nodes = {name: table(name, array.shape[1]) for name, array in method.reference_rows().items()}
+    slides = []
+    for start in range(0, n_spots, per_slide):
+        rows = slice(start, min(start + per_slide, n_spots))
+        one = slide(f"R{start:08d}", f"R{start}", rows.stop - start, d=d, g=g, seed=start)
+        embedding[rows], expression[rows] = one.embedding, one.expression
+        for name, features in nodes.items():
+            features[rows] = method._part.node_features(standardize(one), name.removeprefix("nodes.")).embedding
+        slides.append(Slide(one.name, one.patient, Rows(embedding[rows]), one.coordinates, Rows(expression[rows])))
+    reference = Cohort.in_order(slides, genes)
+    scale = GeneScale.fit(reference)
+    state = {**method.state(), "mean": scale.mean, "spread": scale.spread, **nodes}
+    method.restore(state, reference.standardized())
+    recipe = Recipe(genes, "none", "image_made", d, None)
+    spahgc.tl.Model(method, reference, recipe, params={}).save(folder / "model", half=True)
+    return folder / "model"
 
 
 def _fold(slides: list[Any]) -> tuple[Any, Any]:

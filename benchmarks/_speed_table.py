@@ -20,6 +20,7 @@ def speed_table(content: Mapping[str, Any]) -> str:
         _machine(content),
         _retrieval(stages),
         _bank(stages),
+        _model_bank(stages),
         _graphs(stages),
         _epochs(stages),
         _folds(stages),
@@ -61,6 +62,20 @@ def _bank(stages: Mapping[str, Any]) -> str:
         f"in {1000 * median(found['open_seconds']):.1f} ms; the 7 most similar for 256 spots in "
         f"{median(found['seconds']):.1f} s, {found['memory_mb']:.0f} MB beside the mapped file. The spots are rows of "
         f"the bank with as much noise as signal; {100 * found['own_row_found']:.0f} % find their own row first."
+    )
+
+
+def _model_bank(stages: Mapping[str, Any]) -> str:
+    found = stages.get("model bank")
+    if found is None:
+        return ""
+    return (
+        f"**A saved model with a reference of {found['rows']:,} spots** ({found['slides']:,} slides, "
+        f"{found['features']} features, {found['genes']} genes; default preset, half precision, "
+        f"{found['size_mb'] / 1000:.1f} GB; trained on 4,000 spots, so the predictions mean nothing): opened in "
+        f"{median(found['open_seconds']):.2f} s, {found['open_memory_mb']:.0f} MB; a slide of {found['target_spots']} "
+        f"spots predicted in {median(found['seconds']):.0f} s, {found['memory_mb']:.0f} MB beside the mapped file. "
+        f"Checking the whole file takes {median(found['verify_seconds']):.0f} s."
     )
 
 

@@ -30,7 +30,7 @@ if CHILD in os.environ:
 import numpy as np  # noqa: E402
 from _cases import CASES, slide  # noqa: E402
 from _common import RESULTS, machine, write_json  # noqa: E402
-from _measure import Anonymous, bandwidth, matmul_rate, peak, reset_peak, rss, timed  # noqa: E402
+from _measure import Anonymous, bandwidth, matmul_rate, peak, reset_peak, rss, timed, trim  # noqa: E402
 from _speed_table import speed_table  # noqa: E402
 
 PUBLISHED = {"her2st": (585.0, 84.0), "visium": (3810.0, 84.0)}
@@ -104,12 +104,43 @@ def stage_bank(device: str, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stage_model_bank(device: str, repeats: int, n: int = 2_000_000) -> dict[str, Any]:
+    """A saved model of the default preset with a reference of HEST-1k's size: opened, and 500 spots predicted."""
+    import tempfile
+
+    from _cases import model_bank
+
+    from spahgc.tl import Model
+
+    target = slide("T", "Q", 500, d=1024, g=1, seed=9).without_expression()
+    with tempfile.TemporaryDirectory(dir=RESULTS.parent) as folder:
+        start = time.perf_counter()
+        path = model_bank(Path(folder), n)
+        making = time.perf_counter() - start
+        size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+        trim()
+        with Anonymous() as opening_memory:
+            opening = timed(lambda: Model.load(path), repeats)
+        model = Model.load(path)
+        model.method.to(device)
+        trim()
+        with Anonymous() as memory:
+            seconds = timed(lambda: model.predict_slide(target), min(repeats, 3))
+        verifying = timed(lambda: Model.load(path, verify=True), 1)
+    return {
+        "rows": n, "slides": len(model.reference), "features": 1024, "genes": len(model.genes), "size_mb": size,
+        "making_seconds": making, "open_seconds": opening, "open_memory_mb": opening_memory.most,
+        "target_spots": len(target), "seconds": seconds, "memory_mb": memory.most, "verify_seconds": verifying,
+    }  # fmt: skip
+
+
 def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     """All graphs of one fold of the Visium case, retrieval included, and the share of each step."""
     import cProfile
     import pstats
 
     from spahgc.methods._graphs import TrainingGraphs
+    from spahgc.methods._references import References
     from spahgc.nn import Config, large_graph
 
     cohort, target = CASES["visium"]()
@@ -120,7 +151,8 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     sizes: list[int] = []
 
     def build() -> None:
-        graphs = TrainingGraphs(cohort, values, config, max_nodes=20_000, device=device)
+        references = References([one.embedding for one in cohort], config.n_references)
+        graphs = TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000, device=device)
         graph = large_graph(
             target.embedding, target.coordinates, cohort.embedding(), cohort.expression(),
             n_references=config.n_references, n_near=config.n_near, n_close=config.n_close, device=device,
@@ -286,6 +318,7 @@ STAGES: dict[str, Callable[[str, int], dict[str, Any]]] = {
     "machine": stage_machine,
     "retrieval": stage_retrieval,
     "bank": stage_bank,
+    "model bank": stage_model_bank,
     "graphs": stage_graphs,
     **{f"epoch {case}": lambda device, repeats, case=case: stage_epoch(case, device, repeats) for case in CASES},
     **{f"fold {case}": lambda device, repeats, case=case: stage_fold(case, device, repeats) for case in CASES},

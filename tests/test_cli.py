@@ -102,6 +102,24 @@ def test_train_and_predict_give_the_numbers_of_the_library(
     assert not [path for path in files.iterdir() if path.name.startswith(".")]
 
 
+def test_predict_into_a_zarr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, target, out = str(files / "model"), str(files / "target.h5ad"), str(files / "out.zarr")
+    assert main(["train", str(files / "ref.h5ad"), model, "--method", "ridge", "--panel", "7"]) == 0
+    assert main(["predict", model, target, str(files / "x.h5ad"), "--as-x", "--key-added", "mine"]) == 0
+    assert main(["predict", model, target, out, "--key-added", "mine"]) == 0
+    assert "7 genes of 25 spots in X" in last_line(capsys.readouterr().out)
+    expected, found = anndata.read_h5ad(files / "x.h5ad"), anndata.read_zarr(out)
+    np.testing.assert_array_equal(found.X, expected.X)
+    np.testing.assert_array_equal(found.obs["mine_support"], expected.obs["mine_support"])
+    assert main(["predict", model, target, out]) == 2
+    assert "out.zarr exists already. Pass --overwrite to replace it" in last_line(capsys.readouterr().err)
+    assert main(["predict", model, target, out, "--overwrite"]) == 0
+    assert "spahgc_support" in anndata.read_zarr(out).obs
+    (files / "mine.zarr").mkdir()
+    assert main(["predict", model, target, str(files / "mine.zarr"), "--overwrite"]) == 2
+    assert "never replaced" in last_line(capsys.readouterr().err)
+
+
 def test_genes_from_a_file(files: Path) -> None:
     (files / "genes.txt").write_text("density-00\n\ncolour-01\n")
     arguments = ["train", str(files / "ref.h5ad"), str(files / "model"), "--method", "knn"]

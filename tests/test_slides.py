@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from spahgc._slides import Cohort, Slide, expression_of, standardize
+from spahgc._slides import Cohort, Rows, Slide, Stack, expression_of, standardize
 
 
 def slide(name: str, patient: str | None = "P", *, n: int = 20, seed: int = 0) -> Slide:
@@ -88,6 +88,61 @@ def test_arrays_of_a_cohort(cohort: Cohort) -> None:
 def test_a_slide_without_expression_is_no_reference() -> None:
     with pytest.raises(ValueError, match="Slide 'a' has no expression and cannot be a reference"):
         Cohort((slide("a").without_expression(),), ("g0", "g1", "g2")).expression()
+
+
+def test_arrays_by_slide(cohort: Cohort) -> None:
+    parts = cohort.split(cohort.embedding())
+    assert [len(part) for part in parts] == [20, 20, 12]
+    moved = cohort.with_embeddings([part + 1 for part in parts])
+    np.testing.assert_array_equal(moved.embedding(), cohort.embedding() + 1)
+    np.testing.assert_array_equal(moved.expression(), cohort.expression())
+
+
+# Rows that are read when they are asked for.
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    values, index = rng.normal(size=(9, 2)).astype(dtype), np.array([3, 3, 8, 0])
+    mean, scale = np.array([1.0, -2.0]), np.array([0.5, np.inf])
+    rows = Rows(Rows(values, index), mean=mean, scale=scale)
+    expected = ((values[index].astype(np.float32) - mean) / scale).astype(np.float32)
+    assert rows.shape == (len(rows), 2) == expected.shape
+    for found, wanted in (
+        (np.asarray(rows), expected),
+        (rows[1:3], expected[1:3]),
+        (rows[np.array([[2, 0], [3, 3]])], expected[[[2, 0], [3, 3]]]),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_stack_is_the_concatenation() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(n, 3)).astype(np.float32) for n in (4, 1, 0, 6)]
+    stack, whole = Stack([Rows(parts[0]), *parts[1:]]), np.concatenate(parts)
+    assert (len(stack), stack.shape, stack.dtype) == (11, (11, 3), np.float32)
+    np.testing.assert_array_equal(np.asarray(stack), whole)
+    for start in range(12):
+        for stop in range(start, 12):
+            np.testing.assert_array_equal(stack[start:stop], whole[start:stop])
+    for index in (rng.integers(0, 11, 30), rng.integers(0, 11, (5, 2)), np.arange(0), whole[:, 0] > 0):
+        np.testing.assert_array_equal(stack[index], whole[index])
+    for outside in (np.array([11]), np.array([-1, 2])):
+        with pytest.raises(IndexError, match="there are rows 0 to 10"):
+            stack[outside]
+
+
+def test_a_slide_is_read_when_it_is_asked_to(cohort: Cohort) -> None:
+    one = cohort.slides[0]
+    unread = replace(one, embedding=Rows(one.embedding), expression=Rows(one.expression))
+    read = unread.read()
+    assert isinstance(unread.embedding, Rows) is isinstance(unread.expression, Rows) is True
+    assert isinstance(read.embedding, np.ndarray) is isinstance(read.expression, np.ndarray) is True
+    np.testing.assert_array_equal(read.embedding, one.embedding)
+    np.testing.assert_array_equal(read.expression, one.expression)
+    assert one.read() is one
 
 
 # Splits.

@@ -1,4 +1,4 @@
-"""Tables from and to disk, for the command: what is written appears whole, or not at all."""
+"""Tables from and to disk: what is written appears whole, or not at all."""
 
 from __future__ import annotations
 
@@ -30,6 +30,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to write to; it takes the place of `path`, or goes away if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    new, old = workshop / "new", workshop / "old"
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def read_table(path: str | os.PathLike[str], *, table_key: str = keys.TABLE) -> AnnData:

@@ -49,6 +49,9 @@ MEASURED = "measured"
 PARAMS = "params"
 """``uns[key]["params"]``: parameters of the step that wrote ``key``."""
 
+STORE = "store"
+"""``uns[key]["store"]``: path of the zarr that holds the values of a prediction, where the table does not."""
+
 MPP = "microns_per_pixel"
 """``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs``
 of a SpatialData: the same, by name of image."""

@@ -42,6 +42,9 @@ class Settings:
     that is set."""
     max_nodes: int = 20_000
     """Spots of a reference slide from which on SpaHGC trains it in spatial blocks of at most as many."""
+    approximate_from: int | None = 100_000
+    """Reference spots from which on SpaHGC looks for similar ones with an approximate index, if faiss is installed
+    (``pip install 'spahgc[ann]'``) and the device is the CPU; `None`: it always looks at all of them."""
     n_jobs: int = -1
     """Processes or threads for work on the CPU that is split over cores; -1 takes all cores."""
 

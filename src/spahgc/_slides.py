@@ -61,7 +61,7 @@ class Rows:
     Parameters
     ----------
     values
-        float32 (n, d), or further :class:`Rows`; it may be memory-mapped.
+        Floating point, (n, d), or further :class:`Rows`; it may be memory-mapped. Rows that are read are float32.
     index
         The rows in question, in their order; `None` for all.
     mean, scale
@@ -73,7 +73,7 @@ class Rows:
 
     def __init__(
         self,
-        values: Float32 | Rows,
+        values: NDArray[np.floating] | Rows,
         index: NDArray[np.intp] | None = None,
         *,
         mean: Float64 | None = None,
@@ -86,10 +86,13 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Float32:
-        block = np.asarray(self._values[rows if self._index is None else self._index[rows]], dtype=np.float32)
+        block = self._values[rows if self._index is None else self._index[rows]]
         if self._mean is None or self._scale is None:
-            return block
-        return ((block.astype(np.float64) - self._mean) / self._scale).astype(np.float32)
+            return np.asarray(block, dtype=np.float32)
+        scaled = block.astype(np.float64)
+        scaled -= self._mean
+        scaled /= self._scale
+        return scaled.astype(np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole = np.empty(self.shape, np.float32)
@@ -98,8 +101,44 @@ class Rows:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
-def _unread(embedding: object) -> bool:
-    return isinstance(embedding, Rows)
+class Stack(Rows):
+    """The rows of several matrices, one below the other, each read where it is.
+
+    Parameters
+    ----------
+    parts
+        Matrices of equal width, arrays or :class:`Rows`.
+    """
+
+    def __init__(self, parts: Sequence[NDArray[np.floating] | Rows]) -> None:
+        self._parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.shape = (int(self._ends[-1]), self._parts[0].shape[1])
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Float32:
+        if isinstance(rows, slice):
+            return self._between(*rows.indices(len(self))[:2])
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(f"Rows {index.min()} to {index.max()} are asked for; there are rows 0 to {len(self) - 1}.")
+        out = np.empty((*index.shape, self.shape[1]), np.float32)
+        part_of = np.searchsorted(self._ends, index, side="right")
+        for i in np.unique(part_of):
+            here = part_of == i
+            out[here] = self._parts[i][index[here] - (self._ends[i] - len(self._parts[i]))]
+        return out
+
+    def _between(self, start: int, stop: int) -> Float32:
+        found = []
+        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
+            first = end - len(part)
+            if first < stop and start < end:
+                found.append(np.asarray(part[max(start - first, 0) : min(stop - first, len(part))], dtype=np.float32))
+        return found[0] if len(found) == 1 else np.concatenate(found or [np.empty((0, self.shape[1]), np.float32)])
+
+
+def _unread(array: object) -> bool:
+    return isinstance(array, Rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +152,8 @@ class Slide:
     patient
         The patient (donor) of the slide; `None` if not known (a target may lack it).
     embedding
-        Tile embeddings as the encoder gave them, float32 (n_spots, n_features). Of a slide that is to be predicted they
-        may be :class:`Rows`; ``slide.read()`` makes an array of them.
+        Tile embeddings as the encoder gave them, float32 (n_spots, n_features). They may be :class:`Rows`, and so may
+        the expression; ``slide.read()`` makes arrays of them.
     coordinates
         Spot positions (x, y), float64 (n_spots, 2); the unit is free, only neighbour ranks and ratios are used.
     expression
@@ -154,8 +193,11 @@ class Slide:
         )
 
     def read(self) -> Slide:
-        """The slide with its embedding as an array."""
-        return replace(self, embedding=np.asarray(self.embedding)) if _unread(self.embedding) else self
+        """The slide with embedding and expression as arrays."""
+        if not (_unread(self.embedding) or _unread(self.expression)):
+            return self
+        expression = None if self.expression is None else np.asarray(self.expression)
+        return replace(self, embedding=np.asarray(self.embedding), expression=expression)
 
     def without_expression(self) -> Slide:
         """The slide as if it had H&E only."""
@@ -189,6 +231,11 @@ class Cohort:
             object.__setattr__(self, "slides", tuple(slide.take(slide.order) for slide in ordered))
             object.__setattr__(self, "_canonical", True)
 
+    @classmethod
+    def in_order(cls, slides: Iterable[Slide], genes: tuple[str, ...]) -> Cohort:
+        """Of slides that are in canonical order: they are not read."""
+        return cls(tuple(slides), genes, _canonical=True)
+
     def __iter__(self) -> Iterator[Slide]:
         return iter(self.slides)
 
@@ -213,6 +260,15 @@ class Cohort:
         """Expression of all spots, (n_spots, n_genes)."""
         return np.concatenate([expression_of(slide) for slide in self.slides])
 
+    def split(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        """An array with a row for each spot, (n_spots, ...), by slide."""
+        return np.split(rows, np.cumsum([len(slide) for slide in self.slides])[:-1])
+
+    def with_embeddings(self, embeddings: Sequence[Float32 | Rows]) -> Cohort:
+        """The cohort with another embedding of each slide."""
+        slides = zip(self.slides, embeddings, strict=True)
+        return replace(self, slides=tuple(replace(slide, embedding=cast("Float32", own)) for slide, own in slides))
+
     def slide_index(self) -> NDArray[np.intp]:
         """Index of the slide of each spot, (n_spots,)."""
         return np.repeat(np.arange(len(self.slides)), [len(slide) for slide in self.slides])
@@ -221,6 +277,10 @@ class Cohort:
         """The cohort restricted to some slides."""
         keep = set(names)
         return replace(self, slides=tuple(slide for slide in self.slides if slide.name in keep))
+
+    def read(self) -> Cohort:
+        """The cohort with the embeddings and expression of every slide as arrays."""
+        return replace(self, slides=tuple(slide.read() for slide in self.slides))
 
     def standardized(self) -> Cohort:
         """The cohort with every slide's embedding standardised (:func:`standardize`)."""
@@ -305,12 +365,12 @@ def standardize(slide: Slide) -> Slide:
     Uses the slide's own images only, so it is the same for reference and target; a constant feature becomes 0. An
     embedding that is :class:`Rows` stays unread but for its moments.
     """
-    mean, scale = _standardization(slide.embedding)
+    mean, scale = standardization(slide.embedding)
     scaled = Rows(slide.embedding, mean=mean, scale=scale)
     return replace(slide, embedding=cast("Float32", scaled) if _unread(slide.embedding) else np.asarray(scaled))
 
 
-def _standardization(embedding: Float32) -> tuple[Float64, Float64]:
+def standardization(embedding: Float32) -> tuple[Float64, Float64]:
     """Mean and standard deviation of each feature; infinite for a constant feature, so that it becomes 0."""
     moments, largest = Moments(), np.zeros(embedding.shape[1])
     for rows in blocks(len(embedding)):

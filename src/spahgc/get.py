@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _keys as keys
+from ._prediction import in_store, in_table, panel
 from ._tables import plain
 from ._validate import listed
 
@@ -42,18 +43,33 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     known of each gene (its trust, if the model had any: see :func:`trust`; its scores, after
     :func:`spahgc.tl.evaluate`), and ``uns[key]`` with how it was made. A copy; nothing is shared.
 
+    Where the prediction was written to a store, ``X`` is a dask array that reads it when it is asked for values;
+    ``.to_memory()`` of the table reads all. Only the values come from the store.
+
     Raises
     ------
     KeyError
         If there is no such prediction.
+    FileNotFoundError
+        If its store is not there any more.
+    ValueError
+        If its store holds something else.
     """
+    table = in_table(adata, key)
+    values = in_store(adata, key) if table is None else table.to_numpy(dtype=np.float32, copy=True)
+    out = without_values(adata, key, panel(adata, key))
+    out.X = values
+    return out
+
+
+def without_values(adata: AnnData, key: str, genes: Sequence[str]) -> AnnData:
+    """What :func:`predicted` returns, but for ``X``."""
     from copy import deepcopy
 
     import anndata
     import pandas as pd
 
-    table = prediction_table(adata, key)
-    var = pd.DataFrame(index=table.columns.astype(str))
+    var = pd.DataFrame(index=pd.Index(genes))
     if _TRUST in adata.uns.get(key, {}):
         frame = trust_frame(adata.uns[key][_TRUST]).reindex(var.index)
         for column, name in keys.TRUST.items():
@@ -63,9 +79,7 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
             var[keys.gene(key, metric)] = values.reindex(var.index).to_numpy()
     kept = {name: deepcopy(part) for name, part in {key: adata.uns.get(key), **_slide_slots(adata)}.items() if part}
     obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
-    return anndata.AnnData(
-        X=table.to_numpy(dtype=np.float32, copy=True), obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm
-    )
+    return anndata.AnnData(obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm)
 
 
 def _slide_slots(adata: AnnData) -> dict[str, Any]:
@@ -228,16 +242,3 @@ def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:
     means = scores(adata, key=key).groupby(["metric", "gene"])["value"].mean()
     # Scores that were written before a metric was added lack it.
     return {metric: means[metric] for metric in keys.METRICS if metric in means}
-
-
-def prediction_table(adata: AnnData, key: str) -> pd.DataFrame:
-    """``obsm[key]``, checked to be a prediction."""
-    import pandas as pd
-
-    table = adata.obsm.get(key)
-    if not isinstance(table, pd.DataFrame):
-        raise KeyError(
-            f"obsm has no prediction {key!r}. Run spahgc.tl.predict(adata_ref, adata) first. "
-            f"Predictions here: {listed(name for name in adata.obsm if isinstance(adata.obsm[name], pd.DataFrame))}."
-        )
-    return table

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spahgc._slides import Cohort, Slide
+from spahgc._slides import Cohort, Rows, Slide, expression_of
 from spahgc.methods import METHODS, Method, Ridge, Run, get_method, register
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
@@ -54,6 +54,46 @@ def test_prediction(fitted: dict[str, Method], variant: str, cohort: Cohort, tar
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(method.predict(target), found)
+
+
+class Blocks:
+    """Takes blocks of rows and gives copies of them, as what is written to a file does."""
+
+    def __init__(self, n: int, g: int) -> None:
+        self.values = np.full((n, g), np.nan, np.float32)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.values[rows.start : rows.stop].copy()
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        assert values.shape == (rows.stop - rows.start, self.values.shape[1])
+        self.values[rows.start : rows.stop] = values
+
+
+def test_prediction_into_what_is_not_an_array(
+    fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide
+) -> None:
+    out, shares = Blocks(len(target), len(cohort.genes)), []
+    fitted[variant].predict_into(target, out, progress=shares.append)
+    np.testing.assert_array_equal(out.values, fitted[variant].predict(target))
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_a_class_that_changes_predict_alone_is_written_as_it_predicts(cohort: Cohort, target: Slide) -> None:
+    class Halved(Ridge):
+        name = "halved"
+
+        def predict(self, slide: Slide) -> Any:
+            return super().predict(slide) / 2
+
+    class Same(Halved):
+        name = "same"
+
+    for kind in (Halved, Same):
+        method, out = kind().fit(cohort, Run()), Blocks(len(target), len(cohort.genes))
+        method.predict_into(target, out)
+        np.testing.assert_array_equal(out.values, method.predict(target))
+        np.testing.assert_allclose(out.values, Ridge().fit(cohort, Run()).predict(target) / 2, rtol=1e-6)
 
 
 def test_blind_to_the_expression_of_the_slide(fitted: dict[str, Method], variant: str, target: Slide) -> None:
@@ -107,6 +147,34 @@ def test_state_restores_it(variant: str, cohort: Cohort, target: Slide, fitted: 
     assert again.state().keys() == state.keys()
     for name, array in again.state().items():
         np.testing.assert_array_equal(array, state[name])
+
+
+class Watched(Rows):
+    """Rows that say so when they are read."""
+
+    n_read = 0
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        block = super().__getitem__(rows)
+        Watched.n_read += block.size // self.shape[1]
+        return block
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if METHODS[v.split()[0]].reads_reference])
+def test_restores_without_reading_the_reference(
+    fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide
+) -> None:
+    method, again = fitted[variant], new(variant)
+    slides = (replace(s, embedding=Watched(s.embedding), expression=Watched(expression_of(s))) for s in cohort)
+    rows = {name: np.asarray(array) for name, array in method.reference_rows().items()}
+    assert all(array.shape[0] == cohort.n_spots and array.dtype == np.float32 for array in rows.values())
+    Watched.n_read = 0
+    again.restore({**method.state(), **rows}, Cohort.in_order(slides, cohort.genes))
+    assert Watched.n_read == 0
+    np.testing.assert_array_equal(again.predict(target), method.predict(target))
+    assert (Watched.n_read > 0) is (variant.split()[0] in ("knn", "spahgc"))
+    for name, array in again.reference_rows().items():
+        np.testing.assert_array_equal(array, rows[name])
 
 
 def test_history_is_curves_of_numbers(fitted: dict[str, Method], variant: str) -> None:

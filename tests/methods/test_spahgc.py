@@ -100,7 +100,7 @@ def test_training_in_blocks_is_like_training_on_the_whole(
     [
         ({"preset": "best"}, "No preset 'best'. Available: paper, default"),
         ({"changes": {"n_seed": 2}}, "changes has no 'n_seed'. Available: 'relative', 'views'"),
-        ({"changes": {"views": ["moon"]}}, "views is one or more of 'spot', 'context', not"),
+        ({"changes": {"views": ["moon"]}}, "views is one or more of 'spot', 'components', 'context', not"),
         ({"changes": {"kernel": 2.0}}, "kernel is a share between 0 and 1"),
         ({"changes": {"relative": False}}, "kernel and linear_for_new need relative=True"),
         ({"n_seeds": -1}, "n_seeds is at least 1"),

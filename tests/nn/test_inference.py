@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spahgc._slides import Rows, Stack
 from spahgc.nn import Config, SpaHGC, build_graph, inference, large_graph
 
 N, N_FEATURES, N_GENES = 57, 6, 5
@@ -83,6 +84,14 @@ def test_large_scores_stay_finite(arrays, small, monkeypatch):
     found, _ = in_chunks(model, arrays)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_reference_that_is_read_in_parts(arrays, small):
+    """Bit for bit what arrays give."""
+    z_t, xy, z_r, y_r = arrays
+    parts = (z_t, xy, Stack([Rows(z_r[:7]), z_r[7:]]), Stack([y_r[:20].astype(np.float64), Rows(y_r[20:])]))
+    model = network(small)
+    np.testing.assert_array_equal(in_chunks(model, parts)[0], in_chunks(model, arrays)[0])
 
 
 def test_a_single_spot(arrays, small):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from spahgc._slides import Rows, Stack
 from spahgc.nn import cosine_topk, spatial_knn
 
 
@@ -72,6 +73,25 @@ def test_cosine_topk_is_exact_under_reduced_matmul_precision():
         np.testing.assert_array_equal(cosine_topk(bank[:20], bank, 5)[0], expected)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_cosine_topk_reads_rows(monkeypatch):
+    """A bank that is scaled when it is read, in parts that end within blocks: as the array, with its ties."""
+    monkeypatch.setattr("spahgc.nn.retrieval._BLOCK", 64)
+    rng = np.random.default_rng(5)
+    parts = [rng.integers(-2, 3, size=(n, 6)).astype(np.float16) for n in (50, 1, 200, 30)]
+    mean, scale = rng.normal(size=6), np.array([1, 2, 0.5, np.inf, 1, 3])
+    stack = Stack([Rows(part, mean=mean, scale=scale) for part in parts])
+    array, query = np.asarray(stack), rng.integers(-2, 3, size=(20, 6)).astype(np.float32)
+    expected = brute_cosine(query, array, 9)[0]
+    np.testing.assert_array_equal(cosine_topk(query, stack, 9)[0], expected)
+    for found, wanted in zip(cosine_topk(query, stack, 9), cosine_topk(query, array, 9), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="query has 5 features and bank has 6"):
+        cosine_topk(query[:, :5], stack, 1)
+    parts[2][19, 0] = np.inf
+    with pytest.raises(ValueError, match="bank has NaN or infinite values in 1 of 64 rows, first in row 70"):
+        cosine_topk(query, stack, 1)
 
 
 def test_cosine_topk_errors():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 
 import spahgc
+from spahgc import _stores
 from spahgc._expression import normalize
 
 from .conftest import DIAMETER, GENES, MPP
@@ -393,3 +395,18 @@ def test_one_artist_for_many_spots() -> None:
     (ax,) = spahgc.pl.expression(adata, "A")
     assert len(ax.collections) == 1
     assert spots(ax).get_rasterized()
+
+
+def test_a_prediction_in_a_store(slide: ad.AnnData, tmp_path: Path) -> None:
+    """Drawn as the one in the table is."""
+    expected = [values(ax) for ax in spahgc.pl.expression(slide, ["STRIPE", "GRADIENT"])]
+    frame = slide.obsm.pop("spahgc")
+    slide.uns["spahgc"] |= {"model": "m", "store": str(tmp_path / "pred.zarr")}
+    table = ad.AnnData(obs=slide.obs[[]], var=frame.columns.to_frame()[[]])
+    _stores.write(
+        tmp_path / "pred.zarr", table, lambda rows: frame[rows].to_numpy(), key="spahgc", model="m", overwrite=False
+    )
+    found = [values(ax) for ax in spahgc.pl.expression(slide, ["STRIPE", "GRADIENT"])]
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(KeyError, match="Gene 'STRIP' is not in the panel of 4 predicted genes. Closest: 'STRIPE'"):
+        spahgc.pl.expression(slide, "STRIP")

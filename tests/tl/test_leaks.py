@@ -43,13 +43,13 @@ def method(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Sli
     """The slides that the variant's method is asked to predict, as it gets them."""
     seen: list[Slide] = []
     kind = METHODS[options["method"]]
-    predict = kind.predict
+    predict_into = kind.predict_into
 
-    def watched(self: Any, slide: Slide) -> Any:
+    def watched(self: Any, slide: Slide, *args: Any, **kwargs: Any) -> None:
         seen.append(slide)
-        return predict(self, slide)
+        predict_into(self, slide, *args, **kwargs)
 
-    monkeypatch.setattr(kind, "predict", watched)
+    monkeypatch.setattr(kind, "predict_into", watched)
     return seen
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import spahgc
-from spahgc.tl import Model, _model
+from spahgc.tl import Model, _model_files
 
 Models = Callable[[str], Model]
 FILES = {"config.json", "weights.safetensors", "reference.safetensors"}
@@ -79,7 +79,7 @@ def test_the_folder_holds_no_pickle(folder: Path) -> None:
         header = int.from_bytes(path.read_bytes()[:8], "little")
         json.loads(path.read_bytes()[8 : 8 + header])
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == _model.FORMAT
+    assert config["format"] == _model_files.FORMAT
     assert config["versions"]["spahgc"] == spahgc.__version__
 
 
@@ -132,7 +132,7 @@ def test_one_byte_changed(folder: Path, name: str, at: int) -> None:
         {"method": "knn"},
         {"params": {}},
         {"fingerprint": "0"},
-        {"sha256": {}},
+        {"files": {}},
         {"checksum": "0"},
         {"format": 0},
         {"more": 1},
@@ -159,8 +159,8 @@ def test_config_that_is_none(folder: Path, text: str) -> None:
 
 
 def test_newer_format(folder: Path) -> None:
-    edit(folder, sign=True, format=_model.FORMAT + 1, versions={"spahgc": "9.1"})
-    with pytest.raises(ValueError, match=r"(?s)format 2; this spahgc reads up to 1.*spahgc\s+9.1: update spahgc"):
+    edit(folder, sign=True, format=_model_files.FORMAT + 1, versions={"spahgc": "9.1"})
+    with pytest.raises(ValueError, match=r"(?s)format 3; this spahgc reads up to 2.*spahgc\s+9.1: update spahgc"):
         Model.load(folder)
 
 
@@ -220,12 +220,12 @@ def test_a_failed_save_leaves_nothing_behind(
     if step == "weights":
         monkeypatch.setattr(models("knn").method, "state", fail)
     elif step == "checksum":
-        monkeypatch.setattr(_model, "_checksum", fail)
+        monkeypatch.setattr(_model_files, "checksum", fail)
     else:
         rename = Path.rename
 
         def fail_into_place(self: Path, target: Path) -> Path:
-            if target == path and not self.name.endswith(".old"):
+            if target == path and self.name != "old":
                 fail()
             return rename(self, target)
 

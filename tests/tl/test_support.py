@@ -63,6 +63,33 @@ def test_against_a_plain_loop(cohort: Cohort, drawn: Callable[[str], np.ndarray]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_arrays_make_it_again(cohort: Cohort, drawn: Callable[[str], np.ndarray]) -> None:
+    support, target = Support.fit(cohort), drawn("t").astype(np.float32)
+    again = Support.from_arrays(support.arrays())
+    np.testing.assert_array_equal(again(target), support(target))
+    for name, array in support.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], array)
+
+
+def test_of_many_spots_some_count(drawn: Callable[[str], np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly over the slides."""
+    cohort = Cohort((*(slide(name, drawn(name, 2000)) for name in "abcd"), slide("e", drawn("e", 3))), ("g",))
+    whole = Support.fit(cohort)
+    monkeypatch.setattr("spahgc.tl._support.MAX_SPOTS", 1200)
+    some = Support.fit(cohort)
+    assert [len(bank) for bank in whole.banks] == [2000] * 4 + [3]
+    assert sum(len(bank) for bank in some.banks) == 1200
+    assert all(len(bank) in (299, 300, 301) for bank in some.banks[:4])
+    # A slide that is too small to be among them does not count.
+    monkeypatch.setattr("spahgc.tl._support.MAX_SPOTS", 3)
+    assert [len(bank) for bank in Support.fit(cohort).banks] == [1, 1, 1]
+    target = drawn("t", 200).astype(np.float32)
+    found, expected = some(target), whole(target)
+    assert np.corrcoef(found, expected)[0, 1] > 0.9
+    np.testing.assert_allclose(np.quantile(found, [0.1, 0.25, 0.5, 0.75, 0.9]), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.1)
+    assert (some(target + 1000) == np.float32(1 / 1201)).all()
+
+
 def test_about_uniform_for_another_slide_of_the_same_kind(cohort: Cohort, drawn: Callable[[str], np.ndarray]) -> None:
     found = Support.fit(cohort)(drawn("another", 400).astype(np.float32))
     assert found.min() > 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .._slides import Cohort, Float32, Float64
+from .._slides import Cohort, Float32, Float64, Rows
+from ._references import References
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,8 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
         Expression that is trained on, by slide.
     config
         Numbers of neighbours, and of layers.
+    references
+        The spots of the nodes, to be searched.
     max_nodes
         Spots of a slide from which on it is trained in blocks.
     device
@@ -55,31 +58,33 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
     def __init__(
         self,
         nodes: Cohort,
-        values: Mapping[str, Float64],
+        values: Mapping[str, Float64 | Rows],
         config: Config,
         *,
+        references: References,
         max_nodes: int,
         device: str | torch.device = "cpu",
     ) -> None:
-        from ..nn import cosine_topk, reference_nodes, spatial_blocks, spatial_knn
+        from ..nn import reference_nodes, spatial_blocks, spatial_knn
 
         self._embedding = nodes.embedding()
-        self._expression: Float32 = np.concatenate([values[slide.name] for slide in nodes]).astype(np.float32)
+        self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in nodes])
         slide_of = nodes.slide_index()
         self._tables: list[_Tables] = []
         for i, slide in enumerate(nodes):
-            own, others = np.flatnonzero(slide_of == i), np.flatnonzero(slide_of != i)
-            z_r, y_r = self._embedding[others], self._expression[others]
+            own = np.flatnonzero(slide_of == i)
+            retrieved = references.search(slide.embedding, n_queries=len(slide_of), without=i, device=device)
             blocks = spatial_blocks(slide.coordinates, max_nodes, n_near=config.n_near, hops=config.n_layers)
             for block in blocks:
-                retrieved, _ = cosine_topk(slide.embedding[block.rows], z_r, config.n_references, device=device)
-                found = reference_nodes(retrieved, z_r, y_r, config.n_close, device=device)
+                found = reference_nodes(
+                    retrieved[block.rows], self._embedding, self._expression, config.n_close, device=device
+                )
                 self._tables.append(
                     _Tables(
                         slide.name,
                         own[block.rows],
                         None if len(blocks) == 1 else block.core,
-                        others[found.index],
+                        found.index,
                         spatial_knn(slide.coordinates[block.rows], config.n_near),
                         found.close,
                         found.references,

@@ -46,9 +46,9 @@ class KernelFit:
 
         x, intercept = features.astype(np.float64), values.mean(axis=0, dtype=np.float64)
         y = values - intercept
-        index = _evenly(len(x), MAX_EXACT)
+        index = evenly(len(x), MAX_EXACT)
         centres = x[index]
-        some = x[_evenly(len(x), _MEDIAN_SPOTS)]
+        some = x[evenly(len(x), _MEDIAN_SPOTS)]
         distances = _distances(some)[np.triu_indices(len(some), 1)]
         median = float(np.median(distances)) if len(distances) else 0.0
         scale = median if median > 0 else 1.0
@@ -75,7 +75,7 @@ class KernelFit:
         return np.concatenate(parts) + self.intercept
 
     def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """As named arrays, without the centres, which the reference holds."""
+        """As named arrays, without the centres."""
         parts = {
             "index": self.index,
             "coefficients": self.coefficients,
@@ -85,19 +85,18 @@ class KernelFit:
         return {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in parts.items()}
 
     @classmethod
-    def from_arrays(cls, state: Mapping[str, np.ndarray], features: np.ndarray, prefix: str = "") -> Self:
-        """Inverse of :meth:`arrays`; `features` are those of all reference spots, as in :meth:`fit`."""
-        index = state[f"{prefix}index"]
+    def from_arrays(cls, state: Mapping[str, np.ndarray], centres: np.ndarray, prefix: str = "") -> Self:
+        """Inverse of :meth:`arrays`."""
         return cls(
-            features.astype(np.float64)[index],
-            index,
+            centres.astype(np.float64),
+            state[f"{prefix}index"],
             state[f"{prefix}coefficients"],
             state[f"{prefix}intercept"],
             float(state[f"{prefix}scale"][0]),
         )
 
 
-def _evenly(n: int, most: int) -> NDArray[np.int64]:
+def evenly(n: int, most: int) -> NDArray[np.int64]:
     """At most `most` of n rows, evenly spread over them."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Float64, Slide, SplitBy, blocks, expression_of
+from .._slides import Cohort, Float32, Float64, Rows, Slide, SplitBy, expression_of
 from ..metrics import pearson
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -189,12 +189,44 @@ RowValues = Callable[[slice], Float64]
 """Predicted values of some spots of a slide, float64 (n_rows, n_genes)."""
 
 
-def in_blocks(n: int, n_genes: int, values: Callable[[slice], np.ndarray]) -> Float32:
-    """Values of all n spots, float32 (n, n_genes), made block by block."""
-    out = np.empty((n, n_genes), np.float32)
-    for rows in blocks(n):
-        out[rows] = values(rows)
-    return out
+@dataclass(frozen=True)
+class GeneScale:
+    """Mean and standard deviation of each gene on each slide."""
+
+    mean: Float64
+    """(n_slides, n_genes)"""
+    spread: Float64
+    """(n_slides, n_genes)"""
+
+    @classmethod
+    def fit(cls, cohort: Cohort) -> Self:
+        """Of the slides of a cohort, in their order."""
+        moments = []
+        for slide in cohort:
+            values = np.asarray(expression_of(slide), dtype=np.float64)
+            moments.append((values.mean(axis=0), values.std(axis=0)))
+        return cls(np.array([mean for mean, _ in moments]), np.array([spread for _, spread in moments]))
+
+    @classmethod
+    def none(cls, cohort: Cohort) -> Self:
+        """What leaves expression as it is."""
+        shape = len(cohort), len(cohort.genes)
+        return cls(np.zeros(shape), np.ones(shape))
+
+    @property
+    def divisor(self) -> Float64:
+        """What each gene is divided by, (n_slides, n_genes): infinite for a constant one, which becomes 0."""
+        return np.where(self.spread > 1e-9, self.spread, np.inf)
+
+    def values(self, cohort: Cohort) -> dict[str, Float64]:
+        """Expression of each slide, scaled, by slide name."""
+        values = zip(pooled_expression(cohort).items(), self.mean, self.divisor, strict=True)
+        return {name: (expression - mean) / divisor for (name, expression), mean, divisor in values}
+
+    def rows(self, cohort: Cohort) -> dict[str, Rows]:
+        """As :meth:`values`, scaled when it is read."""
+        slides = zip(cohort, self.mean, self.divisor, strict=True)
+        return {slide.name: Rows(expression_of(slide), mean=mean, scale=divisor) for slide, mean, divisor in slides}
 
 
 def relative_expression(cohort: Cohort) -> tuple[dict[str, Float64], Float64, Float64]:
@@ -203,16 +235,17 @@ def relative_expression(cohort: Cohort) -> tuple[dict[str, Float64], Float64, Fl
     A slide's own level and depth then weigh nothing, and every slide weighs the same. The scale back is the mean over
     slides of the per-slide means and standard deviations.
     """
-    scaled, means, spreads = {}, [], []
-    for slide in cohort:
-        values = expression_of(slide).astype(np.float64)
-        mean, spread = values.mean(axis=0), values.std(axis=0)
-        scaled[slide.name] = np.where(spread > 1e-9, (values - mean) / np.where(spread > 1e-9, spread, 1.0), 0.0)
-        means.append(mean)
-        spreads.append(spread)
-    return scaled, np.mean(means, axis=0), np.mean(spreads, axis=0)
+    scale = GeneScale.fit(cohort)
+    return scale.values(cohort), scale.mean.mean(axis=0), scale.spread.mean(axis=0)
 
 
 def pooled_expression(cohort: Cohort) -> dict[str, Float64]:
     """Expression of each slide as it is, float64, by slide name."""
     return {slide.name: expression_of(slide).astype(np.float64) for slide in cohort}
+
+
+def leading_axes(values: Float64, size: int) -> Float32:
+    """Right singular vectors of expression, (r, n_genes), with their signs fixed."""
+    axes = np.linalg.svd(values, full_matrices=False)[2][:size]
+    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
+    return np.ascontiguousarray(axes * signs[:, None], dtype=np.float32)

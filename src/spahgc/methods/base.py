@@ -6,11 +6,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Slide, SplitBy
+from .._progress import Progress, silent, told
+from .._slides import Cohort, Float32, Rows, Slide, SplitBy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 State = dict[str, np.ndarray]
 ARRAYS = ("embedding", "coordinates", "cellularity")
 """What a method can need of a slide."""
+
+
+class Output(Protocol):
+    """What predictions are written into: an array (n_spots, n_genes), or what has its slices of rows."""
+
+    def __getitem__(self, rows: slice, /) -> Float32:
+        """Some rows, float32."""
+
+    def __setitem__(self, rows: slice, values: np.ndarray, /) -> None:
+        """Replace some rows."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,10 @@ class Method(ABC):
     reads_rows: ClassVar[bool] = False
     """Whether :meth:`predict` reads a slide's embedding block by block (:class:`~spahgc._slides.Rows`), so that the
     slide may be larger than memory. Others are given an array."""
+    reads_reference: ClassVar[bool] = False
+    """Whether :meth:`restore` takes reference slides whose arrays are not read yet (:class:`~spahgc._slides.Rows`), and
+    reads of them, when it predicts, what it needs, so that the reference may be larger than memory. Others are given
+    arrays."""
     distributed: ClassVar[bool] = False
     """Whether several processes can train it together (:class:`Run`)."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
@@ -82,6 +97,30 @@ class Method(ABC):
     def predict(self, slide: Slide) -> Float32:
         """Expression of a slide (standardised embedding, canonical spot order), float32 (n_spots, n_genes)."""
 
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
+        """Write what :meth:`predict` gives, to the last bit, into something that may be larger than memory.
+
+        A method that works block by block has its own; for others the whole prediction is made first.
+
+        Parameters
+        ----------
+        slide
+            As for :meth:`predict`.
+        out
+            What is written into; what it held before plays no part.
+        progress
+            Told of the work that was done.
+        """
+        values = self.predict(slide)
+        for rows in told(len(slide), progress):
+            out[rows] = values[rows]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "predict" in vars(cls) and "predict_into" not in vars(cls):
+            # Where a class changes `predict` alone, the `predict_into` of its base would give what that predicts.
+            cls.predict_into = Method.predict_into  # type: ignore[method-assign]
+
     @abstractmethod
     def params(self) -> dict[str, Any]:
         """Parameters it was made with; ``type(self)(**params)`` makes it again. JSON types only."""
@@ -90,13 +129,32 @@ class Method(ABC):
     def state(self) -> State:
         """What was fitted, as named arrays, without the reference slides."""
 
+    def reference_rows(self) -> Mapping[str, np.ndarray | Rows]:
+        """What it makes of each reference spot, float32 (n_spots, d) by name.
+
+        A saved model keeps these arrays beside the reference slides, and hands them to :meth:`restore` with the state,
+        so that they need not be made again. They may be memory-mapped then, and rounded to float16.
+        """
+        return {}
+
     @abstractmethod
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on."""
+        """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on.
+
+        What :meth:`reference_rows` gave may be among the state.
+        """
 
     def to(self, device: str | None) -> Self:
         """Predict on a torch device (`None` takes :data:`spahgc.settings`), where a method uses one."""
         return self
+
+    def searches(self) -> dict[str, dict[str, Any]]:
+        """How similar reference spots were found while fitting, by what is compared, for the record.
+
+        ``"method"`` is ``"exact"`` or ``"approximate"``; the latter with its ``"recall"``. Empty for methods that look
+        for none, and for those that are always exact.
+        """
+        return {}
 
     def history(self) -> dict[str, list[float]]:
         """Curves of the training, by name; empty where there is none."""

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from .._progress import Progress, silent, told
 from .._slides import Cohort, Float32, Slide
 from ._context import Context, ContextRows
 from ._kernel import PENALTY, KernelFit
-from ._linear import RowValues, in_blocks, relative_expression
-from .base import Method, Run, State, register
+from ._linear import RowValues, relative_expression
+from .base import Method, Output, Run, State, register
 
 WEIGHTS = (1.0, 0.7, 0.5, 0.35)
 """Weights of the spot itself and of the means over its 6, 18 and 60 nearest spots."""
@@ -33,6 +34,7 @@ class ContextKernel(Method):
 
     name: ClassVar[str] = "context_kernel"
     reads_rows: ClassVar[bool] = True
+    reads_reference: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def __init__(self, penalty: float = PENALTY) -> None:
@@ -49,8 +51,14 @@ class ContextKernel(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
+        out = np.empty((len(slide), len(self._level)), np.float32)
+        ContextKernel.predict_into(self, slide, out)  # that of a subclass may be made of this method
+        return out
+
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
         values = self.relative_values(slide)
-        return in_blocks(len(slide), len(self._level), lambda rows: values(rows) * self._spread + self._level)
+        for rows in told(len(slide), progress):
+            out[rows] = values(rows) * self._spread + self._level
 
     def relative_values(self, slide: Slide) -> RowValues:
         """Prediction before it is scaled back, for the rows that are asked for."""
@@ -61,12 +69,17 @@ class ContextKernel(Method):
         return {"penalty": self.penalty}
 
     def state(self) -> State:
-        return {**self._fit.arrays(), **self.context.arrays(), "level": self._level, "spread": self._spread}
+        # Features are float32, so the centres are not rounded.
+        centres = self._fit.centres.astype(np.float32)
+        scale_back = {"level": self._level, "spread": self._spread}
+        return {**self._fit.arrays(), "centres": centres, **self.context.arrays(), **scale_back}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         self._level, self._spread = state["level"], state["spread"]
         self.context = Context.from_arrays(state)
-        self._fit = KernelFit.from_arrays(state, self._bank(cohort))
+        # Models of format 1 were saved without the centres.
+        centres = state["centres"] if "centres" in state else self._bank(cohort)[state["index"]]
+        self._fit = KernelFit.from_arrays(state, centres)
         return self
 
     def _bank(self, cohort: Cohort) -> Float32:

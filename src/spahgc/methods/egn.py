@@ -8,6 +8,7 @@ import numpy as np
 
 from .._slides import Cohort, Slide
 from ._neural import Neural, Scale, at_least_one
+from ._references import References
 from .base import register
 
 if TYPE_CHECKING:
@@ -71,10 +72,9 @@ class EGN(Neural):
         return Net(n_features, len(scale.mean), hidden=self.hidden, weight=self.weight, dropout=self.dropout)
 
     def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        from ..nn import cosine_topk
-
         embedding = references.embedding()
-        found, _ = cosine_topk(slide.embedding, embedding, min(self.n_exemplars, len(embedding)))
+        others = References([other.embedding for other in references], min(self.n_exemplars, len(embedding)))
+        found = others.search(slide.embedding)
         rows, exemplars = np.unique(found, return_inverse=True)
         return {
             "embedding": slide.embedding,

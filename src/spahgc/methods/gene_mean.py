@@ -19,6 +19,7 @@ class GeneMean(Method):
     """
 
     name = "gene_mean"
+    reads_reference = True
     needs = frozenset()
 
     def fit(self, cohort: Cohort, run: Run) -> Self:

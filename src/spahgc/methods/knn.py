@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from .._slides import Cohort, Float32, Slide
+from .._slides import Cohort, Float32, Slide, Stack, expression_of
+from ._references import References
 from .base import Method, Run, State, register
 
 
@@ -22,6 +23,7 @@ class KNN(Method):
     """
 
     name = "knn"
+    reads_reference = True
 
     def __init__(self, n_neighbors: int = 15) -> None:
         if n_neighbors < 1:
@@ -36,9 +38,7 @@ class KNN(Method):
         return self.restore({}, cohort)
 
     def predict(self, slide: Slide) -> Float32:
-        from ..nn.retrieval import cosine_topk
-
-        index, _ = cosine_topk(slide.embedding, self._embedding, self.n_neighbors)
+        index = self._references.search(slide.embedding)
         return self._expression[index].mean(axis=1, dtype=np.float64).astype(np.float32)
 
     def params(self) -> dict[str, Any]:
@@ -48,5 +48,6 @@ class KNN(Method):
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        self._embedding, self._expression = cohort.embedding(), cohort.expression()
+        self._references = References([slide.embedding for slide in cohort], self.n_neighbors)
+        self._expression = Stack([expression_of(slide) for slide in cohort])
         return self

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .._progress import Progress, silent, told
 from .._slides import Cohort, Float32, Slide
-from ._linear import LinearFit, RowValues, in_blocks, pooled_expression, relative_expression, tune
-from .base import Method, Run, State, register
+from ._linear import LinearFit, RowValues, pooled_expression, relative_expression, tune
+from .base import Method, Output, Run, State, register
 
 if TYPE_CHECKING:
     from ._context import ContextRows
@@ -36,6 +37,7 @@ class Ridge(Method):
 
     name = "ridge"
     reads_rows = True
+    reads_reference = True
 
     def __init__(self, relative: bool = False, l2: float | None = None, size: int = 256) -> None:
         if l2 is not None and l2 < 0:
@@ -64,8 +66,14 @@ class Ridge(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
+        out = np.empty((len(slide), len(self._level)), np.float32)
+        Ridge.predict_into(self, slide, out)  # that of a subclass may be made of this method
+        return out
+
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
         values = self.relative_values(slide)
-        return in_blocks(len(slide), len(self._level), lambda rows: values(rows) * self._spread + self._level)
+        for rows in told(len(slide), progress):
+            out[rows] = values(rows) * self._spread + self._level
 
     def relative_values(self, slide: Slide) -> RowValues:
         """Prediction before it is scaled back, for the rows that are asked for."""

@@ -5,6 +5,7 @@ Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026
 
 from __future__ import annotations
 
+from .approximate import ApproximateIndex
 from .attention import CrossNodeDualAttention
 from .blocks import Block, spatial_blocks
 from .config import Config
@@ -20,6 +21,7 @@ from .retrieval import cosine_topk
 from .training import train
 
 __all__ = [
+    "ApproximateIndex",
     "Block",
     "Config",
     "CrossNodeAttentionPooling",

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from .._cache import digest, kept
+from .._slides import Rows
 from ._check import matrix
 from ._fused import Edges, both_ways
 from .neighbors import spatial_knn
@@ -158,8 +160,8 @@ class ReferenceNodes:
 
 def reference_nodes(
     retrieved: NDArray[np.integer],
-    z_r: NDArray[np.float32],
-    y_r: NDArray[np.float32],
+    z_r: NDArray[np.float32] | Rows,
+    y_r: NDArray[np.float32] | Rows,
     n_close: int,
     *,
     device: str | torch.device = "cpu",
@@ -171,7 +173,8 @@ def reference_nodes(
     retrieved
         Rows of the reference that each target spot retrieves, (n, K).
     z_r, y_r
-        Embeddings, (n_reference, d), and expression, (n_reference, g), of all reference spots.
+        Embeddings, (n_reference, d), and expression, (n_reference, g), of all reference spots; the rows that are
+        retrieved are read.
     n_close
         Neighbours per reference node; fewer where fewer are retrieved.
     device
@@ -185,8 +188,17 @@ def reference_nodes(
     joint = np.concatenate([z_r[index], y_r[index]], axis=1)
     k = min(n_close, len(index) - 1)
     empty = np.empty((len(index), 0), dtype=np.int64)
-    close = cosine_topk(joint, joint, k, exclude_self=True, device=device)[0] if k > 0 else empty
+    close = _closest(joint, k, device) if k > 0 else empty
     return ReferenceNodes(index, joint, references, close)
+
+
+def _closest(joint: NDArray[np.float32], k: int, device: str | torch.device) -> NDArray[np.int64]:
+    """Neighbours of each node among the others, (m, k); in a run that keeps what it computes, found once."""
+
+    def search() -> dict[str, NDArray]:
+        return {"index": cosine_topk(joint, joint, k, exclude_self=True, device=device)[0]}
+
+    return kept(lambda: digest("close", joint, k), search)["index"]
 
 
 def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from .._slides import blocks
+from .._progress import Progress, silent, told, weighted
+from .._slides import Rows
 from .attention import CrossNodeDualAttention
 from .encoder import SLOPE, HeteroLayer
 from .graph import reference_nodes
@@ -60,13 +61,15 @@ class LargeGraph(NamedTuple):
 def large_graph(
     features: Features,
     coordinates: ArrayLike,
-    reference_embedding: NDArray[np.float32],
-    reference_expression: NDArray[np.float32],
+    reference_embedding: NDArray[np.float32] | Rows,
+    reference_expression: NDArray[np.float32] | Rows,
     *,
     n_references: int,
     n_near: int,
     n_close: int,
     device: str | torch.device = "cpu",
+    search: Callable[[NDArray[np.float32]], NDArray[np.integer]] | None = None,
+    progress: Progress = silent,
 ) -> LargeGraph:
     """The graph that :func:`build_graph` builds, as tables, with the features left where they are.
 
@@ -74,18 +77,30 @@ def large_graph(
     ----------
     features
         Embeddings of the target slide's spots, (n, d): an array, or an object that makes rows of one.
-    coordinates, reference_embedding, reference_expression, n_references, n_near, n_close
+    coordinates, n_references, n_near, n_close
         As for :func:`build_graph`.
+    reference_embedding, reference_expression
+        As for :func:`build_graph`, or :class:`~spahgc._slides.Rows`: the embeddings are read block by block, the
+        expression of the spots that are retrieved.
     device
         Of the matrix products.
+    search
+        Finds the reference spots of some target spots, (n, K), from their features; `None` takes :func:`cosine_topk`.
+    progress
+        Called with the share of the spots that was done, each time some were.
     """
+    if search is None:
+
+        def search(some: NDArray[np.float32]) -> NDArray[np.integer]:
+            return cosine_topk(some, reference_embedding, n_references, device=device)[0]
+
     n = features.shape[0]
     neighbours = SpatialNeighbors(coordinates)
     near = np.empty((n, min(n_near, n - 1)), np.int32)
     retrieved = np.empty((n, n_references), np.int32)
-    for rows in blocks(n, CHUNK):
+    for rows in told(n, progress, CHUNK):
         near[rows] = neighbours(n_near, rows)
-        retrieved[rows] = cosine_topk(features[rows], reference_embedding, n_references, device=device)[0]
+        retrieved[rows] = search(features[rows])
     nodes = reference_nodes(retrieved, reference_embedding, reference_expression, n_close, device=device)
     return LargeGraph(
         features, near, nodes.references.astype(np.int32), torch.from_numpy(nodes.joint), torch.from_numpy(nodes.close)
@@ -94,7 +109,11 @@ def large_graph(
 
 @torch.inference_mode()
 def predict(
-    network: SpaHGC, graph: LargeGraph, write: Callable[[slice, NDArray[np.float32]], None], *, progress: bool = False
+    network: SpaHGC,
+    graph: LargeGraph,
+    write: Callable[[slice, NDArray[np.float32]], None],
+    *,
+    progress: Progress = silent,
 ) -> None:
     """Predict the target spots of a graph.
 
@@ -107,27 +126,21 @@ def predict(
     write
         Called with rows and their predicted values, float32 (n_rows, g), until all rows are through.
     progress
-        Show a progress bar.
+        Called with the share of the work that was done, each time some was; the shares sum to 1.
     """
-    from tqdm.auto import tqdm
-
     encoder, n = network.encoder, graph.features.shape[0]
     device, hidden = network.head.weight.device, network.config.hidden
     joint, close = graph.joint.to(device), graph.close.to(device)
     expression = encoder.expression(joint[:, encoder.n_features :])
     reference = encoder.reference(joint)
-    with (
-        _states(n, hidden) as states,
-        _states(n, hidden) as updated,
-        tqdm(total=(2 + len(encoder.layers)) * n, desc="Predicting", unit="spot", disable=not progress) as bar,
-    ):
-        for rows in blocks(n, CHUNK):
+    once = weighted(progress, 1 / (2 + len(encoder.layers)))
+    with _states(n, hidden) as states, _states(n, hidden) as updated:
+        for rows in told(n, once, CHUNK):
             states.write(rows, encoder.target(torch.from_numpy(graph.features[rows]).to(device)))
-            bar.update(rows.stop - rows.start)
         for layer in cast("list[HeteroLayer]", encoder.layers):
             back = None if layer.refer is None else _AttendBack(layer.refer, reference)
             answer = None if layer.refer is None else layer.refer.answer(reference, expression)
-            for rows in blocks(n, CHUNK):
+            for rows in told(n, once, CHUNK):
                 own, near = states.read(rows, device), torch.from_numpy(graph.near[rows])
                 around = states.around(near, device)
                 message = layer.near(own, around, torch.arange(near.numel(), device=device).view(near.shape))
@@ -136,15 +149,13 @@ def predict(
                     message = (message + layer.refer.to_target.attend(own, answer, references)) / 2
                     back.add(own, references)
                 updated.write(rows, leaky_relu(message, SLOPE))
-                bar.update(rows.stop - rows.start)
             message = layer.close(reference, reference, close)
             reference = leaky_relu(message if back is None else (message + back.message()) / 2, SLOPE)
             states, updated = updated, states
         answer = network.pooling.answer(reference)
-        for rows in blocks(n, CHUNK):
+        for rows in told(n, once, CHUNK):
             pooled = network.pooling.pool(states.read(rows, device), answer, _table(graph.references[rows], device))
             write(rows, network.output(pooled).cpu().numpy())
-            bar.update(rows.stop - rows.start)
 
 
 class _AttendBack:

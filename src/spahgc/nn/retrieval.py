@@ -13,11 +13,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._slides import blocks
+from .._slides import Rows, blocks
 from ._check import finite, positive, real
 
 _DECIMALS = 9
-_MARGIN = 9
+MARGIN = 9
 """Members of a shortlist beyond the k that are asked for."""
 _BLOCK = 16384
 """Rows of the bank that are scored at once."""
@@ -29,7 +29,7 @@ _FACTOR_ERROR = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
 
 def cosine_topk(
     query: ArrayLike,
-    bank: ArrayLike,
+    bank: ArrayLike | Rows,
     k: int,
     *,
     exclude_self: bool = False,
@@ -48,7 +48,8 @@ def cosine_topk(
     query
         (n, d).
     bank
-        (m, d), float32 or float16; it may be memory-mapped (:func:`numpy.memmap`), and is read block by block.
+        (m, d), float32 or float16; it may be memory-mapped (:func:`numpy.memmap`), or be made of such arrays when it is
+        read (:class:`~spahgc._slides.Rows`), and is read block by block.
     k
         Neighbours per query, at most m (m - 1 with `exclude_self`).
     exclude_self
@@ -67,8 +68,27 @@ def cosine_topk(
     ValueError
         For NaN or infinite values, different widths, or a bank with fewer than `k` rows.
     """
-    query, bank = real(query, "query"), real(bank, "bank")
-    k, chunk = positive(k, "k"), positive(chunk, "chunk")
+    indices, similarities = exact_topk(
+        real(query, "query"),
+        bank if isinstance(bank, Rows) else real(bank, "bank"),
+        positive(k, "k"),
+        exclude_self=exclude_self,
+        chunk=positive(chunk, "chunk"),
+        device=device,
+    )
+    return indices, similarities.astype(np.float32)
+
+
+def exact_topk(
+    query: NDArray,
+    bank: NDArray | Rows,
+    k: int,
+    *,
+    exclude_self: bool = False,
+    chunk: int = 256,
+    device: str | torch.device = "cpu",
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What :func:`cosine_topk` gives, with the similarities as they were compared: float64, to nine decimals."""
     if query.shape[1] != bank.shape[1]:
         raise ValueError(f"query has {query.shape[1]} features and bank has {bank.shape[1]}; they are of one encoder.")
     if exclude_self and len(query) != len(bank):
@@ -79,33 +99,37 @@ def cosine_topk(
     finite(query, "query")
 
     slack = 2 * (_FACTOR_ERROR[torch.get_float32_matmul_precision()] + (bank.shape[1] + 4) * 2.0**-23)
-    values, candidates = _shortlists(query, bank, min(k + _MARGIN, available), exclude_self, chunk, device)
+    values, candidates = _shortlists(query, bank, min(k + MARGIN, available), exclude_self, chunk, device)
     indices = np.empty((len(query), k), dtype=np.int64)
-    similarities = np.empty((len(query), k), dtype=np.float32)
+    similarities = np.empty((len(query), k), dtype=np.float64)
     for rows in blocks(len(query), chunk):
-        exact = _similarity(query[rows], bank, candidates[rows])
-        order = np.lexsort((candidates[rows], -exact), axis=1)[:, :k]
-        indices[rows] = np.take_along_axis(candidates[rows], order, axis=1)
-        similarities[rows] = np.take_along_axis(exact, order, axis=1)
+        indices[rows], similarities[rows] = best_of(query[rows], bank, candidates[rows], k)
     if candidates.shape[1] < available:
         # Where the shortlist may end inside a tie, every row that could still belong to the answer is looked at.
         least = values[:, k - 1] - slack
         undecided = np.flatnonzero(values[:, -1] >= least)
         for i, every in _every_above(query, bank, undecided, least, exclude_self, chunk, device):
-            exact = _similarity(query[i : i + 1], bank, every[None])[0]
-            first = np.lexsort((every, -exact))[:k]
-            indices[i], similarities[i] = every[first], exact[first]
+            indices[i : i + 1], similarities[i : i + 1] = best_of(query[i : i + 1], bank, every[None], k)
     return indices, similarities
 
 
+def best_of(
+    query: NDArray, bank: NDArray | Rows, candidates: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The `k` best of the candidates of each query, (n, c), and their similarities: most similar, then lower index."""
+    exact = _similarity(query, bank, candidates)
+    order = np.lexsort((candidates, -exact), axis=1)[:, :k]
+    return np.take_along_axis(candidates, order, axis=1), np.take_along_axis(exact, order, axis=1)
+
+
 def _shortlists(
-    query: NDArray, bank: NDArray, size: int, exclude_self: bool, chunk: int, device: str | torch.device
+    query: NDArray, bank: NDArray | Rows, size: int, exclude_self: bool, chunk: int, device: str | torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The `size` highest float32 scores of each query, descending, and their rows of the bank, (n, size) each."""
     values = torch.full((len(query), size), -torch.inf, device=device)
     indices = torch.zeros((len(query), size), dtype=torch.int64, device=device)
     for block in blocks(len(bank), _BLOCK):
-        unit_bank = _units(bank[block], "bank", block.start, device).T
+        unit_bank = units(bank[block], "bank", block.start, device).T
         for rows in blocks(len(query), chunk):
             scores = _scores(query, rows, unit_bank, block, exclude_self, device)
             found, at = _highest(scores, min(size, scores.shape[1]))
@@ -137,7 +161,7 @@ def _highest(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _every_above(
     query: NDArray,
-    bank: NDArray,
+    bank: NDArray | Rows,
     undecided: NDArray[np.intp],
     least: NDArray[np.float32],
     exclude_self: bool,
@@ -149,7 +173,7 @@ def _every_above(
         rows = undecided[some]
         found: list[NDArray[np.int64]] = []
         for block in blocks(len(bank), _BLOCK):
-            unit_bank = _units(bank[block], "bank", block.start, device).T
+            unit_bank = units(bank[block], "bank", block.start, device).T
             scores = _scores(query, rows, unit_bank, block, exclude_self, device)
             above = scores >= torch.from_numpy(least[rows]).to(device)[:, None]
             found.append((above.nonzero() + torch.tensor([0, block.start], device=device)).cpu().numpy())
@@ -167,7 +191,7 @@ def _scores(
     exclude_self: bool,
     device: str | torch.device,
 ) -> Tensor:
-    scores = _units(query[rows], "query", 0, device) @ unit_bank
+    scores = units(query[rows], "query", 0, device) @ unit_bank
     if exclude_self:
         own = torch.from_numpy(np.arange(len(query))[rows] - block.start).to(device)
         inside = ((own >= 0) & (own < scores.shape[1])).nonzero()[:, 0]
@@ -175,7 +199,7 @@ def _scores(
     return scores
 
 
-def _units(values: NDArray, what: str, first_row: int, device: str | torch.device) -> Tensor:
+def units(values: NDArray, what: str, first_row: int, device: str | torch.device) -> Tensor:
     """Rows at length 1, float32, on a device; a row of zeros stays one."""
     rows = np.ascontiguousarray(values, dtype=np.float32)
     finite(rows, what, first_row=first_row)
@@ -188,7 +212,7 @@ def _norms(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.where(norms > 0, norms, 1.0)
 
 
-def _similarity(query: NDArray, bank: NDArray, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+def _similarity(query: NDArray, bank: NDArray | Rows, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cosine of each query, (n, d), to its candidates, (n, c), in float64.
 
     Rounded, so that the order of summation cannot decide a tie.

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
+from .._prediction import panel, stored_at
 from .._slides import Float64
 from .._validate import check_table, coordinates, library_column, listed
 from ..get import trust_frame
 from ._tissue import Tissue
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -95,22 +95,21 @@ def pitch(positions: Float64) -> float:
     return distance if distance > 0 else 1.0
 
 
-def prediction_of(adata: AnnData, key: str) -> pd.DataFrame:
-    """Predicted expression, DataFrame (n_obs, panel)."""
+def panel_of(adata: AnnData, key: str) -> list[str]:
+    """The predicted genes."""
     import pandas as pd
 
-    if key not in adata.obsm:
+    if key not in adata.obsm and stored_at(adata, key) is None:
         raise KeyError(
             f"data.obsm has no prediction {key!r}. Available in obsm: {listed(adata.obsm)}. "
             "Run spahgc.tl.predict first, or pass key=<its key_added>."
         )
-    frame = adata.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
+    if key in adata.obsm and not isinstance(adata.obsm[key], pd.DataFrame):
         raise TypeError(
-            f"data.obsm[{key!r}] is a {type(frame).__name__}; a prediction is a DataFrame with a column per gene. "
-            "Run spahgc.tl.predict, or pass key=<its key_added>."
+            f"data.obsm[{key!r}] is a {type(adata.obsm[key]).__name__}; a prediction is a DataFrame with a column per "
+            "gene. Run spahgc.tl.predict, or pass key=<its key_added>."
         )
-    return frame
+    return panel(adata, key)
 
 
 def verdicts_of(adata: AnnData, key: str) -> dict[str, str]:

@@ -11,11 +11,12 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .. import _keys as keys
+from .._prediction import values as predicted_values
 from .._slides import Float64
 from .._validate import counts
 from .._validate import expression as any_expression
 from ..get import VERDICTS
-from ._data import check_panel, log, prediction_of, slide_of, table_of, verdicts_of
+from ._data import check_panel, log, panel_of, slide_of, table_of, verdicts_of
 from ._style import GREY, finish, given_axes, style
 from ._tissue import Tissue, colour_bar, draw_scale_bar, draw_spots, draw_tissue
 
@@ -110,14 +111,14 @@ def expression(
     """
     wanted = _check_panels(what)
     adata = table_of(data)
-    predicted = prediction_of(adata, key)
+    predicted = panel_of(adata, key)
     verdicts = verdicts_of(adata, key)
     genes = _default_genes(verdicts) if genes is None else [genes] if isinstance(genes, str) else list(genes)
     _check_options(genes, scale, quantiles, size)
-    check_panel(genes, list(predicted.columns), adata.var_names)
+    check_panel(genes, predicted, adata.var_names)
     rows, tissue = slide_of(adata, slide, library_key)
     ledger = adata.uns.get(key, {})
-    values = prediction_of(rows, key)[genes].to_numpy(dtype=np.float64)
+    values = predicted_values(rows, key, genes).astype(np.float64)
     measured = _measured(rows, genes, layer=layer, normalize=ledger.get(keys.PARAMS, {}).get("normalize", "none"))
     if not measured:
         none = f"Slide {tissue.name!r} has no measured expression of {', '.join(genes)}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _keys as keys
 from .. import _validate as check
+from .._cache import shared_folder
 from .._expression import Normalize
 from .._settings import settings
 from .._slides import SplitBy
@@ -183,13 +184,17 @@ def cross_validate(
                             {**arguments, "genes": genes, "columns": where, "how": rules.normalize},
                         )
                     else:
-                        arguments |= {"method": made[unit.method], "device": device, "peek": rules.peek}
+                        arguments |= {"method": made[unit.method], "device": device, "peek": rules.peek, "cache": cache}
                         yield unit, run_unit, shared, arguments
 
     from tqdm.auto import tqdm
 
     show = settings.progress if progress is None else progress
-    with tqdm(total=len(units), initial=len(results), desc="Cross-validation", unit="fit", disable=not show) as bar:
+    with (
+        # Which spots are most alike, of two slides or in a graph, is the same in other folds or for other seeds.
+        shared_folder(resume) as cache,
+        tqdm(total=len(units), initial=len(results), desc="Cross-validation", unit="fit", disable=not show) as bar,
+    ):
         for unit, result in run_all(calls(), n_jobs=n_jobs, device=device):
             if folder:
                 folder.write(unit, result)

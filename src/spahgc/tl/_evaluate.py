@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
+from .. import _prediction, metrics
 from .. import _validate as check
-from .. import metrics
 from .._tables import measured_expression, slide_rows
-from ..get import mean_scores, prediction_table
+from ..get import mean_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,17 +66,17 @@ def evaluate(
         Slides without any measured expression are left out.
     """
     check.check_table(adata, what="target")
-    table = prediction_table(adata, key)
+    panel = _prediction.panel(adata, key)
     params = _params(adata, key)
     library_key = check.library_column(adata, library_key or params.get("library_key"), what="target")
-    genes = [str(gene) for gene in table.columns if gene in adata.var_names]
+    genes = [gene for gene in panel if gene in adata.var_names]
     if not genes and adata.n_vars:
         raise ValueError(
-            f"None of the {table.shape[1]} predicted genes is among the target's {adata.n_vars} measured ones."
-            f"{check.naming_hint(list(table.columns), adata.var_names)}"
+            f"None of the {len(panel)} predicted genes is among the target's {adata.n_vars} measured ones."
+            f"{check.naming_hint(panel, adata.var_names)}"
         )
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
-    predicted = table[genes].to_numpy()
+    predicted = _prediction.values(adata, key, genes)
     columns: dict[str, list[Any]] = {name: [] for name in ("slide", "patient", "method", "gene", "metric", "value")}
     for slide, rows in slide_rows(adata, library_key).items():
         if not has_expression[rows].any():

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import _keys as keys
 from .. import _validate as check
-from .._expression import UNITS, Normalize
+from .._expression import Normalize
+from .._progress import spot_bar
+from .._settings import settings
 from .._slides import SplitBy
+from .._stores import check_free, local_path
 from .._tables import TargetSlide, embedding_recipe, target_slides
 from ..methods import METHODS, check_needs
 from ._model import Model
+from ._predict_out import check_key, make_record, predict_into_store, predict_into_table
 from ._scale_check import pitches, warn_of_pitch
 from ._train import train
-from ._trust_slots import drop_columns, for_targets, write_columns
+from ._trust_slots import for_targets
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,6 +49,8 @@ def predict(
     device: str | None = None,
     progress: bool | None = None,
     key_added: str = keys.PREDICTION,
+    store: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
     """Predict the expression of target slides from their H&E.
@@ -73,9 +79,16 @@ def predict(
     rng
         See :func:`train`; not with a model.
     device, progress
-        `None` takes :data:`spahgc.settings`.
+        `None` takes :data:`spahgc.settings`. The progress of the prediction is shown when it takes longer than two
+        seconds.
     key_added
         Key of what is written.
+    store
+        Path of a folder to write the predicted expression to, as an AnnData zarr, block by block: for slides whose
+        prediction is larger than memory. It appears when it is whole. While it is made, a temporary file beside it
+        takes as much room again.
+    overwrite
+        Replace a prediction that is in `store`. What is not one is never replaced.
     copy
         Write to a copy of the target, and return it.
 
@@ -99,6 +112,11 @@ def predict(
 
     ``X`` and measured layers are left alone.
 
+    With `store`, ``obsm["spahgc"]`` and ``layers["spahgc"]`` are not written, and ``uns["spahgc"]["store"]`` is the
+    absolute path of the zarr. :func:`spahgc.get.predicted` reads it when it is asked for values,
+    :func:`spahgc.tl.evaluate` and :func:`spahgc.pl.expression` take the genes that they need, and it is a table of its
+    own for :func:`anndata.read_zarr`: what :func:`spahgc.get.predicted` returns, rows in the order of the target.
+
     Raises
     ------
     KeyError
@@ -106,6 +124,10 @@ def predict(
     ValueError
         If the embeddings of reference and target do not match, values are not what they have to be, or a slide lacks
         something that the method needs.
+    FileExistsError
+        If `store` is there and `overwrite` is false, or what is there is not a prediction.
+    OSError
+        If the disk has too little room for `store`; nothing is left there, and the table is as it was.
     """
     given: dict[str, Any] = {
         "panel": panel,
@@ -120,7 +142,10 @@ def predict(
     }
     given = {name: value for name, value in given.items() if value is not None}
     check.check_table(adata_target, what="target")
-    _check_key(adata_target, key_added)
+    check_key(adata_target, key_added)
+    path = None if store is None else local_path(store)
+    if path is not None:
+        check_free(path, overwrite=overwrite)
     if isinstance(reference, Model):
         if given:
             raise ValueError(
@@ -145,62 +170,19 @@ def predict(
     targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
     _warn(model, adata_target, targets, library_key)
 
-    values = np.empty((adata_target.n_obs, len(model.genes)), dtype=np.float32)
-    support = np.empty(adata_target.n_obs, dtype=np.float32)
-    for target in targets:
-        values[target.rows], support[target.rows] = model.predict_slide(target.slide)
-    if not np.isfinite(values).all():
-        raise FloatingPointError(
-            f"The prediction has NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} spots; "
-            f"nothing was written."
-        )
     adata = adata_target.copy() if copy else adata_target
     trust = model.trust_record and for_targets(
         model.trust_record, {t.slide.name: t.slide.patient for t in targets}, model.reference.patients
     )
-    _write(adata, model, values, support, key_added, _params(model, targets, library_key), trust)
+    record = make_record(model, _params(model, targets, library_key), trust)
+    with spot_bar(adata.n_obs, show=settings.progress if progress is None else progress) as bar:
+        if path is None:
+            predict_into_table(adata, model, targets, key=key_added, record=record, bar=bar)
+        else:
+            predict_into_store(
+                adata, model, targets, key=key_added, record=record, bar=bar, path=path, overwrite=overwrite
+            )
     return adata if copy else None
-
-
-def _write(
-    adata: AnnData,
-    model: Model,
-    values: np.ndarray,
-    support: np.ndarray,
-    key: str,
-    params: dict[str, Any],
-    trust: dict[str, Any] | None,
-) -> None:
-    import pandas as pd
-
-    # All is made before anything is written, so that a failure leaves the table as it was.
-    table = pd.DataFrame(values, index=adata.obs_names, columns=list(model.genes))
-    columns = adata.var_names.get_indexer(list(model.genes))
-    record = {
-        keys.PARAMS: params,
-        "genes": list(model.genes),
-        "units": UNITS[model.recipe.normalize],
-        "encoder": dict(model.recipe.encoder or {}),
-        "model": model.fingerprint,
-        "training": {name: list(curve) for name, curve in model.history.items()},
-        "versions": {package: version(package) for package in ("spahgc", "torch", "torch-geometric", "anndata")},
-    }
-    adata.obsm[key] = table
-    adata.layers.pop(key, None)
-    if (columns >= 0).any():
-        layer = np.full(adata.shape, np.nan, dtype=np.float32)
-        layer[:, columns[columns >= 0]] = values[:, columns >= 0]
-        adata.layers[key] = layer
-    adata.obs[keys.support(key)] = support
-    adata.uns[key] = record
-    if keys.trust(key) not in adata.uns:
-        drop_columns(adata, key)
-    if trust is not None:
-        record["trust"] = trust
-        write_columns(adata, trust, key)
-    # Scores belong to the prediction they were computed on.
-    adata.uns.pop(keys.scores(key), None)
-    adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
 
 
 def _params(model: Model, targets: list[TargetSlide], library_key: str | None) -> dict[str, Any]:
@@ -227,39 +209,11 @@ def _split_by(reference: AnnData, target: AnnData, patient_key: str) -> SplitBy:
     return "slide" if set(target.obs[patient_key].astype(str)) <= known else "patient"
 
 
-def _check_key(adata: AnnData, key: str) -> None:
-    """The key is a plain name, and free or one of our own predictions."""
-    if not key or not all(c.isalnum() or c in "_-." for c in key):
-        raise ValueError(f"key_added is made of letters, digits, '_', '-' and '.', not {key!r}.")
-    if key.startswith(keys.IMAGE_PREFIX):
-        raise ValueError(f"key_added={key!r} would pass for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another one.")
-    if isinstance(adata.uns.get(key), Mapping) and "model" in adata.uns[key]:
-        return
-    places: list[tuple[str, Any, str]] = [
-        ("obsm", adata.obsm, key),
-        ("layers", adata.layers, key),
-        ("uns", adata.uns, key),
-        ("uns", adata.uns, keys.scores(key)),
-        ("obs", adata.obs, keys.support(key)),
-        *(("var", adata.var, keys.gene(key, metric)) for metric in keys.METRICS),
-        # Trust that a cross-validation put there is our own.
-        *(("var", adata.var, keys.gene(key, name)) for name in keys.TRUST.values() if keys.trust(key) not in adata.uns),
-    ]
-    taken = [f"{place}[{name!r}]" for place, slots, name in places if name in slots]
-    if taken:
-        raise ValueError(
-            f"The target holds something else in {', '.join(taken)}, where key_added={key!r} writes; it is never "
-            f"overwritten. Choose another key_added."
-        )
-
-
 def _warn(model: Model, adata: AnnData, targets: list[TargetSlide], library_key: str | None) -> None:
     pitch = pitches(adata, model.recipe.use_rep, library_key, what="target")
     warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=4)
-    trained_on = {slide.name: slide for slide in model.reference}
     for target in targets:
-        twin = trained_on.get(target.slide.name)
-        if twin is not None and np.array_equal(twin.embedding, target.slide.embedding):
+        if model.has_seen(target.slide):
             warnings.warn(
                 f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, and "
                 f"a score on it means nothing.",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._slides import Cohort, Float64, blocks
+from .._progress import Progress, silent, told
+from .._slides import Cohort, Float64, Stack
 
 N_NEIGHBORS = 7
 """Reference spots whose distance counts."""
 N_COMPONENTS = 32
 """Principal components of the raw embedding in which distances are taken."""
+MAX_SPOTS = 32_768
+"""Reference spots that count; of a larger reference as many, evenly over it, so that the time to fit is bounded."""
 _CHUNK = 2048
 
 
@@ -29,10 +33,10 @@ class Support:
 
     .. math:: support(x) = \frac{1 + |\{i : d_i \ge d_{-s(i)}(x)\}|}{1 + n}
 
-    over the n reference spots. It is spread about evenly over 0 to 1, with a median of 0.5, for a slide that differs
-    from the reference slides as these differ from each other (it is the p-value of a leave-one-slide-out conformal
-    test), and near 0 for a spot that is farther than any of them. A reference of slides that are far from each other
-    therefore also covers what lies far from all.
+    over the n reference spots (32,768 of them, evenly over the slides, where there are more). It is spread about evenly
+    over 0 to 1, with a median of 0.5, for a slide that differs from the reference slides as these differ from each
+    other (it is the p-value of a leave-one-slide-out conformal test), and near 0 for a spot that is farther than any of
+    them. A reference of slides that are far from each other therefore also covers what lies far from all.
     """
 
     mean: Float64
@@ -46,49 +50,80 @@ class Support:
     @classmethod
     def fit(cls, reference: Cohort) -> Self:
         """From the reference slides, embeddings as the encoder gave them."""
+        from ..methods._kernel import evenly
         from ..methods._linear import PCA
 
-        raw = reference.embedding().astype(np.float64)
+        some = evenly(reference.n_spots, MAX_SPOTS)
+        raw = Stack([slide.embedding for slide in reference])[some].astype(np.float64)
         mean, scale = raw.mean(axis=0), raw.std(axis=0)
         scale = np.where(scale > 1e-12, scale, 1.0)
-        pca = PCA.fit((raw - mean) / scale, N_COMPONENTS)
-        bank, slide = pca((raw - mean) / scale), reference.slide_index()
-        banks = tuple(bank[slide == index] for index in range(len(reference)))
-        distances = []
-        for index, own in enumerate(banks):
-            nearest = (
-                [_nearest(own, own, exclude_self=True)]
-                if len(banks) == 1
-                else [_nearest(own, other) for other in banks[:index] + banks[index + 1 :]]
-            )
-            distances.append(np.sort(_mean_of_nearest(nearest)))
-        return cls(mean, scale, pca.axes, banks, tuple(distances))
+        scaled = (raw - mean) / scale
+        pca = PCA.fit(scaled, N_COMPONENTS)
+        bank, slide = pca(scaled), reference.slide_index()[some]
+        slides = np.unique(slide)  # of very many, a small one may have no spot among them
+        banks = tuple(bank[slide == one] for one in slides)
+        distances = [
+            _nearest(own, own, exclude_self=True) if len(slides) == 1 else _nearest(own, bank[slide != one])
+            for one, own in zip(slides, banks, strict=True)
+        ]
+        return cls(mean, scale, pca.axes, banks, tuple(np.sort(_mean_of_nearest(found)) for found in distances))
 
-    def __call__(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = silent) -> NDArray[np.float32]:
         """Support of spots, float32 (n_spots,), over 0 to 1, from embeddings as the encoder gave them."""
-        parts = [self._block(embedding[rows]) for rows in blocks(len(embedding))]
+        parts = [self._block(embedding[rows]) for rows in told(len(embedding), progress)]
         return np.concatenate(parts)
 
     def _block(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         scores = ((embedding.astype(np.float64) - self.mean) / self.scale) @ self.axes
-        nearest = [_nearest(scores, bank) for bank in self.banks]
+        nearest, slide = self._nearest_of_all(scores)
         n_farther = np.zeros(len(scores))
         for index, distances in enumerate(self.distances):
-            others = nearest if len(nearest) == 1 else nearest[:index] + nearest[index + 1 :]
+            others = nearest if len(self.banks) == 1 else np.where(slide == index, np.inf, nearest)
             # The tolerance keeps a distance that is equal but for rounding from counting as smaller.
             limit = _mean_of_nearest(others) * (1 - 1e-9)
             n_farther += len(distances) - np.searchsorted(distances, limit, side="left")
         n = sum(len(bank) for bank in self.banks)
         return ((1 + n_farther) / (1 + n)).astype(np.float32)
 
+    def _nearest_of_all(self, scores: Float64) -> tuple[Float64, NDArray[np.intp]]:
+        """The smallest distances of each spot, at most 7 to a slide and 14 in all, and their slides.
 
-def _mean_of_nearest(distances: list[Float64]) -> Float64:
-    """Mean of the smallest distances of each row over several slides, (n,)."""
-    joined = np.concatenate(distances, axis=1)
-    k = min(N_NEIGHBORS, joined.shape[1])
-    if k == 0:
-        return np.zeros(len(joined))
-    return np.asarray(np.partition(joined, k - 1, axis=1)[:, :k].mean(axis=1))
+        Whichever slide is left out, the 7 smallest to the others are among them.
+        """
+        nearest, slide = np.empty((len(scores), 0)), np.empty((len(scores), 0), np.intp)
+        for index, bank in enumerate(self.banks):
+            found = _nearest(scores, bank)
+            nearest = np.concatenate([nearest, found], axis=1)
+            slide = np.concatenate([slide, np.full(found.shape, index)], axis=1)
+            if nearest.shape[1] > 2 * N_NEIGHBORS:
+                best = np.argpartition(nearest, 2 * N_NEIGHBORS - 1, axis=1)[:, : 2 * N_NEIGHBORS]
+                nearest, slide = np.take_along_axis(nearest, best, axis=1), np.take_along_axis(slide, best, axis=1)
+        return nearest, slide
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As named arrays."""
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "axes": np.ascontiguousarray(self.axes),
+            "banks": np.concatenate(self.banks),
+            "distances": np.concatenate(self.distances),
+            "n_spots": np.array([len(bank) for bank in self.banks]),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Inverse of :meth:`arrays`."""
+        ends = np.cumsum(arrays["n_spots"])[:-1]
+        banks, distances = (tuple(np.split(arrays[name], ends)) for name in ("banks", "distances"))
+        return cls(arrays["mean"], arrays["scale"], arrays["axes"], banks, distances)
+
+
+def _mean_of_nearest(distances: Float64) -> Float64:
+    """Mean of the 7 smallest distances of each row, (n,); of those that there are, and 0 where there are none."""
+    nearest = np.sort(distances, axis=1)[:, :N_NEIGHBORS]
+    found = np.isfinite(nearest)
+    return np.asarray(np.where(found, nearest, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1))
 
 
 def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Float64:

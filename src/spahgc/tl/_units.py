@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from .._cache import keeping
 from .._expression import Normalize
 from .._slides import Cohort, Float32, Float64, Slide, check_no_shared_patients, standardize
 from .._tables import measured_expression, reference_cohort, slide_rows, target_slides
@@ -126,7 +128,9 @@ def fold_data(
     return data, {t.slide.name: matrix[t.rows] for t in targets}
 
 
-def run_unit(data: FoldData, unit: Unit, method: Method, *, device: str | None, peek: bool) -> Result:
+def run_unit(
+    data: FoldData, unit: Unit, method: Method, *, device: str | None, peek: bool, cache: Path | None = None
+) -> Result:
     """Fit a method on the training slides of a fold, predict the held-out ones from their H&E, score.
 
     Parameters
@@ -141,9 +145,11 @@ def run_unit(data: FoldData, unit: Unit, method: Method, *, device: str | None, 
         Torch device.
     peek
         Show the method the scored slide (:class:`~spahgc.methods.Run`); never set by the honest protocol.
+    cache
+        Folder of what units compute alike; the results are the same without it.
     """
     try:
-        with _TURN, _one_thread():
+        with _TURN, _one_thread(), keeping(cache):
             scores = _scores(data, type(method)(**method.params()), unit.seed, device, peek)
     except Exception as error:
         # A user's error stays one: the command prints it without a traceback.

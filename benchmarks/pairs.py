@@ -1,0 +1,148 @@
+"""What searches for similar spots take in a cross-validation, each computed anew, or kept and shared.
+
+python benchmarks/pairs.py
+
+Four slides of Visium's size, one held out in turn, on one core. Timed are the graphs of SpaHGC's default preset, of
+both its views, and the searches of EGN and of kNN; the networks are not trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from _cases import CASES  # noqa: E402
+from _common import RESULTS, machine, write_json  # noqa: E402
+from _search_tables import pairs_table  # noqa: E402
+
+SEEDS = 3
+EXEMPLARS, NEIGHBORS = 9, 15
+
+
+def folds() -> Iterator[tuple[Any, Any]]:
+    """Three reference slides and the one that is held out, by turns."""
+    from dataclasses import replace
+
+    reference, target = CASES["visium"]()
+    expression = reference.slides[0].expression
+    slides = [*reference.slides, replace(target, expression=expression)]
+    for i in range(len(slides)):
+        others = tuple(slide for j, slide in enumerate(slides) if j != i)
+        yield replace(reference, slides=others), slides[i].without_expression()
+
+
+def views(cohort: Any, target: Any) -> list[tuple[Any, Any]]:
+    """The same with the embeddings, and with the features of the two views, whose components are those of a fold."""
+    from dataclasses import replace
+
+    from spahgc.methods._context import Context
+    from spahgc.methods.context_kernel import WEIGHTS
+
+    found, context = [(cohort, target)], Context.fit(cohort.slides, weights=WEIGHTS)
+    for made in (context, context.of_spot()):
+        slides = tuple(replace(slide, embedding=made(slide)) for slide in cohort)
+        found.append((replace(cohort, slides=slides), replace(target, embedding=made(target))))
+    return found
+
+
+def graphs(cases: list[tuple[Any, Any]]) -> None:
+    """All graphs of a fit of SpaHGC and of the prediction of a slide, as the method makes them."""
+    from functools import partial
+
+    from spahgc.methods._graphs import TrainingGraphs
+    from spahgc.methods._presets import PRESETS
+    from spahgc.methods._references import References
+    from spahgc.nn import Config, large_graph
+
+    config = Config(**PRESETS["default"].network)
+    for cohort, target in cases[1:]:
+        values = {slide.name: slide.expression for slide in cohort}
+        references = References([slide.embedding for slide in cohort], config.n_references, pairs=False)
+        TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000)
+        large_graph(
+            target.embedding, target.coordinates, cohort.embedding(), cohort.expression(),
+            n_references=config.n_references, n_near=config.n_near, n_close=config.n_close,
+            search=partial(references.search, n_queries=len(target)),
+        )  # fmt: skip
+
+
+def exemplars(cases: list[tuple[Any, Any]]) -> None:
+    """The searches of EGN: to choose the number of epochs on two held-out slides, to train, to predict."""
+    cohort, target = cases[0]
+    slides = list(cohort)
+    for held in slides[:2]:
+        rest = [slide for slide in slides if slide is not held]
+        for slide in rest:
+            _search(slide, [other for other in rest if other is not slide], EXEMPLARS)
+        _search(held, rest, EXEMPLARS)
+    for slide in slides:
+        _search(slide, [other for other in slides if other is not slide], EXEMPLARS)
+    _search(target, slides, EXEMPLARS)
+
+
+def neighbors(cases: list[tuple[Any, Any]]) -> None:
+    """The search of kNN."""
+    cohort, target = cases[0]
+    _search(target, list(cohort), NEIGHBORS)
+
+
+def _search(slide: Any, others: list[Any], k: int) -> None:
+    from spahgc.methods._references import References
+
+    References([other.embedding for other in others], k).search(slide.embedding)
+
+
+METHODS: dict[str, tuple[Callable[[list[tuple[Any, Any]]], None], int]] = {
+    "spahgc": (graphs, SEEDS),
+    "egn": (exemplars, SEEDS),
+    "knn": (neighbors, 1),
+}
+
+
+def main() -> None:
+    """Run all, and print the table."""
+    import torch
+
+    from spahgc._cache import keeping, shared_folder
+
+    torch.set_num_threads(1)
+    anew: dict[str, float] = {}
+    kept: dict[str, list[list[float]]] = {name: [[] for _ in range(n)] for name, (_, n) in METHODS.items()}
+    n_folds = 0
+    with shared_folder(None) as folder:
+        for cohort, target in folds():
+            n_folds += 1
+            cases = views(cohort, target)
+            for name, (action, n_seeds) in METHODS.items():
+                if name not in anew:  # in every fold, and for every seed, the same work
+                    anew[name] = _seconds(action, cases)
+                with keeping(folder):
+                    for seed in range(n_seeds):
+                        kept[name][seed].append(_seconds(action, cases))
+        n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    content = {
+        "machine": machine(),
+        "folds": n_folds,
+        "anew": anew,
+        "kept": kept,
+        "kept_mb": n_bytes / 1e6,
+    }
+    write_json(RESULTS / "pairs.json", content)
+    print(pairs_table(content, json.loads((RESULTS / "speed.json").read_text())))
+
+
+def _seconds(action: Callable[[list[tuple[Any, Any]]], None], cases: list[tuple[Any, Any]]) -> float:
+    """Time on the processor: others may be busy on this machine."""
+    start = time.process_time()
+    action(cases)
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()

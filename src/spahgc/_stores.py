@@ -1,0 +1,219 @@
+"""Predictions on disk: an AnnData zarr that is written block by block, whole or not at all, and read when asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import replacing_folder
+from ._slides import Float32, blocks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from zarr.storage import MemoryStore
+
+MARK = "spahgc_prediction"
+"""Attribute of a store: key and model of the prediction. What lacks it is never overwritten."""
+CHUNK_BYTES = 2**23
+"""About the size of a chunk, which has all genes of some rows."""
+
+
+class Store(NamedTuple):
+    """A prediction on disk."""
+
+    model: str
+    """Fingerprint."""
+    names: pd.Index
+    """Names of the spots, (n_obs,)."""
+    values: Any
+    """Dask array, float32 (n_obs, panel)."""
+
+
+def local_path(store: str | os.PathLike[str]) -> Path:
+    """Absolute path of a store."""
+    name = os.fspath(store)
+    if "://" in name:
+        raise ValueError(f"store is a path in a file system, not the address {name!r}. Write there, and copy it.")
+    return Path(os.path.abspath(os.path.expanduser(name)))
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """There is nothing at `path`, or a prediction that may be overwritten."""
+    if not os.path.lexists(path) or (overwrite and is_store(path)):
+        return
+    advice = (
+        "Pass overwrite=True to replace it"
+        if is_store(path)
+        else "It is not a prediction that spahgc.tl.predict wrote there, and is never replaced. Remove it yourself"
+    )
+    raise FileExistsError(f"{path} exists already. {advice}, or choose another store.")
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """The disk has room for the values twice: while they are made, and in the store."""
+    folder = next(parent for parent in path.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < 2 * n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder} has {free / 1e9:.1f} GB free, and to write the prediction takes {2 * n_bytes / 1e9:.1f} GB, "
+            f"half of them for a temporary file. Choose a store on another disk, or predict fewer genes or slides",
+        )
+
+
+def is_store(path: Path) -> bool:
+    """Whether a prediction was written at `path`."""
+    return path.is_dir() and not path.is_symlink() and _mark(path) is not None
+
+
+def _mark(path: Path) -> dict[str, str] | None:
+    import zarr
+
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    mark: Any = zarr.open_group(path, mode="r").attrs.get(MARK)
+    return mark if isinstance(mark, dict) else None
+
+
+class Scratch:
+    """Values float32 (n, n_genes) in a temporary file without a name, of which slices of rows are read and written.
+
+    With plain reads and writes a full disk is an `OSError`; a mapped file would end the process there.
+
+    Parameters
+    ----------
+    folder
+        Where the file is.
+    shape
+        (n, n_genes)
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.shape, self._row = shape, 4 * shape[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix=".spahgc-")  # noqa: SIM115
+        self._file.truncate(shape[0] * self._row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getitem__(self, rows: slice) -> Float32:
+        values = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
+        self._file.seek(rows.start * self._row)
+        self._file.readinto(values.data)
+        return values
+
+    def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
+        block = np.broadcast_to(values, (rows.stop - rows.start, self.shape[1]))  # an error where it does not fit
+        self._file.seek(rows.start * self._row)
+        self._file.write(np.ascontiguousarray(block, np.float32).data)
+
+    def mapped(self) -> Float32:
+        """All values, to be read while the file is open."""
+        self._file.flush()
+        return np.memmap(self._file, np.float32, "r", shape=self.shape)
+
+
+def write(
+    path: Path, table: AnnData, values: Callable[[slice], Float32], *, key: str, model: str, overwrite: bool
+) -> None:
+    """Write a prediction.
+
+    Parameters
+    ----------
+    path
+        The folder to make. It is written under a temporary name beside its place and then renamed.
+    table
+        All but ``X``.
+    values
+        Makes rows of ``X``, float32 (n_rows, n_genes).
+    key, model
+        Of the prediction.
+    overwrite
+        Replace a prediction that is there.
+    """
+    import zarr
+
+    n, n_genes = table.shape
+    n_rows = min(n, max(1, CHUNK_BYTES // (4 * n_genes)))
+    with replacing_folder(path) as folder:
+        _write_zarr(table, folder)
+        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
+        # Element "array" of the AnnData format.
+        array = group.create_array("X", shape=table.shape, chunks=(n_rows, n_genes), dtype=np.float32, overwrite=True)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for rows in blocks(n, n_rows):
+            array[rows] = values(rows)
+        group.attrs[MARK] = {"key": key, "model": model}
+        with _silent_consolidation():
+            zarr.consolidate_metadata(folder)
+        check_free(path, overwrite=overwrite)  # again: to predict may have taken hours
+
+
+def check_writable(table: AnnData) -> None:
+    """A table without values can be written into a store: an error where it cannot."""
+    from zarr.storage import MemoryStore
+
+    _write_zarr(table, MemoryStore())
+
+
+def _write_zarr(table: AnnData, place: Path | MemoryStore) -> None:
+    with _silent_consolidation():
+        # That the format will be another one: the user's setting of anndata chooses it, and all are read.
+        warnings.filterwarnings("ignore", "Writing zarr v2|zarr v3 autosharding", UserWarning)
+        table.write_zarr(place)
+
+
+@contextmanager
+def _silent_consolidation() -> Iterator[None]:
+    """No warnings that not all readers of version 3 know consolidated metadata."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", zarr.errors.ZarrUserWarning)
+        yield
+
+
+def read(path: Path) -> Store:
+    """Open a prediction.
+
+    Parameters
+    ----------
+    path
+        The folder that :func:`write` made.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    ValueError
+        If what is there is not a prediction.
+    """
+    import anndata
+    import dask.array as da
+    import pandas as pd
+    import zarr
+
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    mark = _mark(path)
+    if mark is None:
+        raise ValueError(f"{path} is not a prediction that spahgc.tl.predict wrote.")
+    group: Any = zarr.open_group(path, mode="r")
+    obs = group["obs"]
+    names = anndata.io.read_elem(obs[obs.attrs["_index"]])
+    return Store(mark["model"], pd.Index(np.asarray(names, dtype=object)), da.from_zarr(group["X"]))

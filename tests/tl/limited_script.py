@@ -1,0 +1,53 @@
+"""What a process with little memory runs in `test_model_bank.py`: opens two models and predicts with them.
+
+Arguments: a folder with the models and the slide, and the bytes that may be taken. What it found goes to standard
+output.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spahgc._slides import Slide
+from spahgc.tl import Model
+
+
+def status(name: str) -> int:
+    """A line of the status of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def main() -> None:
+    """Predict under a limit of memory that is not of files."""
+    folder, most = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    slide = Slide("T1", "B", **dict(np.load(folder / "slide.npz")))
+    # So that nothing is left to import or to set up.
+    Model.load(folder / "small").predict_slide(slide)
+    limit = status("VmData") + most
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    found: dict[str, object] = {}
+    for name in ("False", "True"):
+        before, start = status("RssFile"), time.perf_counter()
+        model = Model.load(folder / name)
+        found[name] = {"seconds": time.perf_counter() - start, "read": status("RssFile") - before}
+        values, support = model.predict_slide(slide)
+        np.savez(folder / f"{name}.npz", values=values, support=support)
+    try:
+        np.fromfile(folder / "False" / "reference.safetensors", np.uint8)
+        found["whole"] = "fits"
+    except MemoryError:
+        found["whole"] = "MemoryError"
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What the units of a cross-validation share changes nothing; how was searched is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import spahgc
+from spahgc import nn, settings
+from spahgc.methods import SpaHGC, _references
+from spahgc.tl import _cross_validate, cross_validate
+
+SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
+
+
+def small(view: str) -> dict[str, Any]:
+    """SpaHGC with one small network, and nothing beside it."""
+    changes = {"kernel": 0.0, "linear_for_new": False, "views": [view]}
+    return {"method": "spahgc", "method_params": {"network": SMALL, "n_seeds": 1, "changes": changes}}
+
+
+METHODS = {
+    "context": small("context"),
+    "the same": small("context"),
+    "spot": small("spot"),
+    "egn": {"method": "egn", "method_params": {"epochs": 2, "hidden": 16}},
+    "knn": {},
+}
+
+
+@pytest.fixture(scope="module")
+def _cohort(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
+    table = planted({"A1": "A", "B1": "B", "C1": "C"}, n_side=5)
+    # Tiles of the background: the same on all slides.
+    table.obsm["image_toy"][::4] = table.obsm["image_toy"][0]
+    return table
+
+
+@pytest.fixture
+def cohort(_cohort: ad.AnnData) -> ad.AnnData:
+    return _cohort.copy()
+
+
+@pytest.fixture
+def predictions(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """All predictions of SpaHGC, as they happen."""
+    made: list[np.ndarray] = []
+    predict = SpaHGC.predict
+
+    def kept(self: SpaHGC, slide: Any) -> np.ndarray:
+        made.append(predict(self, slide))
+        return made[-1]
+
+    monkeypatch.setattr(SpaHGC, "predict", kept)
+    return made
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Searches that were computed."""
+    made: list[str] = []
+    nearest, search = _references._nearest, nn.cosine_topk
+    monkeypatch.setattr(_references, "_nearest", lambda *given: (made.append("pair"), nearest(*given))[1])
+    monkeypatch.setattr(nn, "cosine_topk", lambda *a, **b: (made.append("whole"), search(*a, **b))[1])
+    monkeypatch.setattr(nn.graph, "cosine_topk", lambda *a, **b: (made.append("close"), search(*a, **b))[1])
+    return made
+
+
+def run(table: ad.AnnData, **options: Any) -> pd.DataFrame:
+    return cross_validate(table, **{"methods": METHODS, "panel": 12, "seeds": 1, "n_jobs": 1, **options})
+
+
+def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def nothing(parent: object) -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr(_cross_validate, "shared_folder", nothing)
+
+
+def test_folds_are_the_same_with_and_without(
+    cohort: ad.AnnData,
+    tmp_path: Path,
+    predictions: list[np.ndarray],
+    searches: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = run(cohort, resume=tmp_path)
+    with_cache, predictions[:] = list(predictions), []
+    # Each ordered pair of the three slides once, for all folds and methods. Of the view whose components are those of a
+    # fold, in each fold the searches of its three slides once. Of both views, the edges within the graphs.
+    assert searches.count("pair") == 6
+    assert searches.count("whole") == 3 * 3
+    assert searches.count("close") == 3 * 2 * 3
+    assert not (tmp_path / ".spahgc_cache").exists()
+    without_cache(monkeypatch)
+    searches.clear()
+    pd.testing.assert_frame_equal(run(cohort), table, check_exact=True)
+    assert searches.count("pair") == 0
+    assert searches.count("close") == 3 * 3 * 3
+    assert len(predictions) == len(with_cache) == 3 * 3
+    for one, other in zip(predictions, with_cache, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_killed_run_left_is_used_unless_it_is_damaged(
+    cohort: ad.AnnData, tmp_path: Path, searches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr("spahgc._cache.shutil.rmtree", lambda *_, **__: None)
+        first = run(cohort, methods=["knn"], resume=tmp_path)
+    left = sorted((tmp_path / ".spahgc_cache").iterdir())
+    assert len(left) == len(searches) == 6
+    left[0].write_bytes(left[0].read_bytes()[:-1])
+    for unit in tmp_path.glob("*.npz"):
+        unit.unlink()
+    searches.clear()
+    pd.testing.assert_frame_equal(run(cohort, methods=["knn"], resume=tmp_path), first, check_exact=True)
+    assert len(searches) == 1
+    assert not (tmp_path / ".spahgc_cache").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_temporary_folder_goes_away(
+    cohort: ad.AnnData, tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if fails:
+        monkeypatch.setattr(SpaHGC, "predict", lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            run(cohort, methods={"spahgc": small("spot")})
+    else:
+        run(cohort, methods=["knn"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_was_searched_is_on_record(
+    planted: Callable[..., ad.AnnData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, target = planted({"A1": "A", "B1": "B"}, n_side=16), planted({"T1": "C"})
+    options = {"panel": 6, "method": "spahgc", "method_params": {"network": SMALL, "n_seeds": 2}}
+    exact = spahgc.tl.train(reference, **options)
+    assert exact.params["searches"] == {"context": {"method": "exact"}, "components": {"method": "exact"}}
+    assert "searches" not in spahgc.tl.train(reference, panel=6, method="ridge").params
+    monkeypatch.setattr(settings, "approximate_from", 500)
+    monkeypatch.setattr(_references, "FEWEST_QUERIES", 500)
+    monkeypatch.setattr(_references, "_LARGEST_SHARE", 1.0)  # 512 spots have few lists
+    model = spahgc.tl.train(reference, **options)
+    found = model.params["searches"]["context"]
+    assert found["method"] == "approximate"
+    assert found["recall"] >= 0.99
+    model.save(tmp_path / "model")
+    spahgc.tl.predict(spahgc.tl.Model.load(tmp_path / "model"), target)
+    target.write_h5ad(tmp_path / "target.h5ad")
+    kept = ad.read_h5ad(tmp_path / "target.h5ad").uns["spahgc"]["params"]["searches"]
+    assert kept["context"]["method"] == "approximate"
+    assert float(kept["context"]["recall"]) == found["recall"]
