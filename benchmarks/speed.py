@@ -288,6 +288,7 @@ def stage_predict(n_spots: int, device: str, repeats: int) -> dict[str, Any]:
     from spahgc._slides import Cohort
     from spahgc._tables import Recipe
     from spahgc.methods import Run, get_method
+    from spahgc.methods._presets import PRESETS
     from spahgc.tl import Model
 
     genes = tuple(f"g{i}" for i in range(300))
@@ -305,7 +306,7 @@ def stage_predict(n_spots: int, device: str, repeats: int) -> dict[str, Any]:
         lambda: spahgc.tl.predict(model, adata, library_key="region", device=device), repeats if n_spots < 50_000 else 1
     )
     predictions = n_spots * len(genes) * 4 / 1e6
-    hidden = 2 * n_spots * method._preset.network["hidden"] * 4 / 1e6
+    hidden = 2 * n_spots * PRESETS["default"].network["hidden"] * 4 / 1e6
     used = peak() - before
     return {
         "spots": n_spots, "seconds": seconds, "memory_mb": used, "predictions_mb": predictions,

@@ -1,4 +1,4 @@
-"""The approximate index: what it finds, what it says of itself, and its file."""
+"""The approximate index: what it finds, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -147,58 +147,6 @@ def test_a_byte_per_feature() -> None:
     rng = np.random.default_rng(0)
     index = ApproximateIndex.build([rng.normal(size=(3000, 256)), rng.normal(size=(3000, 256))], 3, least_recall=0.0)
     assert len(faiss.serialize_index(index._index)) < 1.15 * 6000 * 256
-
-
-# Its file.
-
-
-def test_save_and_load(tmp_path: Path, index: ApproximateIndex, slides: list[np.ndarray]) -> None:
-    path = tmp_path / "bank.faiss"
-    path.write_text("an older one")
-    index.save(path)
-    loaded = ApproximateIndex.load(path, slides)
-    assert loaded.measured == index.measured
-    for found, expected in zip(loaded.search(slides[2], K), index.search(slides[2], K), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert [file.name for file in tmp_path.iterdir()] == ["bank.faiss"]
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "short", "first", "lists", "record", "last"])
-def test_a_damaged_file(tmp_path: Path, index: ApproximateIndex, slides: list[np.ndarray], damage: str) -> None:
-    path = tmp_path / "bank.faiss"
-    index.save(path)
-    content = bytearray(path.read_bytes())
-    place = {"first": 0, "lists": len(content) // 2, "record": -1000, "last": -1}
-    if damage in place:
-        content[place[damage]] ^= 1
-    path.write_bytes({"truncated": content[:-100], "empty": b"", "short": content[:500]}.get(damage, content))
-    with pytest.raises(ValueError, match=r"bank.faiss is not an index that was saved \(truncated or damaged\)"):
-        ApproximateIndex.load(path, slides)
-
-
-def test_another_bank(tmp_path: Path, index: ApproximateIndex, slides: list[np.ndarray]) -> None:
-    path = tmp_path / "bank.faiss"
-    with pytest.raises(FileNotFoundError, match="There is no index"):
-        ApproximateIndex.load(path, slides)
-    index.save(path)
-    for other in (clustered(1), slides[:3], [*slides[:2], slides[2][:450], slides[2][450:], slides[3]]):
-        with pytest.raises(ValueError, match="was built over other slides"):
-            ApproximateIndex.load(path, other)
-
-
-def test_a_save_that_fails_leaves_what_was_there(
-    tmp_path: Path, index: ApproximateIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "bank.faiss"
-    path.write_text("an older one")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("spahgc.nn.approximate._sha256", full)
-    with pytest.raises(OSError, match="No space left"):
-        index.save(path)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["an older one"]
 
 
 # Errors.

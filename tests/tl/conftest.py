@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from anndata import AnnData
@@ -80,3 +82,16 @@ def models(_reference: AnnData) -> Callable[[str], spahgc.tl.Model]:
         return made[variant]
 
     return model
+
+
+@pytest.fixture
+def shuffled(target: AnnData) -> AnnData:
+    """Two slides, their rows mixed."""
+    return target[np.random.default_rng(0).permutation(target.n_obs)].copy()
+
+
+@pytest.fixture
+def stored(models: Callable[[str], spahgc.tl.Model], shuffled: AnnData, tmp_path: Path) -> AnnData:
+    """A table of two slides, mixed, whose prediction is in a store."""
+    spahgc.tl.predict(models("ridge"), shuffled, store=tmp_path / "pred.zarr")
+    return shuffled

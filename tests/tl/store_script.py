@@ -1,4 +1,4 @@
-"""What a process with little memory runs in `test_predict_store.py`: a prediction into a store, and one into the table.
+"""What a process with little memory runs in `test_predict_large.py`: a prediction into a store, and one into the table.
 
 Arguments: a folder, and the bytes that may be taken. What it found goes to standard output.
 """
@@ -6,7 +6,6 @@ Arguments: a folder, and the bytes that may be taken. What it found goes to stan
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from spahgc._slides import Cohort, Slide
 from spahgc._tables import Recipe
 from spahgc.methods import Run, get_method
 from spahgc.tl import Model
+
+from .limited import limit_memory
 
 GENES, WIDTH = tuple(f"G{i:03d}" for i in range(300)), 8
 
@@ -58,9 +59,7 @@ def main() -> None:
     how = {"library_key": "slide", "progress": False}
     # So that nothing is left to import or to set up.
     spahgc.tl.predict(fitted, small, store=folder / "small.zarr", **how)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    limit = 1024 * int(next(line for line in lines if line.startswith("VmData:")).split()[1]) + most
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(most)
     try:
         spahgc.tl.predict(fitted, large, **how)
         found = "fits"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +22,9 @@ from spahgc.nn import GraphTensors, cosine_topk
 from spahgc.tl import Model, _model_files
 from spahgc.tl._bank import Bank
 
+from .limited import run_limited
+
 Models = Callable[[str], Model]
-ROOT = Path(__file__).parents[2]
 U = 2.0**-11
 """Largest relative error of a number that is rounded to float16 (Higham 2002, section 2.1). Beside it there is an
 absolute one, half the spacing of subnormal numbers:"""
@@ -350,17 +349,7 @@ def test_a_reference_larger_than_memory(models: Models, slide: Slide, tmp_path: 
     arrays = {"embedding": np.asarray(slide.embedding), "coordinates": slide.coordinates}
     np.savez(tmp_path / "slide.npz", **arrays)
     small.save(tmp_path / "small")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tl.limited_script", str(tmp_path), str(most)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_limited("bank_script", tmp_path, most)
     assert found["whole"] == "MemoryError"
     expected, support = model.predict_slide(slide)
     for half in ("False", "True"):

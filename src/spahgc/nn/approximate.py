@@ -6,21 +6,15 @@ lists nearest to it, at a byte per feature, and the best of these are scored aga
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._cache import digest
-from .._files import replacing
 from .._slides import Rows, Stack, blocks
 from ._check import positive, real
 from .retrieval import MARGIN, best_of, exact_topk, units
@@ -34,8 +28,6 @@ _FEWEST_PROBED = 8
 _SLIDES, _SPOTS = 8, 64
 """Slides, and spots of each, that the recall is measured with."""
 _BLOCK = 16384
-_RECORD, _HASH = 992, hashlib.sha256().digest_size
-"""Bytes at the end of a file: JSON, filled up with spaces, and the SHA-256 of all that is before."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Measured:
 
 
 class ApproximateIndex:
-    """Index of the spots of several slides; made by :meth:`build` or :meth:`load`.
+    """Index of the spots of several slides; made by :meth:`build`.
 
     Parameters
     ----------
@@ -199,65 +191,6 @@ class ApproximateIndex:
                 indices[here] = others[among]
         return indices, similarities
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index into a file, without the features; it is there whole or not at all.
-
-        Parameters
-        ----------
-        path
-            The file to make; one that is there is replaced.
-        """
-        faiss = import_faiss()
-        record = {"rows": self._some_rows(), "measured": asdict(self.measured)}
-        with replacing(Path(path)) as temporary:
-            faiss.write_index(self._index, str(temporary))
-            with temporary.open("ab") as file:
-                file.write(json.dumps(record).ljust(_RECORD).encode())
-            sha256 = _sha256(temporary, temporary.stat().st_size)
-            with temporary.open("ab") as file:
-                file.write(sha256)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], slides: Sequence[NDArray | Rows]) -> ApproximateIndex:
-        """Open an index that :meth:`save` wrote; its lists are memory-mapped.
-
-        Parameters
-        ----------
-        path
-            The file.
-        slides
-            The slides that it was built over.
-
-        Raises
-        ------
-        ImportError
-            If faiss is not installed.
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is truncated or damaged, or was built over other slides.
-        """
-        faiss, path = import_faiss(), Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no index {path}. ApproximateIndex.save writes one.")
-        size = path.stat().st_size - _HASH
-        with path.open("rb") as file:
-            file.seek(max(size - _RECORD, 0))
-            tail = file.read()
-        if size <= _RECORD or _sha256(path, size) != tail[_RECORD:]:
-            raise ValueError(f"{path} is not an index that was saved (truncated or damaged). Build it again.")
-        record = json.loads(tail[:_RECORD])
-        made = cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP), slides, Measured(**record["measured"]))
-        if record["rows"] != made._some_rows():
-            raise ValueError(f"{path} was built over other slides. Build it again.")
-        return made
-
-    def _some_rows(self) -> str:
-        """SHA-256 of some rows of the bank, and of the slides' sizes: tells banks apart without reading all of one."""
-        n = len(self._bank)
-        rows = np.unique(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))
-        return digest(self._bank[rows], *self._starts)
-
 
 def import_faiss() -> Any:
     """The module, or an error that names the extra."""
@@ -285,13 +218,3 @@ def _reproducible(faiss: Any) -> Iterator[None]:
     finally:
         faiss.omp_set_num_threads(threads)
         faiss.cvar.distance_compute_blas_threshold = threshold
-
-
-def _sha256(path: Path, n_bytes: int) -> bytes:
-    """Of the first bytes of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while n_bytes > 0 and (block := file.read(min(n_bytes, 2**24))):
-            found.update(block)
-            n_bytes -= len(block)
-    return found.digest()

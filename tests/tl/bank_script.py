@@ -7,7 +7,6 @@ output.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,11 +17,7 @@ import torch
 from spahgc._slides import Slide
 from spahgc.tl import Model
 
-
-def status(name: str) -> int:
-    """A line of the status of this process, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+from .limited import limit_memory, status
 
 
 def main() -> None:
@@ -32,8 +27,7 @@ def main() -> None:
     slide = Slide("T1", "B", **dict(np.load(folder / "slide.npz")))
     # So that nothing is left to import or to set up.
     Model.load(folder / "small").predict_slide(slide)
-    limit = status("VmData") + most
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(most)
     found: dict[str, object] = {}
     for name in ("False", "True"):
         before, start = status("RssFile"), time.perf_counter()
