@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,12 +162,17 @@ class Weighty:
         return project(tiles)
 
 
-def test_a_worker_loads_an_encoder_once(make_sdata: Callable[..., Any], client: Any, tmp_path: Path) -> None:
+def test_an_encoder_does_not_travel_with_every_task(
+    make_sdata: Callable[..., Any], client: Any, tmp_path: Path
+) -> None:
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, Weighty(tmp_path), tile_px=16, batch_size=2)
-    loads = [int(path.name.split(".")[0]) for path in tmp_path.iterdir() if path.is_file()]
-    workers = sorted(client.run(os.getpid).values())
-    assert sorted(pid for pid in loads if pid in workers) == workers
+    workers = client.run(os.getpid).values()
+    found = Counter(int(path.name.split(".")[0]) for path in tmp_path.iterdir() if path.is_file())
+    loads = [found[worker] for worker in workers]
+    # With every task it would be many times. Once is enough, but dask may send what tasks share a second time: to make
+    # it, and as what another worker made.
+    assert all(1 <= n <= 2 for n in loads), loads
 
 
 def test_another_encoder_on_the_workers_is_refused(make_sdata: Callable[..., Any], client: Any) -> None:
