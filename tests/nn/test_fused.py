@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric.utils import softmax
 
 from spahgc.nn import _fused
-from spahgc.nn._fused import Edges, attention, edges_of
+from spahgc.nn._fused import Edges, attention, edges_of, mean
 
 
 def by_operations(query: Tensor, both: Tensor, edges: Edges, heads: int) -> Tensor:
@@ -67,3 +67,19 @@ def test_large_scores_stay_finite(edges):
     query, both = torch.full((50, 8), 1e4), torch.full((33, 16), 1e4)
     out = attention(query, both, edges, 2)
     torch.testing.assert_close(out, torch.full((50, 8), 1e4))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mean_and_its_gradient(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(_fused, "_SMALL", 0)
+    generator = torch.Generator().manual_seed(0)
+    neighbours = torch.randint(30, (50, 4), generator=generator)
+    states = torch.randn(30, 8, generator=generator, requires_grad=True)
+    into = torch.randn(50, 8, generator=generator)
+    expected = states[neighbours].mean(dim=1)
+    (to_states,) = torch.autograd.grad((expected * into).sum(), states)
+    found = mean(states, edges_of(neighbours, 30), 4)
+    (found_gradient,) = torch.autograd.grad((found * into).sum(), states)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradient, to_states)

@@ -1,4 +1,4 @@
-"""Attention over lists of edges on the CPU in one pass: compiled kernels, and their gradient.
+"""Attention and means over lists of edges on the CPU in one pass: compiled kernels, and their gradient.
 
 Written with tensor operations, attention over K edges a spot reads and writes every gathered key and value some ten
 times; the sums themselves are a fraction of that. Here each is read once forwards and twice backwards, and nothing as
@@ -53,7 +53,7 @@ def edges_of(references: Tensor, n_senders: int) -> Edges:
     counts = torch.bincount(sender, minlength=n_senders)
     sent_start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return Edges(
-        torch.arange(0, n * k + 1, k, device=device),
+        torch.arange(n + 1, device=device) * k,
         sender,
         sent_start,
         torch.argsort(sender, stable=True),
@@ -123,6 +123,45 @@ class _Attention(torch.autograd.Function):
         lists = edges.sent_start.numpy(), edges.sent.numpy(), edges.receiver.numpy()
         _split(lambda a, b: _to_senders(q, *lists, w, g, s, to_both.numpy(), a, b), len(kv), work)
         return to_query, to_both, None, None
+
+
+def mean(states: Tensor, edges: Edges, degree: int) -> Tensor:
+    """Mean of the states of each receiver's senders, `degree` of them each; float32 on the CPU.
+
+    Parameters
+    ----------
+    states
+        Of the senders, (n_senders, width).
+    edges
+        Who sends to whom.
+    degree
+        Senders of each receiver.
+
+    Returns
+    -------
+    (n_receivers, width).
+    """
+    return _Mean.apply(states.contiguous(), edges, degree)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, edges: Edges, degree: int) -> Tensor:
+        ctx.edges, ctx.degree = edges, degree
+        return _summed(states, edges.start, edges.sender, degree)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        edges: Edges = ctx.edges
+        return _summed(gradient, edges.sent_start, edges.receiver[edges.sent], ctx.degree), None, None
+
+
+def _summed(values: Tensor, start: Tensor, rows: Tensor, divisor: int) -> Tensor:
+    """Sums of lists of rows of `values`, divided by one number: list i is rows[start[i] : start[i + 1]]."""
+    out = values.new_empty(len(start) - 1, values.shape[1])
+    arrays = (values.detach().contiguous().numpy(), start.numpy(), rows.numpy(), np.float32(1 / divisor), out.numpy())
+    _split(lambda a, b: _sums(*arrays, a, b), len(out), len(rows) * out.shape[1])
+    return out
 
 
 @numba.njit(nogil=True, fastmath=_FLAGS, inline="always")
@@ -241,6 +280,23 @@ def _to_senders(
                 value, weight = to_scores[e, h], weights[e, h]
                 _add(to_both, s, h * size, value, query, r, h * size, size)
                 _add(to_both, s, width + h * size, weight, gradient, r, h * size, size)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _sums(
+    values: NDArray[np.float32],
+    start: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    factor: np.float32,
+    out: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Sums of the lists of rows first..last - 1, times `factor`."""
+    for i in range(first, last):
+        out[i] = 0
+        for e in range(start[i], start[i + 1]):
+            _add(out, i, 0, factor, values, rows[e], 0, out.shape[1])
 
 
 def _split(kernel: Callable[[int, int], None], n: int, work: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, leaky_relu
 
+from ._draws import Dropout
+from ._fused import Edges, in_one_pass, mean
 from .attention import CrossNodeDualAttention
 from .config import Config
 from .graph import GraphTensors
@@ -19,7 +21,7 @@ class _OwnState(nn.Module):
         super().__init__()
         self.state = nn.Linear(width, width)
 
-    def forward(self, own: Tensor, _states: Tensor, _neighbours: Tensor) -> Tensor:
+    def forward(self, own: Tensor, _states: Tensor, _neighbours: Tensor, _edges: Edges | None = None) -> Tensor:
         return self.state(own)
 
 
@@ -35,7 +37,7 @@ class NeighbourMean(nn.Module):
         self.lin_l = nn.Linear(width, width)
         self.lin_r = nn.Linear(width, width, bias=False)
 
-    def forward(self, own: Tensor, states: Tensor, neighbours: Tensor) -> Tensor:
+    def forward(self, own: Tensor, states: Tensor, neighbours: Tensor, edges: Edges | None = None) -> Tensor:
         """New states of nodes, (n, width).
 
         Parameters
@@ -46,10 +48,17 @@ class NeighbourMean(nn.Module):
             States of all nodes of the type.
         neighbours
             Rows of `states`, (n, k); with k = 0 the mean counts as zero.
+        edges
+            The same, as :class:`~spahgc.nn.GraphTensors` keeps them, for a gradient that sorts nothing.
         """
         if neighbours.shape[1] == 0:
             return self.lin_r(own) + self.lin_l.bias
-        return self.lin_l(embedding_bag(neighbours, states, mode="mean")) + self.lin_r(own)
+        around = (
+            embedding_bag(neighbours, states, mode="mean")
+            if edges is None or not in_one_pass(states)
+            else mean(states, edges, neighbours.shape[1])
+        )
+        return self.lin_l(around) + self.lin_r(own)
 
 
 class HeteroLayer(nn.Module):
@@ -70,10 +79,13 @@ class HeteroLayer(nn.Module):
         self, target: Tensor, reference: Tensor, expression: Tensor, graph: GraphTensors
     ) -> tuple[Tensor, Tensor]:
         """New states of target, (n, hidden), and reference spots, (m, hidden)."""
-        to_target = self.near(target, target, graph.near)
-        to_reference = self.close(reference, reference, graph.close)
+        edges = graph.edges
+        to_target = self.near(target, target, graph.near, edges and edges.near)
+        to_reference = self.close(reference, reference, graph.close, edges and edges.close)
         if self.refer is not None:
-            from_reference, from_target = self.refer(target, reference, expression, graph.references, graph.edges)
+            from_reference, from_target = self.refer(
+                target, reference, expression, graph.references, edges and (edges.there, edges.back)
+            )
             to_target, to_reference = (to_target + from_reference) / 2, (to_reference + from_target) / 2
         return leaky_relu(to_target, SLOPE), leaky_relu(to_reference, SLOPE)
 
@@ -85,18 +97,18 @@ class HeteroEncoder(nn.Module):
     ----------
     n_features
         Width of the embeddings (d).
-    n_genes
-        Number of genes (g).
+    n_expression
+        Width of the expression that reference nodes carry: the number of genes, or of components.
     config
         Width, depth, heads, dropout and switches.
     """
 
-    def __init__(self, n_features: int, n_genes: int, config: Config) -> None:
+    def __init__(self, n_features: int, n_expression: int, config: Config) -> None:
         super().__init__()
         self.n_features = n_features
         self.target = _input_map(n_features, config)
-        self.reference = _input_map(n_features + n_genes, config)
-        self.expression = nn.Linear(n_genes, config.hidden)
+        self.reference = _input_map(n_features + n_expression, config)
+        self.expression = nn.Linear(n_expression, config.hidden)
         self.layers = nn.ModuleList(HeteroLayer(config) for _ in range(config.n_layers))
 
     def forward(self, graph: GraphTensors) -> tuple[Tensor, Tensor]:
@@ -116,7 +128,7 @@ def _input_map(n_inputs: int, config: Config) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(n_inputs, config.hidden),
         nn.LeakyReLU(SLOPE),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
         nn.Linear(config.hidden, config.hidden),
         nn.LayerNorm(config.hidden),
     )

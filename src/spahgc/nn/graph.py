@@ -14,13 +14,24 @@ from torch_geometric.data import HeteroData
 from .._cache import digest, kept
 from .._slides import Rows
 from ._check import matrix
-from ._fused import Edges, both_ways
+from ._fused import Edges, both_ways, edges_of
 from .neighbors import spatial_knn
 from .retrieval import cosine_topk
 
 NEAR = ("target", "near", "target")
 REFER = ("reference", "refer", "target")
 CLOSE = ("reference", "close", "reference")
+
+
+class GraphEdges(NamedTuple):
+    """The edges of a graph as the compiled kernels of the CPU read them."""
+
+    there: Edges
+    """``refer``: from the references to the target spots."""
+    back: Edges
+    """The same the other way round."""
+    near: Edges
+    close: Edges
 
 
 class GraphTensors(NamedTuple):
@@ -42,8 +53,8 @@ class GraphTensors(NamedTuple):
     """Target spots that the supervised loss is taken over, int64 (n_core,); `None` for all. Of a slide that is trained
     in blocks (:func:`spatial_blocks`) the rest is the block's surroundings."""
 
-    edges: tuple[Edges, Edges] | None = None
-    """The ``refer`` edges in both directions, for the CPU; see :meth:`with_edges`."""
+    edges: GraphEdges | None = None
+    """All edges, for the CPU; see :meth:`with_edges`."""
 
     def to(self, device: str | torch.device) -> GraphTensors:
         """The same on a device; tensors that are there already are shared."""
@@ -52,14 +63,16 @@ class GraphTensors(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = [*self, *(tensor for way in self.edges or () for tensor in way)]
+        tensors = [*self, *(tensor for edges in self.edges or () for tensor in edges)]
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def with_edges(self) -> GraphTensors:
         """The same, with :attr:`edges` if they are lacking and the graph is on the CPU: made once, they serve often."""
         if self.edges is not None or self.references.device.type != "cpu":
             return self
-        return self._replace(edges=both_ways(self.references, len(self.reference)))
+        there, back = both_ways(self.references, len(self.reference))
+        near, close = edges_of(self.near, len(self.target)), edges_of(self.close, len(self.reference))
+        return self._replace(edges=GraphEdges(there, back, near, close))
 
 
 def build_graph(

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ._draws import chosen
 from .graph import GraphTensors
 
 
@@ -36,8 +37,7 @@ def complementary_masks(
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio is a share between 0 and 1, not {ratio}.")
-    device = None if generator is None else generator.device
-    kept = torch.rand(shape, generator=generator, device=device) >= ratio
+    kept = chosen(shape, 1 - ratio, generator)
     return kept, ~kept
 
 
