@@ -118,16 +118,6 @@ def test_rows(dtype: type) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_rows_on_axes() -> None:
-    rng = np.random.default_rng(0)
-    values, axes = rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
-    mean, scale = np.arange(4.0), np.array([1.0, 2.0, 3.0, np.inf])
-    rows = Rows(values, mean=mean, scale=scale, axes=axes)
-    assert rows.shape == (9, 2)
-    np.testing.assert_allclose(rows[2:5], ((values - mean) / scale)[2:5] @ axes, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(Rows(values, axes=axes)), values @ axes, rtol=1e-5)
-
-
 def test_stack_is_the_concatenation() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(n, 3)).astype(np.float32) for n in (4, 1, 0, 6)]

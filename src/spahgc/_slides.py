@@ -66,8 +66,6 @@ class Rows:
         The rows in question, in their order; `None` for all.
     mean, scale
         Subtracted from, and divided into, each column, (d,).
-    axes
-        What the scaled rows are multiplied by, (d, r); they then have r columns.
     """
 
     dtype = np.dtype(np.float32)
@@ -80,23 +78,21 @@ class Rows:
         *,
         mean: Float64 | None = None,
         scale: Float64 | None = None,
-        axes: Float32 | None = None,
     ) -> None:
-        self._values, self._index, self._mean, self._scale, self._axes = values, index, mean, scale, axes
-        width = values.shape[1] if axes is None else axes.shape[1]
-        self.shape: tuple[int, int] = (len(values) if index is None else len(index), width)
+        self._values, self._index, self._mean, self._scale = values, index, mean, scale
+        self.shape: tuple[int, int] = (len(values) if index is None else len(index), values.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Float32:
         block = self._values[rows if self._index is None else self._index[rows]]
-        if self._mean is not None and self._scale is not None:
-            block = block.astype(np.float64)
-            block -= self._mean
-            block /= self._scale
-        block = np.asarray(block, dtype=np.float32)
-        return block if self._axes is None else block @ self._axes
+        if self._mean is None or self._scale is None:
+            return np.asarray(block, dtype=np.float32)
+        scaled = block.astype(np.float64)
+        scaled -= self._mean
+        scaled /= self._scale
+        return scaled.astype(np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole = np.empty(self.shape, np.float32)

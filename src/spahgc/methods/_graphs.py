@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .._slides import Cohort, Float64, Rows
+from .._slides import Cohort, Float32, Float64, Rows
 from ._references import References
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
         The reference slides, with what their nodes carry as the embedding.
     values
         Expression that is trained on, by slide.
-    carried
-        What of it the reference nodes carry, by slide.
     config
         Numbers of neighbours, and of layers.
     references
@@ -61,7 +59,6 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
         self,
         nodes: Cohort,
         values: Mapping[str, Float64 | Rows],
-        carried: Mapping[str, Float64 | Rows],
         config: Config,
         *,
         references: References,
@@ -71,9 +68,7 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
         from ..nn import reference_nodes, spatial_blocks, spatial_knn
 
         self._embedding = nodes.embedding()
-        self._expression, self._carried = (
-            np.concatenate([np.asarray(of[slide.name], np.float32) for slide in nodes]) for of in (values, carried)
-        )
+        self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in nodes])
         slide_of = nodes.slide_index()
         self._tables: list[_Tables] = []
         for i, slide in enumerate(nodes):
@@ -82,7 +77,7 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
             blocks = spatial_blocks(slide.coordinates, max_nodes, n_near=config.n_near, hops=config.n_layers)
             for block in blocks:
                 found = reference_nodes(
-                    retrieved[block.rows], self._embedding, self._carried, config.n_close, device=device
+                    retrieved[block.rows], self._embedding, self._expression, config.n_close, device=device
                 )
                 self._tables.append(
                     _Tables(
@@ -115,7 +110,7 @@ class TrainingGraphs(Sequence["tuple[GraphTensors, Tensor]"]):
         from ..nn import GraphTensors
 
         table = self._tables[i]
-        joint = np.concatenate([self._embedding[table.reference], self._carried[table.reference]], axis=1)
+        joint = np.concatenate([self._embedding[table.reference], self._expression[table.reference]], axis=1)
         graph = GraphTensors(
             torch.from_numpy(self._embedding[table.target]),
             torch.from_numpy(joint),

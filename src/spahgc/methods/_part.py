@@ -11,7 +11,7 @@ import numpy as np
 
 from .._progress import Progress, silent
 from .._settings import settings
-from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack
+from .._slides import Cohort, Float64, Rows, Slide, Stack
 from ._context import ContextRows
 from ._graphs import TrainingGraphs
 from ._linear import GeneScale, leading_axes
@@ -41,9 +41,6 @@ class Part:
     """By view, the same, to be searched."""
     values: Mapping[str, Float64 | Rows]
     """Expression that the network is trained on, by slide."""
-    axes: Float32 | None
-    """What the reference nodes carry of it is the product with the transpose of these, (r, n_genes), of mean square 1;
-    `None`: all of it."""
     scale: GeneScale
     """What makes it of the slides' expression."""
     level: Float64
@@ -78,9 +75,7 @@ class Part:
         else:
             scale = GeneScale.fit(cohort) if preset.relative else GeneScale.none(cohort)
         values: Mapping[str, Float64 | Rows] = scale.rows(cohort) if state else scale.values(cohort)
-        axes = state.get("node_axes") if state else _node_axes(values, preset.n_components)
-        level, spread = scale.mean.mean(axis=0), scale.spread.mean(axis=0)
-        part = cls(config, {}, {}, values, axes, scale, level, spread, kernel, linear)
+        part = cls(config, {}, {}, values, scale, scale.mean.mean(axis=0), scale.spread.mean(axis=0), kernel, linear)
         for view in preset.views:
             part.nodes[view] = (
                 cohort.with_embeddings([Rows(own) for own in cohort.split(state[f"nodes.{view}"])])
@@ -110,7 +105,6 @@ class Part:
         return TrainingGraphs(
             self.nodes[view],
             self.values,
-            self.carried(),
             self.config,
             references=self.references[view],
             max_nodes=settings.max_nodes,
@@ -126,7 +120,7 @@ class Part:
             slide.embedding if view == "spot" else self._components(slide, view),
             slide.coordinates,
             Stack([reference.embedding for reference in nodes]),
-            Stack(list(self.carried().values())),
+            Stack([self.values[reference.name] for reference in nodes]),
             n_references=config.n_references,
             n_near=config.n_near,
             n_close=config.n_close,
@@ -135,26 +129,19 @@ class Part:
             progress=progress,
         )
 
-    def carried(self) -> dict[str, Float64 | Rows]:
-        """What the reference nodes carry of the expression, by slide."""
-        if self.axes is None:
-            return dict(self.values)
-        return {name: Rows(values, axes=np.ascontiguousarray(self.axes.T)) for name, values in self.values.items()}
-
-    def components(self) -> torch.Tensor | None:
-        """Leading components of the expression, (r, n_genes), that the network's output is a combination of."""
+    def components(self, size: int | None) -> torch.Tensor | None:
+        """Leading components of the expression, (r, n_genes); `None` for no size."""
         import torch
 
-        if self.axes is None:
+        if size is None:
             return None
-        return torch.from_numpy(self.axes / np.linalg.norm(self.axes, axis=1, keepdims=True))
+        return torch.from_numpy(leading_axes(np.concatenate(list(self.values.values())), size))
 
     def arrays(self) -> State:
         """What :meth:`restore` needs beside the cohort."""
         parts: list[Method] = [*self.linear, *([] if self.kernel is None else [self.kernel])]
         arrays = {f"{part.name}.{key}": value for part in parts for key, value in part.state().items()}
-        axes = {} if self.axes is None else {"node_axes": self.axes}
-        return {**arrays, **axes, "mean": self.scale.mean, "spread": self.scale.spread}
+        return {**arrays, "mean": self.scale.mean, "spread": self.scale.spread}
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:
@@ -173,13 +160,3 @@ class Part:
             tuple(method.restore(of(method), cohort) for method in linear if of(method)),
             state,
         )
-
-
-def _node_axes(values: Mapping[str, Float64 | Rows], size: int | None) -> Float32 | None:
-    """Leading axes of the expression, divided by one number, so that the scores on them are of mean square 1."""
-    if size is None:
-        return None
-    together = np.concatenate([np.asarray(one) for one in values.values()])
-    axes = leading_axes(together, size)
-    mean_square = float(np.square(together @ axes.T).mean())
-    return axes / np.float32(max(mean_square**0.5, 1e-12))

@@ -25,11 +25,10 @@ class Preset:
         Share of kernel ridge regression over the reference spots (:class:`~spahgc.methods.ContextKernel`) in the
         average with the networks, 0 to 1. Above 0 it needs `relative`.
     linear_for_new
-        Average with ridge and context ridge instead of the kernel, a third each, where targets are of new patients
+        Average further with ridge and context ridge, a third each, where targets are of new patients
         (``Run.split_by="patient"``): what bends less carries over better. Needs `relative`.
     n_components
-        Leading components of the reference expression that the reference nodes carry and the network's output is a
-        combination of; `None`: the genes.
+        Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
     n_seeds
         Networks that are trained and averaged; 0, with a `kernel`, for the kernel alone.
     """

@@ -37,9 +37,8 @@ class SpaHGC(Method):
     is four networks of two layers and width 128, trained for 30 epochs on expression relative to each slide; the nodes
     of two carry the embeddings of a spot and of its surroundings, those of the other two the spot's alone. Their mean
     is averaged with kernel ridge regression over all reference spots, which counts a third. For targets of new patients
-    (:class:`~spahgc.methods.Run`) it is averaged with ridge and context ridge instead, a third each. With a single
-    reference slide the graph has no other slide to refer to while training: no network is trained, and kernel ridge
-    regression takes the place of the networks.
+    (:class:`~spahgc.methods.Run`) the result is averaged with ridge and context ridge, a third each. With a single
+    reference slide the graph has no other slide to refer to while training, and no network is trained.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ class SpaHGC(Method):
         preset = replace(self._preset, views=self._preset.views[:n_networks])
         self._part = part = Part.prepare(cohort, preset, config, run)
         self._device, self._networks = device, []
-        components = part.components()
+        components = part.components(self._preset.n_components)
         curves = []
         graphs = {view: part.graphs(view, device) for view in preset.views}
         for seed, view in zip(seeds, cycle(self._preset.views), strict=False):
@@ -158,8 +157,8 @@ class SpaHGC(Method):
 
     def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
         part, networks, views = self._part, self._networks, self._preset.views
-        # Alone where there is no network. For new patients it counts nothing beside one: it carries over worst.
-        kernel = 0.0 if part.kernel is None else 1.0 if not networks else 0.0 if part.linear else self._preset.kernel
+        # Alone where there is no network.
+        kernel = 0.0 if part.kernel is None else self._preset.kernel if networks else 1.0
         blend = 1 / (1 + len(part.linear))
         others: list[tuple[float, Ridge | ContextKernel]] = [(blend, method) for method in part.linear]
         if kernel > 0 and part.kernel is not None:
@@ -228,7 +227,6 @@ class SpaHGC(Method):
                 len(cohort.genes),
                 config,
                 components=weights.get("components"),
-                n_expression=weights["encoder.expression.weight"].shape[1],
             )
             network.load_state_dict(weights)
             self._networks.append(network.eval())

@@ -97,18 +97,18 @@ class HeteroEncoder(nn.Module):
     ----------
     n_features
         Width of the embeddings (d).
-    n_expression
-        Width of the expression that reference nodes carry: the number of genes, or of components.
+    n_genes
+        Number of genes (g).
     config
         Width, depth, heads, dropout and switches.
     """
 
-    def __init__(self, n_features: int, n_expression: int, config: Config) -> None:
+    def __init__(self, n_features: int, n_genes: int, config: Config) -> None:
         super().__init__()
         self.n_features = n_features
         self.target = _input_map(n_features, config)
-        self.reference = _input_map(n_features + n_expression, config)
-        self.expression = nn.Linear(n_expression, config.hidden)
+        self.reference = _input_map(n_features + n_genes, config)
+        self.expression = nn.Linear(n_genes, config.hidden)
         self.layers = nn.ModuleList(HeteroLayer(config) for _ in range(config.n_layers))
 
     def forward(self, graph: GraphTensors) -> tuple[Tensor, Tensor]:

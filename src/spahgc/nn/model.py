@@ -51,30 +51,21 @@ class SpaHGC(nn.Module):
     components
         Rows span the space of outputs, (r, g): the output layer gives r weights per spot, and the prediction is their
         product with these fixed components. `None`: the output layer gives the g genes.
-    n_expression
-        Width of the expression that reference nodes carry beside their embedding; `None`: the g genes.
     """
 
     components: Tensor | None
 
     def __init__(
-        self,
-        n_features: int,
-        n_genes: int,
-        config: Config | None = None,
-        *,
-        components: Tensor | None = None,
-        n_expression: int | None = None,
+        self, n_features: int, n_genes: int, config: Config | None = None, *, components: Tensor | None = None
     ) -> None:
         super().__init__()
         self.config = Config() if config is None else config
         self.n_features, self.n_genes = n_features, n_genes
-        self.n_expression = n_genes if n_expression is None else n_expression
         if components is not None and (components.ndim != 2 or components.shape[1] != n_genes):
             raise ValueError(f"components is {tuple(components.shape)}; it is (r, {n_genes}): one column per gene.")
         self.register_buffer("components", None if components is None else components.detach().float().clone())
         hidden = self.config.hidden
-        self.encoder = HeteroEncoder(n_features, self.n_expression, self.config)
+        self.encoder = HeteroEncoder(n_features, n_genes, self.config)
         self.pooling = (
             CrossNodeAttentionPooling(hidden, self.config.heads) if self.config.use_pooling else _OwnState(hidden)
         )
@@ -131,11 +122,11 @@ class SpaHGC(nn.Module):
     def _tensors(self, data: HeteroData | GraphTensors) -> GraphTensors:
         graph = data if isinstance(data, GraphTensors) else graph_tensors(data).to(self.head.weight.device)
         found = (graph.target.shape[1], graph.reference.shape[1])
-        if found != (self.n_features, self.n_features + self.n_expression):
+        if found != (self.n_features, self.n_features + self.n_genes):
             raise ValueError(
                 f"The graph has {found[0]} target and {found[1]} reference features; this network takes "
-                f"{self.n_features} and {self.n_features + self.n_expression} "
-                f"({self.n_features} of the embedding, {self.n_expression} of the expression)."
+                f"{self.n_features} and {self.n_features + self.n_genes} "
+                f"({self.n_features} of the embedding, {self.n_genes} genes)."
             )
         if graph.base is not None and graph.base.shape != (graph.target.shape[0], self.n_genes):
             raise ValueError(f"base is {tuple(graph.base.shape)}, not {(graph.target.shape[0], self.n_genes)}.")

@@ -108,8 +108,7 @@ def train(
     weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     with _seeded(weights_and_dropout, device), _threads(max(map(sum, sizes)), config):
         steps = Steps(graphs, device, by_components=components is not None)
-        n_features, n_joint = steps[0][0].target.shape[1], steps[0][0].reference.shape[1]
-        model = SpaHGC(n_features, n_genes, config, components=components, n_expression=n_joint - n_features).to(device)
+        model = SpaHGC(steps[0][0].target.shape[1], n_genes, config, components=components).to(device)
         if fabric is not None and fabric.global_rank > 0:
             dropout, masks = rank_seeds(seed, fabric.global_rank)
             _seed(dropout, device)
