@@ -111,7 +111,7 @@ def _embedded(sdata: Any, mobilenet: dict[str, str], renamed: dict[str, dict[str
 def _her2st() -> Any:
     import spahgc
 
-    sdata = spahgc.datasets.her2st(data_dir() / "her2st", samples=list(HER2ST))
+    sdata = spahgc.datasets.her2st(data_dir() / "her2st", slides=list(HER2ST))
     return _embedded(sdata, {name: f"her2st_{name}.npz" for name in HER2ST})
 
 

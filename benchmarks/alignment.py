@@ -73,7 +73,7 @@ def slides() -> Iterator[tuple[str, Any, Any, float]]:
 
     root = data_dir()
     for sample in HER2ST:
-        sdata = spahgc.datasets.her2st(root / "her2st", samples=[sample])
+        sdata = spahgc.datasets.her2st(root / "her2st", slides=[sample])
         yield f"her2st {sample}", sdata[f"{sample}_image"], sdata["table"], _mpp(sdata, sample)
     for number in MOB:
         folder, name = root / "mob_st" / number, f"mob_{number}"

@@ -59,7 +59,7 @@ class Pair:
 def her2st(_: Path) -> Pair:
     import spahgc
 
-    one, two = (spahgc.datasets.her2st(data_dir() / "her2st", samples=[name]) for name in ("C2", "C3"))
+    one, two = (spahgc.datasets.her2st(data_dir() / "her2st", slides=[name]) for name in ("C2", "C3"))
     return Pair(one, two, "datasets.her2st", "pitch of 200 um", "ERBB2")
 
 

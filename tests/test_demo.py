@@ -196,9 +196,9 @@ def test_earlier_demonstration_may_be_replaced(tmp_path: Path) -> None:
 def test_real_slides_are_the_ones_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, list[str]]] = []
 
-    def her2st(path: Path, *, samples: list[str]) -> str:
-        asked.append((path, samples))
-        return "+".join(samples)
+    def her2st(path: Path, *, slides: list[str]) -> str:
+        asked.append((path, slides))
+        return "+".join(slides)
 
     monkeypatch.setattr("spahgc.datasets.her2st", her2st)
     example = _demo_slides.real_slides(data_dir)

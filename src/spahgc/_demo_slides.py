@@ -101,8 +101,8 @@ def real_slides(folder: Path) -> Example:
     return Example(
         name="HER2+ breast cancer",
         origin=f"{path} (Andersson et al., Nature Communications 2021)",
-        reference=her2st(path, samples=["B4", "C2", "C3", "C5"]),
-        target=her2st(path, samples=["C4"]),
+        reference=her2st(path, slides=["B4", "C2", "C3", "C5"]),
+        target=her2st(path, slides=["C4"]),
         genes=MARKER_GENES,
     )
 

@@ -92,15 +92,17 @@ def test_local_folder(repository: Path, tmp_path: Path) -> None:
     assert (ad.read_h5ad(tmp_path / "out.h5ad").X != table.X).nnz == 0
 
 
-def test_samples_of_a_local_folder(repository: Path) -> None:
+def test_slides_of_a_local_folder(repository: Path) -> None:
     data = str(repository / "data")
-    assert her2st(data, samples=["B3", "A1"])["table"].obs["region"].cat.categories.tolist() == ["A1", "B3"]
-    with pytest.raises(ValueError, match=r"No slide 'C9' in her2st\. There are, in '.*data': 'A1', 'B2', 'B3'\.$"):
-        her2st(data, samples=["B3", "C9"])
-    with pytest.raises(TypeError, match=r"samples is a list of names: samples=\['A1'\]"):
-        her2st(data, samples="A1")
-    with pytest.raises(ValueError, match="samples is empty"):
-        her2st(data, samples=[])
+    assert her2st(data, slides=["B3", "A1"])["table"].obs["region"].cat.categories.tolist() == ["A1", "B3"]
+    with pytest.raises(
+        ValueError, match=r"No slide 'C9' in her2st\. There are, in '.*data': 'A1', 'B2', 'B3'\. All 36"
+    ):
+        her2st(data, slides=["B3", "C9"])
+    with pytest.raises(TypeError, match=r"slides is a list of names: slides=\['A1'\]"):
+        her2st(data, slides="A1")
+    with pytest.raises(ValueError, match="slides is empty"):
+        her2st(data, slides=[])
     with pytest.raises(FileNotFoundError, match="No folder ST-cnts in .*reads the layout of the authors' repository"):
         her2st(repository / "nowhere")
 
@@ -122,16 +124,16 @@ def test_incomplete_local_folder(repository: Path) -> None:
 
 
 def test_download(server: Server, home: Path) -> None:
-    sdata = her2st(samples=["B3"], base_url=server.url)
+    sdata = her2st(slides=["B3"], base_url=server.url)
     assert sdata["table"].shape == (6, 4)
     assert files_in(home) == ["B3.tsv.gz", "B3_HE.jpg", "B3_selection.tsv"]
     assert len(server.asked) == 3
     # what is there is not asked for again; what is not there comes in
-    her2st(samples=["B3"], base_url=server.url)
+    her2st(slides=["B3"], base_url=server.url)
     assert len(server.asked) == 3
-    assert her2st(samples=["B2", "B3"], base_url=server.url)["table"].n_obs == 12
+    assert her2st(slides=["B2", "B3"], base_url=server.url)["table"].n_obs == 12
     assert len(server.asked) == 6
-    # no samples named: those that are there
+    # no slides named: those that are there
     assert her2st()["table"].n_obs == 12
 
 
@@ -140,8 +142,8 @@ def test_download_takes_all_known_slides(server: Server, home: Path) -> None:
 
 
 def test_slide_without_checksum_is_not_downloaded(server: Server, home: Path) -> None:
-    with pytest.raises(ValueError, match=r"No slide 'A1' in her2st.*to download: 'B2', 'B3'\. For others, git clone"):
-        her2st(samples=["A1"], base_url=server.url)
+    with pytest.raises(ValueError, match=r"No slide 'A1' in her2st.*to download: 'B2', 'B3'\. Otherwise git clone"):
+        her2st(slides=["A1"], base_url=server.url)
     assert server.asked == []
 
 
@@ -150,7 +152,7 @@ def test_wrong_checksum(server: Server, home: Path, repository: Path) -> None:
     with pytest.raises(
         ValueError, match=r"B2_selection\.tsv is not the file that spahgc knows \(expected sha256:.*nothing was kept"
     ):
-        her2st(samples=["B2"], base_url=server.url)
+        her2st(slides=["B2"], base_url=server.url)
     assert "B2_selection.tsv" not in files_in(home)
     assert set(files_in(home)) <= {"B2.tsv.gz", "B2_HE.jpg"}
 
@@ -158,7 +160,7 @@ def test_wrong_checksum(server: Server, home: Path, repository: Path) -> None:
 def test_not_found(server: Server, home: Path, repository: Path) -> None:
     (repository / "data" / "ST-imgs" / "B" / "B2" / "B2_HE.jpg").unlink()
     with pytest.raises(ConnectionError, match=r"Could not download http://127\.0\.0\.1.*B2_HE\.jpg: 404.*git clone"):
-        her2st(samples=["B2"], base_url=server.url)
+        her2st(slides=["B2"], base_url=server.url)
     assert "B2_HE.jpg" not in files_in(home)
 
 
@@ -166,10 +168,10 @@ def test_interrupted_download_goes_on(server: Server, home: Path, repository: Pa
     """Broken off three times a call: the slide is incomplete; the next call asks for the missing half only."""
     server.cut = ".jpg"
     with pytest.raises(ConnectionError, match=r"Could not download .*B2_HE\.jpg.*goes on from there"):
-        her2st(samples=["B2"], base_url=server.url)
+        her2st(slides=["B2"], base_url=server.url)
     assert "B2_HE.jpg" not in files_in(home)
     server.cut = ""
-    assert her2st(samples=["B2"], base_url=server.url)["table"].n_obs == 6
+    assert her2st(slides=["B2"], base_url=server.url)["table"].n_obs == 6
     image = repository / "data" / "ST-imgs" / "B" / "B2" / "B2_HE.jpg"
     assert 0 < server.sent[-1] < image.stat().st_size / 2
 
@@ -190,7 +192,7 @@ def test_registry_is_that_of_the_real_files(data_dir: Path) -> None:
 def test_real_slide(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in the data folder of the settings; more slides: `benchmarks`."""
     monkeypatch.setattr(settings, "data_dir", data_dir)
-    sdata = her2st(samples=["C4"])
+    sdata = her2st(slides=["C4"])
     table = sdata["table"]
     assert table.shape == (184, 15842)
     assert table.obs["patient"].unique().tolist() == ["C"]

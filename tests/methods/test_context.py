@@ -41,3 +41,15 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_slides.blocks, "__defaults__", (17,))
     np.testing.assert_allclose(np.asarray(ContextRows(context, one)), whole, atol=1e-5)
     np.testing.assert_allclose(ContextRows(context, one)[40:50], whole[40:50], atol=1e-5)
+
+
+def test_what_a_large_slide_forgets_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, one = Context.fit([slide(150)], size=3, weights=(1.0, 0.7)), slide(200)
+    rows = ContextRows(context, one)
+    whole = np.asarray(rows)
+    rows.forget()
+    assert rows._scores is not None  # small: kept
+    monkeypatch.setattr("spahgc.methods._context.BLOCK", 100)
+    rows.forget()
+    assert rows._scores is None
+    np.testing.assert_array_equal(np.asarray(rows), whole)

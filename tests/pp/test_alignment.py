@@ -562,7 +562,7 @@ def test_her2st(data_dir: Path) -> None:
     """A turned slide is put right by outline and counts, and is then right by its outline alone."""
     from spahgc.datasets import her2st
 
-    sdata = her2st(data_dir / "her2st", samples=["C2"])
+    sdata = her2st(data_dir / "her2st", slides=["C2"])
     right = positions(sdata, "C2")
     width = sdata["C2_image"]["scale0"].sizes["x"]
     wrong = right[:, ::-1] * [1, -1] + [0, width]

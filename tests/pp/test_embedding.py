@@ -268,7 +268,7 @@ def test_survives_on_disk(make_sdata: Callable[..., Any], tmp_path: Path) -> Non
 
 def test_real_slide(data_dir: Path) -> None:
     """On C4, spots of more haematoxylin have more counts: tiles are cut where the spots are."""
-    sdata = spahgc.datasets.her2st(data_dir / "her2st", samples=["C4"])
+    sdata = spahgc.datasets.her2st(data_dir / "her2st", slides=["C4"])
     spahgc.pp.image_embedding(sdata)
     table = sdata["table"]
     assert table.obsm[KEY].shape == (184, 378)

@@ -145,7 +145,7 @@ def test_drops_for_mouse_brain_against_human_breast(data_dir: Path) -> None:
         return sdata["table"]
 
     breast = {
-        name: some(spahgc.datasets.her2st(data_dir / "her2st", samples=[name]), n)
+        name: some(spahgc.datasets.her2st(data_dir / "her2st", slides=[name]), n)
         for name, n in (("C2", 60), ("C3", 60), ("C4", 40))
     }
     reference = ad.concat([breast["C2"], breast["C3"]], uns_merge="unique")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._settings import settings
-from .._validate import listed
+from ._choice import choose
 from ._fetch import fetch
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 BASE_URL = "https://raw.githubusercontent.com/almaan/her2st/master/"
-CLONE = "git clone https://github.com/almaan/her2st, and pass the folder: her2st(path=...)"
+CLONE = "git clone https://github.com/almaan/her2st and pass the folder: her2st(path=...)"
 PITCH_UM, SPOT_DIAMETER_UM = 200.0, 100.0
 
 
@@ -31,7 +31,7 @@ class Files(NamedTuple):
 def her2st(
     path: str | PathLike[str] | None = None,
     *,
-    samples: Sequence[str] | None = None,
+    slides: Sequence[str] | None = None,
     base_url: str | None = None,
     progress: bool | None = None,
 ) -> SpatialData:
@@ -46,7 +46,7 @@ def her2st(
     path
         Folder that holds ``ST-cnts``, ``ST-spotfiles`` and ``ST-imgs``, or whose ``data`` does. `None` takes the slides
         in ``settings.data_dir / "her2st"``, and downloads there what is missing.
-    samples
+    slides
         Names of slides, such as ``["C2", "C4"]``. `None` takes all that are there; if there are none, all that can be
         downloaded.
     base_url
@@ -64,7 +64,7 @@ def her2st(
     FileNotFoundError
         If `path` is not such a folder, or a slide there is incomplete.
     ValueError
-        If a name in `samples` is unknown, or a downloaded file has not the known checksum.
+        If a name in `slides` is unknown, or a downloaded file has not the known checksum.
     ConnectionError
         If a download fails; the next call goes on where it stopped.
 
@@ -75,14 +75,10 @@ def her2st(
 
     Examples
     --------
-    >>> sdata = spahgc.datasets.her2st(samples=["C2", "C4"])
+    >>> sdata = spahgc.datasets.her2st(slides=["C2", "C4"])
     """
     from ..io import concat, read_st
 
-    if isinstance(samples, str):
-        raise TypeError(f"samples is a list of names: samples=[{samples!r}].")
-    if samples is not None and not len(samples):
-        raise ValueError("samples is empty; None takes all slides.")
     registry: dict[str, str] = {}
     if path is None:
         root = settings.data_dir / "her2st"
@@ -97,25 +93,19 @@ def her2st(
             )
         folder = found
     local = [name for name in _samples(folder) if path is not None or _locate(folder, name)[0]]
-    known = sorted({*local, *_registered(registry)})
-    wanted = list(dict.fromkeys(samples)) if samples is not None else (local or known)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise ValueError(
-            f"No slide {listed(unknown)} in her2st. There are, in {str(folder)!r}: {listed(local, most=40)}"
-            + (f"; to download: {listed(_registered(registry))}. For others, {CLONE}." if path is None else ".")
-        )
-    slides = []
+    by_hand = CLONE if path is None else "All 36 are in https://github.com/almaan/her2st"
+    wanted = choose(slides, local=local, remote=_registered(registry), dataset="her2st", folder=folder, by_hand=by_hand)
+    read = []
     for name in wanted:
         if path is None and name not in local:
             _download(folder, name, registry, base_url=base_url or BASE_URL, progress=progress)
         located, missing = _locate(folder, name)
         if located is None:
             raise FileNotFoundError(f"Slide {name!r} of her2st is incomplete: {missing}.")
-        slides.append(
+        read.append(
             read_st(*located, slide=name, patient=name[0], pitch_um=PITCH_UM, spot_diameter_um=SPOT_DIAMETER_UM)
         )
-    return concat(slides)
+    return concat(read)
 
 
 def _data_folder(root: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .._slides import Float32, Float64, Moments, Slide, blocks
+from .._slides import BLOCK, Float32, Float64, Moments, Slide, blocks
 from ._linear import PCA
 
 RINGS = (6, 18, 60)
@@ -67,8 +67,8 @@ class Context:
 class ContextRows:
     """Features (:class:`Context`) of a slide's spots, made for the rows that are asked for.
 
-    What is kept of a slide are the components of its embeddings, float32 (n_spots, r), and the search tree of its
-    positions.
+    What is kept of a slide are the search tree of its positions and, until :meth:`forget`, the components of its
+    embeddings, float32 (n_spots, r).
 
     Parameters
     ----------
@@ -85,9 +85,8 @@ class ContextRows:
 
         self._rings = RINGS[: len(context.weights) - 1]
         self._neighbors = SpatialNeighbors(slide.coordinates)
-        self._scores = np.empty((len(slide), context.pca.axes.shape[1]), np.float32)
-        for rows in blocks(len(slide)):
-            self._scores[rows] = context.pca(slide.embedding[rows])
+        self._pca, self._embedding = context.pca, slide.embedding
+        self._scores: Float32 | None = None
         self.shape = (len(slide), len(context.scale))
         self._kept: tuple[slice, Float64] | None = None
         moments = Moments()
@@ -108,17 +107,30 @@ class ContextRows:
             whole[rows] = self[rows]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
+    def forget(self) -> None:
+        """Give back the memory of the components of a large slide; they are made again when rows are asked for."""
+        if len(self) > BLOCK:
+            self._scores = self._kept = None
+
+    def _components(self) -> Float32:
+        if self._scores is None:
+            self._scores = np.empty((len(self), self._pca.axes.shape[1]), np.float32)
+            for rows in blocks(len(self)):
+                self._scores[rows] = self._pca(self._embedding[rows])
+        return self._scores
+
     def _unscaled(self, rows: slice) -> Float64:
         """Components of the spots, and their means over each ring; the last block is kept, it is often the only one."""
         if self._kept is None or self._kept[0] != rows:
-            own = self._scores[rows].astype(np.float64)
+            scores = self._components()
+            own = scores[rows].astype(np.float64)
             if not self._rings:
                 return own
             nearest = self._neighbors(max(self._rings), rows)
             # One neighbour after another: all together would be 60 copies of the block. The rings lie in each other.
             total, parts, n = np.zeros_like(own), [own], nearest.shape[1]
             for k in range(n):
-                total += self._scores[nearest[:, k]]
+                total += scores[nearest[:, k]]
                 parts += [total / (k + 1)] * sum(min(ring, n) == k + 1 for ring in self._rings)
             self._kept = rows, np.concatenate(parts if n else [own] * (1 + len(self._rings)), axis=1)
         return self._kept[1]

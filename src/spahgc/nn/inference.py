@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -34,7 +34,10 @@ IN_MEMORY = 2**31
 
 
 class Features(Protocol):
-    """Embeddings of a slide's spots: an array, or what makes the rows that are asked for."""
+    """Embeddings of a slide's spots: an array, or what makes the rows that are asked for.
+
+    What makes them may keep something for it; if it has a method ``forget``, that is called when all rows are read.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,9 +137,13 @@ def predict(
     expression = encoder.expression(joint[:, encoder.n_features :])
     reference = encoder.reference(joint)
     once = weighted(progress, 1 / (2 + len(encoder.layers)))
-    with _states(n, hidden) as states, _states(n, hidden) as updated:
+    with ExitStack() as files:
+        states = files.enter_context(_states(n, hidden))
         for rows in told(n, once, CHUNK):
             states.write(rows, encoder.target(torch.from_numpy(graph.features[rows]).to(device)))
+        # Before there are two states: together they would be the most memory that is needed at a time.
+        getattr(graph.features, "forget", _nothing)()
+        updated = files.enter_context(_states(n, hidden))
         for layer in cast("list[HeteroLayer]", encoder.layers):
             back = None if layer.refer is None else _AttendBack(layer.refer, reference)
             answer = None if layer.refer is None else layer.refer.answer(reference, expression)
@@ -219,6 +226,10 @@ def _states(n: int, hidden: int) -> Iterator[_States]:
         return
     with tempfile.TemporaryFile(prefix="spahgc-") as file:
         yield _States(torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(n, hidden))))
+
+
+def _nothing() -> None:
+    """What an array forgets."""
 
 
 def _table(rows: NDArray[np.int32], device: torch.device) -> Tensor:
