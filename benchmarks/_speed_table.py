@@ -118,6 +118,13 @@ def _epochs(stages: Mapping[str, Any]) -> str:
         if "operators" in stages.get(f"epoch {name}", {})
     ]
     tail = "\n\nWhere the time goes, by operator. " + ". ".join(operators) + "." if operators else ""
+    compiled = [
+        f"{name}: {median(one['seconds']):.2f} s, after {one['first_seconds']:.0f} s for the first epoch"
+        for name in CASE_NAMES
+        if (one := stages.get(f"epoch {name}", {}).get("compiled"))
+    ]
+    if compiled:
+        tail += "\n\n`torch.compile` is not used; with it: " + "; ".join(compiled) + "."
     return head + "\n".join(rows) + tail
 
 
