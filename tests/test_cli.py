@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata
 from spatialdata import SpatialData
@@ -138,20 +139,26 @@ def test_embed_adds_to_the_zarr_and_touches_nothing_else(
     assert "obsm['image_texture'] (75 spots x 378)" in capsys.readouterr().out
     after = digests(path)
     consolidated = {".zmetadata", "zarr.json"}
-    assert {name for name in before if after.get(name) != before[name]} <= consolidated
-    places = ("tables/table/obsm/image_texture/", "tables/table/uns/image_texture/")
+    columns = {"tables/table/obs/.zattrs", "tables/table/obs/zarr.json"}
+    assert {name for name in before if after.get(name) != before[name]} <= consolidated | columns
+    slots = ("obsm/image_texture", "uns/image_texture", "obs/cellularity", "uns/cellularity")
+    places = tuple(f"tables/table/{slot}/" for slot in slots)
     assert [name for name in after.keys() - before.keys() if not name.startswith(places)] == []
     read = spatialdata.read_zarr(path)
     np.testing.assert_array_equal(read["table"].obsm["image_texture"], table.obsm["image_texture"])
     assert read["table"].uns["image_texture"]["params"]["encoder"] == "texture"
+    pd.testing.assert_frame_equal(read["table"].obs, table.obs)
+    assert read["table"].uns["cellularity"]["params"] == table.uns["cellularity"]["params"]
     # Again, with other tiles: what was there is replaced.
     assert main(["embed", str(path), "--tile-um", "60"]) == 0
     again = spatialdata.read_zarr(path)["table"]
     assert again.uns["image_texture"]["params"]["tile_um"] == 60
     assert not np.array_equal(again.obsm["image_texture"], table.obsm["image_texture"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["slides.zarr"]
+    assert not np.array_equal(again.obs["cellularity"], table.obs["cellularity"])
     # And train takes the zarr as it is.
-    assert main(["train", str(path), str(tmp_path / "model"), "--method", "knn", "--panel", "5"]) == 0
+    for method in ("knn", "cellularity"):
+        assert main(["train", str(path), str(tmp_path / method), "--method", method, "--panel", "5"]) == 0
 
 
 def test_embed_hands_its_options_on(slides: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

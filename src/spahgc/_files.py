@@ -110,10 +110,11 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table_key: str = keys.TABLE) -> None:
-    """Put ``obsm[key]`` and ``uns[key]`` of a table into the table of a SpatialData zarr; nothing else is touched.
+    """Put an embedding, and what goes with it, into the table of a SpatialData zarr; nothing else is touched.
 
-    Both are written into a folder beside the zarr first and then renamed into it: a run that fails or is stopped while
-    it writes leaves the zarr as it was. Slots of the same name are replaced.
+    These are ``obsm[key]`` and ``uns[key]``, and the cellularity of the tiles, in ``obs`` and ``uns``, where the table
+    has it. All are written into a folder beside the zarr first and then renamed into it: a run that fails or is stopped
+    while it writes leaves the zarr as it was. Slots of the same name are replaced.
     """
     import anndata
     import zarr
@@ -124,19 +125,19 @@ def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table
     workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         new = zarr.open_group(workshop / "new", mode="w", zarr_format=version)
-        slots: dict[str, dict[str, Any]] = {"obsm": {key: adata.obsm[key]}, "uns": {key: adata.uns[key]}}
+        slots: dict[str, Any] = {"obsm": {key: adata.obsm[key]}, "uns": {key: adata.uns[key]}}
+        if keys.CELLULARITY in adata.obs:
+            slots["obs"] = adata.obs[[keys.CELLULARITY]]
+            slots["uns"][keys.CELLULARITY] = adata.uns[keys.CELLULARITY]
         for slot, content in slots.items():
             anndata.io.write_elem(new, slot, content)
-        for slot in slots:
-            place, old = table / slot / key, workshop / f"old_{slot}"
-            if place.exists():
-                place.rename(old)
-            try:
-                (workshop / "new" / slot / key).rename(place)
-            except OSError:
-                if old.exists():
-                    old.rename(place)
-                raise
+        _swap(workshop / "new", table, [f"{slot}/{name}" for slot in slots for name in slots[slot]], workshop / "old")
+        if "obs" in slots:
+            # A column that is there and not listed is not read, so this comes last.
+            obs = zarr.open_group(table / "obs", mode="r+", use_consolidated=False)
+            listed_columns = list(obs.attrs["column-order"])
+            if keys.CELLULARITY not in listed_columns:
+                obs.attrs["column-order"] = [*listed_columns, keys.CELLULARITY]
         if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
             with warnings.catch_warnings():
                 # The tables of shapes are parquet, which zarr does not know.
@@ -144,6 +145,25 @@ def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table
                 zarr.consolidate_metadata(path)
     finally:
         shutil.rmtree(workshop)
+
+
+def _swap(new: Path, place: Path, names: list[str], aside: Path) -> None:
+    """Rename folders from `new` into `place`, what was there into `aside`; if one cannot be, all are as they were."""
+    done: list[str] = []
+    try:
+        for name in names:
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            done.append(name)
+            if (place / name).exists():
+                (place / name).rename(aside / name)
+            (new / name).rename(place / name)
+    except OSError:
+        for name in reversed(done):
+            if (place / name).exists() and not (new / name).exists():
+                (place / name).rename(new / name)
+            if (aside / name).exists():
+                (aside / name).rename(place / name)
+        raise
 
 
 def _zarr_kind(path: Path) -> str:
