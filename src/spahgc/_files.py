@@ -135,9 +135,9 @@ def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table
         if "obs" in slots:
             # A column that is there and not listed is not read, so this comes last.
             obs = zarr.open_group(table / "obs", mode="r+", use_consolidated=False)
-            listed_columns = list(obs.attrs["column-order"])
-            if keys.CELLULARITY not in listed_columns:
-                obs.attrs["column-order"] = [*listed_columns, keys.CELLULARITY]
+            columns: Any = obs.attrs["column-order"]
+            if keys.CELLULARITY not in columns:
+                obs.attrs["column-order"] = [*columns, keys.CELLULARITY]
         if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
             with warnings.catch_warnings():
                 # The tables of shapes are parquet, which zarr does not know.
