@@ -181,6 +181,24 @@ def trust_table(results: Mapping[str, Any]) -> str:
     return markdown(["method", "slide", "kind", *(title for _, title in _TRUST)], rows)
 
 
+_EVIDENCE = (
+    ("mean", "spots"),
+    ("least", "least agreement"),
+    ("most", "most agreement"),
+    ("agreement", "Spearman, agreement"),
+    ("support", "Spearman, support"),
+    ("genes", "genes, prediction"),
+    ("genes_evidence", "genes, evidence alone"),
+)
+
+
+def evidence_table(results: Mapping[str, Any]) -> str:
+    """A row a case, and the mean over them."""
+    rows = [[name, *(_number(row[key]) for key, _ in _EVIDENCE)] for name, row in results.items()]
+    rows.append(["mean", *(_number(mean(row[key] for row in results.values())) for key, _ in _EVIDENCE)])
+    return markdown(["case", *(title for _, title in _EVIDENCE)], rows)
+
+
 _COMPARED = ("ridge", "spahgc", "paper's network", "depth oracle")
 
 

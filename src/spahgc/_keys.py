@@ -96,6 +96,31 @@ def support(key: str = PREDICTION) -> str:
     return f"{key}_support"
 
 
+def agreement(key: str = PREDICTION) -> str:
+    """``obs`` key of whether the reference spots behind a spot's prediction say the same."""
+    return f"{key}_agreement"
+
+
+def evidence(key: str = PREDICTION) -> str:
+    """``uns`` key of the reference spots behind a prediction."""
+    return f"{key}_evidence"
+
+
+def references(key: str = PREDICTION) -> str:
+    """``obsm`` key of the reference spots behind each spot, numbers in ``uns[evidence(key)]``."""
+    return f"{key}_references"
+
+
+def weights(key: str = PREDICTION) -> str:
+    """``obsm`` key of the weights of these reference spots."""
+    return f"{key}_weights"
+
+
+def slides(key: str = PREDICTION) -> str:
+    """``obsm`` key of the share that each reference slide has in the evidence."""
+    return f"{key}_slides"
+
+
 def scores(key: str = PREDICTION) -> str:
     """``uns`` key of the scores of a prediction against measured expression."""
     return f"{key}_scores"

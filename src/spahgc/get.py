@@ -10,7 +10,7 @@ import numpy as np
 from . import _keys as keys
 from ._prediction import in_store, in_table, panel
 from ._tables import plain
-from ._validate import listed
+from ._validate import coordinates, library_column, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
 """Verdicts on a gene, from best to worst; the last one is that of a gene without any cross-validated score."""
 _COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
-__all__ = ["cross_validation", "predicted", "scores", "trust"]
+__all__ = ["cross_validation", "evidence", "predicted", "scores", "trust"]
 
 
 def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
@@ -99,6 +99,96 @@ def _slide_slots(adata: AnnData) -> dict[str, Any]:
         keys.SPATIAL: {name: part for name, part in images.items() if name in slides},
         keys.SPATIALDATA_ATTRS: link,
     }
+
+
+def evidence(
+    adata: AnnData,
+    spots: str | Sequence[str] | None = None,
+    *,
+    adata_ref: AnnData | None = None,
+    library_key: str | None = None,
+    key: str = keys.PREDICTION,
+) -> pd.DataFrame:
+    """The reference spots behind the prediction of spots as a long table.
+
+    Parameters
+    ----------
+    adata
+        Table that :func:`spahgc.tl.explain` wrote to.
+    spots
+        Names of spots of `adata`, or one; `None` takes all.
+    adata_ref
+        The reference table, to have the names of its spots beside slide and position.
+    library_key
+        Column of ``adata_ref.obs`` that names the slide; `None` takes its SpatialData region key.
+    key
+        The prediction's key.
+
+    Returns
+    -------
+    DataFrame with the columns ``spot``, ``rank`` (1 for the largest weight), ``slide``, ``patient``, ``x`` and ``y``
+    (of the reference spot), ``weight`` (0 to 1; those of a spot sum to less than 1 where more reference spots were
+    looked at than are kept), and with `adata_ref` ``reference``, the name of the reference spot.
+
+    Raises
+    ------
+    KeyError
+        If the prediction was not explained, or a spot is not there.
+    ValueError
+        If a reference spot is not in `adata_ref`.
+    """
+    import pandas as pd
+
+    name = keys.evidence(key)
+    if name not in adata.uns or keys.references(key) not in adata.obsm:
+        raise KeyError(
+            f"There is no evidence for {key!r}: no uns[{name!r}] with obsm[{keys.references(key)!r}]. Run "
+            f"spahgc.tl.explain(model, adata, key={key!r}) with the model that predicted."
+        )
+    wanted = list(adata.obs_names) if spots is None else [spots] if isinstance(spots, str) else list(spots)
+    rows = adata.obs_names.get_indexer(wanted)
+    if (rows < 0).any():
+        missing = [spot for spot, row in zip(wanted, rows, strict=True) if row < 0]
+        raise KeyError(f"No spot {listed(missing)} in obs_names, which begin with {listed(adata.obs_names[:3])}.")
+    references = np.asarray(adata.obsm[keys.references(key)])[rows]
+    spot, rank = np.nonzero(references >= 0)
+    of = references[spot, rank]
+    entry = adata.uns[name]
+    slide = np.asarray(entry["slide"])[of]
+    table = pd.DataFrame(
+        {
+            "spot": np.asarray(wanted, dtype=object)[spot],
+            "rank": rank + 1,
+            "slide": np.asarray(entry["slides"], dtype=object)[slide],
+            "patient": np.asarray(entry["patients"], dtype=object)[slide],
+            "x": np.asarray(entry["x"])[of],
+            "y": np.asarray(entry["y"])[of],
+            "weight": np.asarray(adata.obsm[keys.weights(key)])[rows][spot, rank],
+        }
+    )
+    if adata_ref is not None:
+        table["reference"] = _names_at(adata_ref, table, library_key)
+    return table
+
+
+def _names_at(adata_ref: AnnData, table: pd.DataFrame, library_key: str | None) -> Any:
+    """Names of the reference spots at some places of some slides."""
+    import pandas as pd
+
+    library_key = library_column(adata_ref, library_key, what="reference")
+    places = coordinates(adata_ref, what="reference")
+    there = pd.MultiIndex.from_arrays([adata_ref.obs[library_key].astype(str), places[:, 0], places[:, 1]])
+    rows = pd.Series(np.arange(adata_ref.n_obs), index=there)
+    rows = rows[~rows.index.duplicated()]
+    found = rows.reindex(pd.MultiIndex.from_frame(table[["slide", "x", "y"]])).to_numpy()
+    if np.isnan(found).any():
+        first = table[np.isnan(found)].iloc[0]
+        raise ValueError(
+            f"adata_ref has no spot at ({first['x']:g}, {first['y']:g}) of slide {first['slide']!r}, nor "
+            f"{int(np.isnan(found).sum()) - 1} others of the evidence. Pass the table that the model was trained on, "
+            f"with its obsm['{keys.SPATIAL}'] as it was. Its slides: {listed(sorted(set(adata_ref.obs[library_key])))}."
+        )
+    return adata_ref.obs_names.to_numpy()[found.astype(np.intp)]
 
 
 def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:

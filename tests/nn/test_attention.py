@@ -123,3 +123,19 @@ def test_large_scores_stay_finite(states):
 def test_heads_divide_the_width(module):
     with pytest.raises(ValueError, match=r"hidden \(12\) is not a multiple of heads \(5\)"):
         module(12, 5)
+
+
+def test_weights_are_those_of_the_attention(states):
+    """Their mean over heads, by a loop over single edges."""
+    target, reference, _, references = states
+    module = randomise(CrossNodeAttentionPooling(HIDDEN, HEADS)).attention
+    found = module.weights(target, module.keys_and_values(reference), references)
+    expected = torch.zeros(8, 3)
+    for t in range(8):
+        for h in range(HEADS):
+            part = slice(h * WIDTH, (h + 1) * WIDTH)
+            query = module.query(target[t])[part]
+            scores = [query @ module.key(reference[r])[part] / math.sqrt(WIDTH) for r in references[t]]
+            expected[t] += torch.stack(scores).softmax(dim=0) / HEADS
+    torch.testing.assert_close(found, expected)
+    assert (found.max(dim=1).values > 0.4).any()

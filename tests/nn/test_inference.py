@@ -100,3 +100,35 @@ def test_a_single_spot(arrays, small):
     with torch.no_grad():
         expected = model(build_graph(z_t[:1], xy[:1], z_r, y_r, **numbers(small))).numpy()
     np.testing.assert_allclose(in_chunks(model, (z_t[:1], xy[:1], z_r, y_r))[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("switch", [None, "use_refer", "use_pooling"])
+def test_attention_is_told(arrays, small, monkeypatch, switch):
+    """Once a layer and once for the pooling, where they attend; the same in chunks, and with nothing else changed."""
+    config = replace(small, **({} if switch is None else {switch: False}))
+    model = network(config)
+    graph = large_graph(*arrays, **numbers(config))
+    told = {}
+    for chunk in (10_000, 13):
+        monkeypatch.setattr(inference, "CHUNK", chunk)
+        total, calls = np.zeros(graph.references.shape, np.float32), 0
+
+        def attended(rows, weights, total=total):
+            nonlocal calls
+            np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+            total[rows] += weights
+            calls += len(weights)
+
+        out = np.empty((N, N_GENES), np.float32)
+        inference.predict(model, graph, lambda rows, values, out=out: np.copyto(out[rows], values), attended=attended)
+        np.testing.assert_allclose(out, in_chunks(model, arrays)[0], atol=1e-6)
+        told[chunk] = total
+        n_layers = 0 if switch == "use_refer" else config.n_layers
+        assert calls == N * (n_layers + (0 if switch == "use_pooling" else 1))
+        inference.predict(model, graph, None, attended=lambda rows, weights: None)
+    np.testing.assert_allclose(told[13], told[10_000], atol=1e-5)
+
+
+def test_nodes_are_rows_of_the_reference(arrays, small):
+    graph = large_graph(*arrays, **numbers(small))
+    np.testing.assert_array_equal(graph.joint[:, :N_FEATURES].numpy(), arrays[2][graph.nodes])

@@ -16,6 +16,8 @@ from .._slides import Cohort, Float32, Rows, Slide, SplitBy
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from ._evidence import Evidence
+
 State = dict[str, np.ndarray]
 ARRAYS = ("embedding", "coordinates", "cellularity")
 """What a method can need of a slide."""
@@ -155,6 +157,18 @@ class Method(ABC):
         for none, and for those that are always exact.
         """
         return {}
+
+    def evidence(self, slide: Slide) -> Evidence | None:
+        """Which reference spots it looks at when it predicts the spots of a slide, and how much.
+
+        `None` for methods that look at none: what they know of the reference is in their coefficients alone.
+
+        Parameters
+        ----------
+        slide
+            As for :meth:`predict`.
+        """
+        return None
 
     def history(self) -> dict[str, list[float]]:
         """Curves of the training, by name; empty where there is none."""

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from .._slides import Cohort, Float32, Slide, Stack, expression_of
+from ._evidence import Evidence
 from ._references import References
 from .base import Method, Run, State, register
 
@@ -40,6 +41,10 @@ class KNN(Method):
     def predict(self, slide: Slide) -> Float32:
         index = self._references.search(slide.embedding)
         return self._expression[index].mean(axis=1, dtype=np.float64).astype(np.float32)
+
+    def evidence(self, slide: Slide) -> Evidence:
+        index = self._references.search(slide.embedding)
+        return Evidence.merged([(index, np.full(index.shape, 1 / index.shape[1]))])
 
     def params(self) -> dict[str, Any]:
         return {"n_neighbors": self.n_neighbors}

@@ -13,6 +13,7 @@ import numpy as np
 from .._progress import Progress, silent, told, weighted
 from .._settings import settings
 from .._slides import Cohort, Float32, Rows, Slide, Stack, blocks, expression_of
+from ._evidence import Evidence
 from ._linear import mean_pearson
 from ._part import Part
 from ._presets import PRESETS, VIEWS, Preset
@@ -191,6 +192,25 @@ class SpaHGC(Method):
         for network in networks:
             predict(network.to(self._device), graph, add, progress=once)
             network.cpu()
+
+    def evidence(self, slide: Slide) -> Evidence | None:
+        from ..nn import predict
+
+        views = self._preset.views
+        parts = []
+        for i, view in enumerate(views[: len(self._networks)]):
+            graph = self._part.graph(slide, view, self._device)
+            weight = np.zeros(graph.references.shape, np.float32)
+
+            def add(rows: slice, attention: Float32, weight: Float32 = weight) -> None:
+                weight[rows] += attention
+
+            for network in self._networks[i :: len(views)]:
+                predict(network.to(self._device), graph, None, attended=add)
+                network.cpu()
+            parts.append((graph.nodes[graph.references], weight))
+        # Without networks, or with networks that attend to nothing, no reference spot has a weight.
+        return Evidence.merged(parts) if any(weight.any() for _, weight in parts) else None
 
     def state(self) -> State:
         arrays = {

@@ -84,6 +84,13 @@ class ReferenceAttention(nn.Module):
         # The weights of a spot add up to 1, so the values' bias can be added after the sum.
         return (weights * value).sum(dim=1).reshape(n, -1) + self.value.bias
 
+    def weights(self, target: Tensor, keys_and_values: Tensor, references: Tensor) -> Tensor:
+        """How much some target spots attend to each of their references, mean over heads, (n, K); rows sum to 1."""
+        (n, k), per_head = references.shape, (self.heads, self.head_width)
+        keys = keys_and_values[:, : self.heads * self.head_width].index_select(0, references.reshape(-1))
+        scores = (self.query(target).view(n, 1, *per_head) * keys.view(n, k, *per_head)).sum(dim=3)
+        return (scores.float() * self.head_width**-0.5).softmax(dim=1).mean(dim=2)
+
 
 class CrossNodeDualAttention(nn.Module):
     r"""Multi-head attention over the edges between target and reference spots, in both directions.

@@ -25,6 +25,7 @@ from .encoder import SLOPE, HeteroLayer
 from .graph import reference_nodes
 from .model import SpaHGC
 from .neighbors import SpatialNeighbors
+from .pooling import CrossNodeAttentionPooling
 from .retrieval import cosine_topk
 
 CHUNK = 8192
@@ -55,6 +56,8 @@ class LargeGraph(NamedTuple):
     """Neighbours of each target spot on the slide, (n, Q)."""
     references: NDArray[np.int32]
     """Reference nodes of each target spot, (n, K)."""
+    nodes: NDArray[np.int64]
+    """Row of each reference node among all reference spots, (m,)."""
     joint: Tensor
     """Joint features of the reference nodes, (m, d + g)."""
     close: Tensor
@@ -105,17 +108,17 @@ def large_graph(
         near[rows] = neighbours(n_near, rows)
         retrieved[rows] = search(features[rows])
     nodes = reference_nodes(retrieved, reference_embedding, reference_expression, n_close, device=device)
-    return LargeGraph(
-        features, near, nodes.references.astype(np.int32), torch.from_numpy(nodes.joint), torch.from_numpy(nodes.close)
-    )
+    joint, close = torch.from_numpy(nodes.joint), torch.from_numpy(nodes.close)
+    return LargeGraph(features, near, nodes.references.astype(np.int32), nodes.index, joint, close)
 
 
 @torch.inference_mode()
 def predict(
     network: SpaHGC,
     graph: LargeGraph,
-    write: Callable[[slice, NDArray[np.float32]], None],
+    write: Callable[[slice, NDArray[np.float32]], None] | None,
     *,
+    attended: Callable[[slice, NDArray[np.float32]], None] | None = None,
     progress: Progress = silent,
 ) -> None:
     """Predict the target spots of a graph.
@@ -127,7 +130,11 @@ def predict(
     graph
         As from :func:`large_graph`.
     write
-        Called with rows and their predicted values, float32 (n_rows, g), until all rows are through.
+        Called with rows and their predicted values, float32 (n_rows, g), until all rows are through; `None` where
+        these are not wanted.
+    attended
+        Called with rows and how much they attend to each of their references, float32 (n_rows, K), summing to 1: once
+        for the rows of each layer that attends to references, and once for the pooling.
     progress
         Called with the share of the work that was done, each time some was; the shares sum to 1.
     """
@@ -154,6 +161,8 @@ def predict(
                 if layer.refer is not None and back is not None and answer is not None:
                     references = _table(graph.references[rows], device)
                     message = (message + layer.refer.to_target.attend(own, answer, references)) / 2
+                    if attended is not None:
+                        attended(rows, layer.refer.to_target.weights(own, answer, references).cpu().numpy())
                     back.add(own, references)
                 updated.write(rows, leaky_relu(message, SLOPE))
             message = layer.close(reference, reference, close)
@@ -161,8 +170,12 @@ def predict(
             states, updated = updated, states
         answer = network.pooling.answer(reference)
         for rows in told(n, once, CHUNK):
-            pooled = network.pooling.pool(states.read(rows, device), answer, _table(graph.references[rows], device))
-            write(rows, network.output(pooled).cpu().numpy())
+            own, references = states.read(rows, device), _table(graph.references[rows], device)
+            pooled = network.pooling.pool(own, answer, references)
+            if attended is not None and isinstance(network.pooling, CrossNodeAttentionPooling):
+                attended(rows, network.pooling.attention.weights(own, answer, references).cpu().numpy())
+            if write is not None:
+                write(rows, network.output(pooled).cpu().numpy())
 
 
 class _AttendBack:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _PANEL_WIDTH = 2.4
+_WRITERS = {"support": "spahgc.tl.predict", "agreement": "spahgc.tl.explain"}
 
 
 def support(
     data: AnnData | SpatialData,
     *,
     slide: str | None = None,
+    what: Literal["support", "agreement"] = "support",
     library_key: str | None = None,
     key: str = keys.PREDICTION,
     cmap: str = "viridis",
@@ -33,7 +35,7 @@ def support(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw on the tissue how well the reference covers each spot, from 0 (not at all) to 1.
+    """Draw on the tissue how well the reference covers each spot, or whether it bears the spot's prediction out.
 
     Parameters
     ----------
@@ -41,10 +43,14 @@ def support(
         A SpatialData, whose table ``table`` is taken, or the table itself, after :func:`spahgc.tl.predict`.
     slide
         Name of the slide; `None` where the table holds one slide.
+    what
+        ``"support"``, from 0 (not covered at all) to 1, which :func:`spahgc.tl.predict` writes; or ``"agreement"``, of
+        the prediction with what was measured in the reference spots behind it, from 0 (or below) to 1, which
+        :func:`spahgc.tl.explain` writes.
     library_key
         Column of ``obs`` with the slide of each spot; `None` takes the table's region key.
     key
-        Key of the prediction; its support is ``obs[f"{key}_support"]``.
+        Key of the prediction; what is drawn is ``obs[f"{key}_support"]`` or ``obs[f"{key}_agreement"]``.
     cmap
         Colour map.
     size
@@ -66,15 +72,17 @@ def support(
     Raises
     ------
     KeyError
-        If there is no support, or no such slide.
+        If there is no support or agreement, or no such slide.
     ValueError
         If several slides are there and none was named.
     """
     adata = table_of(data)
-    column = keys.support(key)
+    if what not in _WRITERS:
+        raise ValueError(f"what is {listed(_WRITERS)}, not {what!r}.")
+    column = keys.support(key) if what == "support" else keys.agreement(key)
     if column not in adata.obs:
         raise KeyError(
-            f"data.obs has no {column!r}. Available in obs: {listed(adata.obs.columns)}. Run spahgc.tl.predict first, "
+            f"data.obs has no {column!r}. Available in obs: {listed(adata.obs.columns)}. Run {_WRITERS[what]} first, "
             "or pass key=<its key_added>."
         )
     if not size > 0:
@@ -88,7 +96,7 @@ def support(
         draw_scale_bar(ax, tissue, size=size)
         norm = Normalize(0.0, 1.0)
         spots = draw_spots(ax, tissue, values, cmap=plt.get_cmap(cmap), norm=norm, size=size, alpha=alpha)
-        colour_bar(ax, spots, "support by the reference")
-        ax.set_title(f"support, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else "support")
+        colour_bar(ax, spots, "support by the reference" if what == "support" else "agreement with the reference")
+        ax.set_title(f"{what}, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else what)
         finish([ax], own=own, show=show)
     return ax

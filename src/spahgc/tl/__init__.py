@@ -1,11 +1,12 @@
-"""Train on reference slides, predict target slides, score the prediction, cross-validate."""
+"""Train on reference slides, predict target slides, explain and score the prediction, cross-validate."""
 
 from __future__ import annotations
 
 from ._cross_validate import cross_validate
 from ._evaluate import evaluate
+from ._explain import explain
 from ._model import Model
 from ._predict import predict
 from ._train import train
 
-__all__ = ["Model", "cross_validate", "evaluate", "predict", "train"]
+__all__ = ["Model", "cross_validate", "evaluate", "explain", "predict", "train"]

@@ -1,0 +1,99 @@
+"""A tile beside the reference tiles behind its prediction."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from spatialdata import SpatialData
+
+import spahgc
+
+
+@pytest.fixture(scope="module")
+def slides() -> tuple[SpatialData, SpatialData]:
+    """Two reference slides and a target, predicted and explained."""
+    reference = spahgc.datasets.synthetic_cohort(n_slides=2, n_patients=2, n_spots=25, n_genes=20, rng=1)
+    target = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1, n_spots=25, n_genes=20, rng=2)
+    for sdata in (reference, target):
+        spahgc.pp.image_embedding(sdata, progress=False)
+    model = spahgc.tl.train(
+        reference["table"],
+        panel=5,
+        split_by="slide",
+        method_params={"n_seeds": 1, "network": {"epochs": 1, "hidden": 16, "n_references": 4}},
+        progress=False,
+    )
+    spahgc.tl.predict(model, target["table"], progress=False)
+    spahgc.tl.explain(model, target["table"])
+    return target, reference
+
+
+def test_tiles_and_what_is_said_of_them(slides: tuple[SpatialData, SpatialData]) -> None:
+    target, reference = slides
+    table = target["table"]
+    gene, spot = table.obsm["spahgc"].columns[0], table.obs_names[7]
+    axes = spahgc.pl.evidence(target, reference, spot, gene=gene, n=3)
+    behind = spahgc.get.evidence(table, spot, adata_ref=reference["table"]).head(3)
+    assert len(axes) == 4
+    assert axes[0].get_title() == spot
+    predicted, agreement = table.obsm["spahgc"].loc[spot, gene], table.obs.loc[spot, "spahgc_agreement"]
+    assert axes[0].get_xlabel() == f"{gene} predicted {predicted:.2f}\nagreement {agreement:.2f}"
+    assert axes[0].get_ylabel() == "log1p counts per 10k"
+    counts = reference["table"].X.toarray().astype(np.float64)
+    measured = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    for ax, (_, row) in zip(axes[1:], behind.iterrows(), strict=True):
+        value = measured[
+            reference["table"].obs_names.get_loc(row["reference"]), reference["table"].var_names.get_loc(gene)
+        ]
+        assert ax.get_title() == f"weight {100 * row['weight']:.0f} %"
+        assert ax.get_xlabel() == f"{row['slide']} ({row['patient']})\nmeasured {value:.2f}"
+    # Tiles are those of the spots: the same spot of the same slide gives the same picture.
+    own = spahgc.pl.evidence(target, reference, spot, n=1)[0].images[0].get_array()
+    np.testing.assert_array_equal(own, axes[0].images[0].get_array())
+    others = spahgc.pl.evidence(target, reference, table.obs_names[8], n=1)[0].images[0].get_array()
+    assert not np.array_equal(own, others)
+
+
+def test_tiles_are_cut_around_the_spots(slides: tuple[SpatialData, SpatialData]) -> None:
+    """The tile of a reference spot is the one that its own table has at its place."""
+    target, reference = slides
+    table = target["table"]
+    row = spahgc.get.evidence(table, table.obs_names[0]).iloc[0]
+    tile = np.asarray(spahgc.pl.evidence(target, reference, table.obs_names[0], n=1)[1].images[0].get_array())
+    image = next(iter(image for name, image in reference.images.items() if name.startswith(row["slide"])))
+    pixels = np.moveaxis(np.asarray(image["scale0"].ds["image"] if hasattr(image, "groups") else image), 0, -1)
+    x, y = round(row["x"]), round(row["y"])
+    around = pixels[max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8].reshape(-1, 3).mean(axis=0)
+    middle = tile[112 - 8 : 112 + 8, 112 - 8 : 112 + 8].reshape(-1, 3).mean(axis=0)
+    np.testing.assert_allclose(middle, around, atol=30)
+
+
+def test_own_axes_and_other_widths(slides: tuple[SpatialData, SpatialData]) -> None:
+    target, reference = slides
+    spot = target["table"].obs_names[3]
+    _, axes = plt.subplots(1, 3)
+    assert spahgc.pl.evidence(target, reference, spot, n=2, tile_um=60, axes=axes) == list(axes)
+    assert axes[0].get_xlim() == (0, 60)
+    with pytest.raises(ValueError, match="axes holds 3 Axes, but 4"):
+        spahgc.pl.evidence(target, reference, spot, n=3, axes=axes)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        spahgc.pl.evidence(target, reference, spot, n=0)
+    with pytest.raises(KeyError, match="Gene 'NONE' is not in the panel"):
+        spahgc.pl.evidence(target, reference, spot, gene="NONE")
+    with pytest.raises(KeyError, match="No spot 'nowhere'"):
+        spahgc.pl.evidence(target, reference, "nowhere")
+
+
+def test_agreement_on_tissue(slides: tuple[SpatialData, SpatialData]) -> None:
+    target, _ = slides
+    ax = spahgc.pl.support(target, what="agreement")
+    values = target["table"].obs["spahgc_agreement"].to_numpy()
+    np.testing.assert_allclose(ax.collections[0].get_array(), values, rtol=1e-6)
+    assert ax.get_title() == f"agreement, median {np.median(values):.2f}"
+    with pytest.raises(ValueError, match="what is 'support', 'agreement', not 'other'"):
+        spahgc.pl.support(target, what="other")  # type: ignore[arg-type]
+    bare = target["table"].copy()
+    del bare.obs["spahgc_agreement"]
+    with pytest.raises(KeyError, match=r"no 'spahgc_agreement'.*Run spahgc\.tl\.explain first"):
+        spahgc.pl.support(bare, what="agreement")
