@@ -52,7 +52,8 @@ def explain(
     .. math:: e_t = \sum_r w_{tr} \, y_r,
 
     both relative to mean and spread of each gene on the reference slides. It needs no measured expression of the
-    target, and on held-out slides it tells well predicted spots from others (``benchmarks/evidence.py``).
+    target. On held-out slides it told well predicted spots from others, but not on that of a new patient, where the
+    prediction and its evidence were wrong together (``benchmarks/evidence.py``).
 
     Parameters
     ----------
