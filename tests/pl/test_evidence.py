@@ -69,6 +69,19 @@ def test_tiles_are_cut_around_the_spots(slides: tuple[SpatialData, SpatialData])
     np.testing.assert_allclose(middle, around, atol=30)
 
 
+def test_slides_of_the_model_that_are_blocks_of_an_image(slides: tuple[SpatialData, SpatialData]) -> None:
+    target, reference = slides
+    table, own = reference["table"], target["table"].copy()
+    table.obs["block"] = np.where(np.arange(table.n_obs) % 2 == 0, "even", "odd")
+    own.obs["block"] = "target"
+    model = spahgc.tl.train(table, panel=5, method="knn", library_key="block", patient_key="block")
+    spahgc.tl.predict(model, own, library_key="block", key_added="knn")
+    spahgc.tl.explain(model, own, library_key="block", key="knn")
+    again = SpatialData(images=dict(target.images), shapes=dict(target.shapes), tables={"table": own})
+    axes = spahgc.pl.evidence(again, reference, own.obs_names[0], n=2, key="knn")
+    assert {ax.get_xlabel() for ax in axes[1:]} <= {"even", "odd"}
+
+
 def test_own_axes_and_other_widths(slides: tuple[SpatialData, SpatialData]) -> None:
     target, reference = slides
     spot = target["table"].obs_names[3]

@@ -152,7 +152,11 @@ def test_copy_and_a_loaded_model_and_a_store(model: Model, target: AnnData, tmp_
         (lambda models, target: spahgc.tl.explain(target, target), TypeError, "a trained model, not AnnData: model = "),
         (lambda models, target: spahgc.tl.explain(models["knn"], target[:, :0]), KeyError, "Run spahgc.tl.predict"),
         (lambda models, target: explained(models["knn"], target, n_references=0), ValueError, "at least 1, not 0"),
-        (lambda models, target: explained(models["ridge"], target), ValueError, "looks at no reference spot.*: 'knn', 'spahgc'"),
+        (
+            lambda models, target: explained(models["ridge"], target),
+            ValueError,
+            "looks at no reference spot.*: 'knn', 'spahgc'",
+        ),
         (lambda models, target: explained(models["knn"], target, key="other"), KeyError, "no prediction 'other'"),
         (
             lambda models, target: (

@@ -93,8 +93,11 @@ def evidence(
     target, reference = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_target, sdata_ref))
     if gene is not None:
         check_panel([gene], panel_of(target, key), target.var_names)
-    behind = get.evidence(target, spot, adata_ref=reference, key=key).head(n)
-    params: Mapping[str, Any] = target.uns[key][keys.PARAMS]
+    params: Mapping[str, Any] = target.uns.get(key, {}).get(keys.PARAMS, {})
+    library = params.get("library_key")  # what was a slide for the model need not be one of the images
+    behind = get.evidence(
+        target, spot, adata_ref=reference, library_key=library if library in reference.obs else None, key=key
+    ).head(n)
     width = _tile_um(target, params) if tile_um is None else tile_um
     own = _tile(_located(sdata_target, target), target, spot, width)
     slides = _located(sdata_ref, reference)

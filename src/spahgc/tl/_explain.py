@@ -13,7 +13,7 @@ from .. import metrics
 from .._prediction import panel, values
 from .._progress import spot_bar
 from .._settings import settings
-from .._slides import Cohort, Float32, Float64, Stack, blocks, standardize
+from .._slides import Cohort, Float32, Stack, blocks, standardize
 from .._tables import TargetSlide, target_slides
 from ..methods import METHODS, Method
 from ..methods._evidence import Evidence
@@ -157,28 +157,25 @@ def _write(
     k = min(n_references, max(evidence.index.shape[1] for _, evidence in found))
     rows: NDArray[np.int64] = np.full((adata.n_obs, k), -1, np.int64)
     weights = np.zeros((adata.n_obs, k), np.float32)
-    shares: Float64 = np.zeros((adata.n_obs, len(slides)))
+    shares = np.zeros((adata.n_obs, len(slides)), np.float32)
     for target, evidence in found:
         kept = evidence.weight[:, :k] > 0
         rows[target.rows, : kept.shape[1]] = np.where(kept, evidence.index[:, :k], -1)
         weights[target.rows, : kept.shape[1]] = evidence.weight[:, :k]
-        for number in range(len(slides)):
-            of_slide = slide_of[evidence.index] == number
-            shares[target.rows, number] = np.where(of_slide, evidence.weight, 0).sum(axis=1)
+        np.add.at(shares, (target.rows[:, None], slide_of[evidence.index]), evidence.weight)
     used, place = np.unique(rows, return_inverse=True)
     place = place.reshape(rows.shape) - int(used[0] < 0)  # -1, for none, is the first where it is there
     used = used[used >= 0]
     coordinates = np.concatenate([slide.coordinates for slide in slides])[used]
     adata.obsm[keys.references(key)] = place.astype(np.int32)
     adata.obsm[keys.weights(key)] = weights
-    adata.obsm[keys.slides(key)] = pd.DataFrame(
-        shares.astype(np.float32), index=adata.obs_names, columns=[slide.name for slide in slides]
-    )
+    names = [slide.name for slide in slides]
+    adata.obsm[keys.slides(key)] = pd.DataFrame(shares, index=adata.obs_names, columns=names)
     adata.obs[keys.agreement(key)] = agreement
     record: dict[str, Any] = {
         keys.PARAMS: {"method": model.method.name, "n_references": int(n_references)},
         "model": model.fingerprint,
-        "slides": [slide.name for slide in slides],
+        "slides": names,
         "patients": [str(slide.patient) for slide in slides],
         "slide": slide_of[used].astype(np.int32),
         "x": coordinates[:, 0],
