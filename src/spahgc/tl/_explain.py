@@ -52,8 +52,9 @@ def explain(
     .. math:: e_t = \sum_r w_{tr} \, y_r,
 
     with :math:`y_r` relative to mean and spread of each gene on the slide of r, and the prediction to the averages of
-    these over the reference slides. It needs no measured expression of the target. On held-out slides it told well predicted spots from others, but not on that of a new patient, where the
-    prediction and its evidence were wrong together (``benchmarks/evidence.py``).
+    these over the reference slides. It needs no measured expression of the target. On held-out slides it told well
+    predicted spots from others, but not on that of a new patient, where the prediction and its evidence were wrong
+    together (``benchmarks/evidence.py``).
 
     Parameters
     ----------
