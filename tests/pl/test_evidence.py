@@ -94,6 +94,8 @@ def test_own_axes_and_other_widths(slides: tuple[SpatialData, SpatialData]) -> N
         spahgc.pl.evidence(target, reference, spot, n=0)
     with pytest.raises(KeyError, match="Gene 'NONE' is not in the panel"):
         spahgc.pl.evidence(target, reference, spot, gene="NONE")
+    with pytest.raises(TypeError, match="sdata_ref is a SpatialData, which holds the images, not AnnData"):
+        spahgc.pl.evidence(target, reference["table"], spot)
     with pytest.raises(KeyError, match="No spot 'nowhere'"):
         spahgc.pl.evidence(target, reference, "nowhere")
 

@@ -83,6 +83,8 @@ def evidence(
 
     Raises
     ------
+    TypeError
+        If a table is given instead of a SpatialData.
     KeyError
         If there is no evidence, no such spot, or no such gene.
     ValueError
@@ -90,6 +92,9 @@ def evidence(
     """
     if n < 1:
         raise ValueError(f"n is the number of reference tiles, at least 1, not {n!r}.")
+    for name, sdata in (("sdata_target", sdata_target), ("sdata_ref", sdata_ref)):
+        if not hasattr(sdata, "tables"):
+            raise TypeError(f"{name} is a SpatialData, which holds the images, not {type(sdata).__name__}.")
     target, reference = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_target, sdata_ref))
     if gene is not None:
         check_panel([gene], panel_of(target, key), target.var_names)

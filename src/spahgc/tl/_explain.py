@@ -199,5 +199,5 @@ def _looks_at_none(model: Model) -> str:
     return (
         f"This model ({model.method.name}) looks at no reference spot when it predicts: what it knows of the reference "
         f"is in its coefficients. Methods that look at some: {check.listed(sorted(looking))}"
-        + (", spahgc with two reference slides or more." if model.method.name == "spahgc" else ".")
+        + (" (with two reference slides or more)." if model.method.name == "spahgc" else ".")
     )
