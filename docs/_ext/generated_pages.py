@@ -32,7 +32,8 @@ ACCURACY = {
     "below ridge on B4 and on C from B4, and linear methods were then added for new patients; their "
     "share was chosen on C3 and C5 predicted from B4 and on mob_02 predicted from mob_11. Two later changes were "
     "run on all cases and taken back, as scores fell: fewer numbers of expression at the reference nodes (by 0.001 "
-    "on the mean), and no kernel for new patients (B4 by 0.007 with texture embeddings). The mean is over the cases, each counting once. The interval is of the paired difference to ridge, from "
+    "on the mean), and no kernel for new patients (B4 by 0.007 with texture embeddings). The mean is over the "
+    "cases, each counting once. The interval is of the paired difference to ridge, from "
     "drawing cases again: the cases come from five donors, so it says how these cases vary and little "
     "about other tissues.",
     "log1p": "The unit to look at. *Depth oracle*: the score of knowing each spot's total count and nothing else.",
