@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from skimage.transform import resize
 from spatialdata import SpatialData
 
 import spahgc
@@ -56,17 +57,23 @@ def test_tiles_and_what_is_said_of_them(slides: tuple[SpatialData, SpatialData])
 
 
 def test_tiles_are_cut_around_the_spots(slides: tuple[SpatialData, SpatialData]) -> None:
-    """The tile of a reference spot is the one that its own table has at its place."""
+    """The picture of a reference spot is the image around its place, of the width that was asked for."""
     target, reference = slides
-    table = target["table"]
-    row = spahgc.get.evidence(table, table.obs_names[0]).iloc[0]
-    tile = np.asarray(spahgc.pl.evidence(target, reference, table.obs_names[0], n=1)[1].images[0].get_array())
-    image = next(iter(image for name, image in reference.images.items() if name.startswith(row["slide"])))
+    row = spahgc.get.evidence(target["table"], target["table"].obs_names[0]).iloc[0]
+    drawn = spahgc.pl.evidence(target, reference, target["table"].obs_names[0], n=1, tile_um=60)[1].images[0]
+    tile = np.asarray(drawn.get_array(), dtype=float)
+    image = next(image for name, image in reference.images.items() if name.startswith(row["slide"]))
     pixels = np.moveaxis(np.asarray(image["scale0"].ds["image"] if hasattr(image, "groups") else image), 0, -1)
-    x, y = round(row["x"]), round(row["y"])
-    around = pixels[max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8].reshape(-1, 3).mean(axis=0)
-    middle = tile[112 - 8 : 112 + 8, 112 - 8 : 112 + 8].reshape(-1, 3).mean(axis=0)
-    np.testing.assert_allclose(middle, around, atol=30)
+    scale = reference["table"].uns["spatial"][row["slide"]]["scalefactors"]["microns_per_pixel"]
+    padded = np.pad(pixels, ((200, 200), (200, 200), (0, 0)), mode="symmetric").astype(float)
+
+    def error(dx: float, dy: float) -> float:
+        x, y, half = row["x"] + dx + 200, row["y"] + dy + 200, 30 / scale
+        around = padded[round(y - half) : round(y + half), round(x - half) : round(x + half)]
+        return float(np.abs(resize(around, tile.shape) - tile).mean())
+
+    moved = [error(dx, dy) for dx, dy in ((30, 0), (-30, 0), (0, 30), (0, -30))]
+    assert error(0, 0) < 0.5 * min(moved)
 
 
 def test_slides_of_the_model_that_are_blocks_of_an_image(slides: tuple[SpatialData, SpatialData]) -> None:

@@ -53,8 +53,8 @@ def explain(
 
     with :math:`y_r` relative to mean and spread of each gene on the slide of r, and the prediction to the averages of
     these over the reference slides. It needs no measured expression of the target. On held-out slides it told well
-    predicted spots from others, but not on that of a new patient, where the prediction and its evidence were wrong
-    together (``benchmarks/evidence.py``).
+    predicted spots from others; not on the breast tumour of a new patient, where the prediction and its evidence were
+    wrong together (``benchmarks/evidence.py``).
 
     Parameters
     ----------
