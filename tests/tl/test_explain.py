@@ -146,6 +146,26 @@ def test_copy_and_a_loaded_model_and_a_store(model: Model, target: AnnData, tmp_
     np.testing.assert_allclose(stored.obs["spahgc_agreement"], copied.obs["spahgc_agreement"], atol=1e-6)
 
 
+def test_evidence_goes_with_the_prediction_that_it_is_of(models: dict[str, Model], target: AnnData) -> None:
+    explained(models["knn"], target)
+    spahgc.tl.predict(models["spahgc"], target)
+    assert "spahgc_evidence" not in target.uns
+    assert "spahgc_agreement" not in target.obs
+    assert not {"spahgc_references", "spahgc_weights", "spahgc_slides"} & set(target.obsm)
+    explained(models["spahgc"], target)
+    spahgc.tl.explain(models["spahgc"], target, n_references=2)  # again: its own are replaced
+    assert target.obsm["spahgc_weights"].shape[1] == 2
+
+
+def test_what_is_somebody_elses_is_not_overwritten(models: dict[str, Model], target: AnnData) -> None:
+    target.obs["spahgc_agreement"] = "mine"
+    spahgc.tl.predict(models["knn"], target)
+    with pytest.raises(ValueError, match=r"something else in obs\['spahgc_agreement'\].*never overwritten"):
+        spahgc.tl.explain(models["knn"], target)
+    assert (target.obs["spahgc_agreement"] == "mine").all()
+    assert "spahgc_weights" not in target.obsm
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -95,7 +95,8 @@ def explain(
     KeyError
         If there is no such prediction.
     ValueError
-        If the prediction is of another model, or the model looks at no reference spot.
+        If the prediction is of another model, the model looks at no reference spot, or the table holds something else
+        where this writes.
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -107,6 +108,7 @@ def explain(
     check.check_table(adata_target, what="target")
     genes = panel(adata_target, key)
     _check_same_model(model, adata_target, key)
+    _check_free(adata_target, key)
     if type(model.method).evidence is Method.evidence:
         raise ValueError(_looks_at_none(model))
     targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
@@ -183,6 +185,28 @@ def _write(
         "y": coordinates[:, 1],
     }
     adata.uns[keys.evidence(key)] = record
+
+
+def drop_evidence(adata: AnnData, key: str) -> None:
+    """Take off what :func:`explain` wrote for a prediction that is no more."""
+    if adata.uns.pop(keys.evidence(key), None) is not None:
+        for _, slots, name in _places(adata, key):
+            if name in slots:
+                del slots[name]
+
+
+def _places(adata: AnnData, key: str) -> list[tuple[str, Any, str]]:
+    in_obsm = (keys.references(key), keys.weights(key), keys.slides(key))
+    return [("obs", adata.obs, keys.agreement(key)), *(("obsm", adata.obsm, name) for name in in_obsm)]
+
+
+def _check_free(adata: AnnData, key: str) -> None:
+    taken = [f"{place}[{name!r}]" for place, slots, name in _places(adata, key) if name in slots]
+    if taken and keys.evidence(key) not in adata.uns:
+        raise ValueError(
+            f"The target holds something else in {', '.join(taken)}, where the evidence of {key!r} is written; it is "
+            "never overwritten. Rename it, or predict with another key_added."
+        )
 
 
 def _check_same_model(model: Model, adata: AnnData, key: str) -> None:

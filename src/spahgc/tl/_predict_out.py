@@ -18,6 +18,7 @@ from .._slides import Float32, blocks
 from .._tables import TargetSlide
 from ..get import without_values
 from ..methods.base import Output
+from ._explain import drop_evidence
 from ._model import Model
 from ._trust_slots import drop_columns, write_columns
 
@@ -164,7 +165,8 @@ def _write_small(adata: AnnData, key: str, record: Record, support: Float32) -> 
         drop_columns(adata, key)
     if "trust" in record:
         write_columns(adata, record["trust"], key)
-    # Scores belong to the prediction they were computed on.
+    # Scores and evidence belong to the prediction they were computed on.
+    drop_evidence(adata, key)
     adata.uns.pop(keys.scores(key), None)
     adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
 
