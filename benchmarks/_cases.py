@@ -44,7 +44,7 @@ def her2st() -> tuple[Any, Any]:
     """Four slides of her2st as the reference and C4 as the target, texture embeddings, 300 genes."""
     from _data import table
 
-    from spahgc._tables import reference_cohort, target_slides
+    from spahgc._tables._cohorts import reference_cohort, target_slides
 
     adata = table("her2st")
     held = adata.obs["region"].astype(str) == "C4"
@@ -73,7 +73,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
     """
     import spahgc
     from spahgc._slides import Cohort, Rows, Slide, standardize
-    from spahgc._tables import Recipe
+    from spahgc._tables._cohorts import Recipe
     from spahgc.methods import Run, get_method
     from spahgc.methods._linear import GeneScale
 

@@ -63,7 +63,7 @@ def run(name: str) -> tuple[str, dict[str, Any]]:
     from scipy.stats import spearmanr
 
     import spahgc
-    from spahgc._tables import measured_expression
+    from spahgc._tables._cohorts import measured_expression
 
     torch.set_num_threads(1)
     spahgc.settings.progress = False

@@ -109,7 +109,7 @@ def main() -> None:
     """Run all, and print the table."""
     import torch
 
-    from spahgc._cache import keeping, shared_folder
+    from spahgc._disk import keeping, shared_folder
 
     torch.set_num_threads(1)
     anew: dict[str, float] = {}

@@ -289,7 +289,7 @@ def stage_predict(n_spots: int, device: str, repeats: int) -> dict[str, Any]:
 
     import spahgc
     from spahgc._slides import Cohort
-    from spahgc._tables import Recipe
+    from spahgc._tables._cohorts import Recipe
     from spahgc.methods import Run, get_method
     from spahgc.methods._presets import PRESETS
     from spahgc.tl import Model

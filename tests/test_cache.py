@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spahgc import _cache as cache
+from spahgc import _disk as cache
 from spahgc._slides import Rows
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_kept_or_named_outside(tmp_path: Path) -> None:
     for folder in (None, tmp_path / "not there"):
         with cache.keeping(folder):
             assert not cache.active()
-            np.testing.assert_array_equal(cache.kept(name, make)["b"], np.arange(5))
+            np.testing.assert_array_equal(cache.cached(name, make)["b"], np.arange(5))
     assert len(calls) == 2
     assert not (tmp_path / "not there").exists()
 
@@ -60,8 +60,8 @@ def test_nothing_is_kept_or_named_outside(tmp_path: Path) -> None:
 def test_kept_once(tmp_path: Path) -> None:
     make, calls = maker()
     with cache.keeping(tmp_path):
-        first, second = cache.kept(lambda: "x", make), cache.kept(lambda: "x", make)
-        cache.kept(lambda: "y", make)
+        first, second = cache.cached(lambda: "x", make), cache.cached(lambda: "x", make)
+        cache.cached(lambda: "y", make)
     assert len(calls) == 2
     assert first.keys() == second.keys()
     for key, array in first.items():
@@ -69,7 +69,7 @@ def test_kept_once(tmp_path: Path) -> None:
         assert array.dtype == second[key].dtype
     assert not cache.active()
     with cache.keeping(tmp_path):  # another block, as in another process
-        cache.kept(lambda: "x", make)
+        cache.cached(lambda: "x", make)
     assert len(calls) == 2
 
 
@@ -114,7 +114,7 @@ def test_a_folder_that_goes_away_or_is_full_costs_nothing(tmp_path: Path, monkey
     folder.mkdir()
     with cache.keeping(folder):
         folder.rmdir()
-        assert cache.kept(lambda: "x", make)["a"].shape == (3, 2)
+        assert cache.cached(lambda: "x", make)["a"].shape == (3, 2)
     folder.mkdir()
 
     def full(*_: object) -> None:
@@ -122,7 +122,7 @@ def test_a_folder_that_goes_away_or_is_full_costs_nothing(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "replace", full)
     with cache.keeping(folder):
-        assert cache.kept(lambda: "x", make)["a"].shape == (3, 2)
+        assert cache.cached(lambda: "x", make)["a"].shape == (3, 2)
     assert len(calls) == 2
     assert list(folder.iterdir()) == []
 
@@ -131,7 +131,7 @@ RACE = """
 import sys
 from pathlib import Path
 import numpy as np
-from spahgc._cache import Cache
+from spahgc._disk import Cache
 kept, rng = Cache(Path(sys.argv[1]), max_bytes=200_000), np.random.default_rng(int(sys.argv[2]))
 for name in rng.integers(0, 20, 600):
     found = kept.get(str(name), lambda: {"a": np.full(2000, name)})["a"]

@@ -188,7 +188,7 @@ def test_embed_hands_its_options_on(slides: SpatialData, tmp_path: Path, monkeyp
 
 
 def _dask_address() -> str | None:
-    from spahgc._parallel import dask_client
+    from spahgc._run import dask_client
 
     client = dask_client()
     return None if client is None else client.scheduler.address

@@ -11,7 +11,7 @@ import scanpy as sc
 import scipy.sparse as sp
 from scipy.stats import rankdata
 
-from spahgc._expression import dispersion, normalize, rank_genes, spot_depth
+from spahgc._slides import dispersion, normalize, rank_genes, spot_depth
 
 KINDS = [np.asarray, sp.csr_matrix, sp.csr_array, sp.csc_array]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spahgc._files import _swap
+from spahgc._disk import _swap
 
 
 def folder(path: Path, text: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from spahgc import _progress
-from spahgc._progress import spot_bar, told, weighted
+from spahgc import _run
+from spahgc._run import spot_bar, weighted, with_progress
 
 
 def test_rows_are_told_when_they_are_done() -> None:
     shares: list[float] = []
     seen = []
-    for rows in told(7, shares.append, 3):
+    for rows in with_progress(7, shares.append, 3):
         assert sum(shares) == pytest.approx(rows.start / 7)
         seen += list(range(7))[rows]
     assert seen == list(range(7))
@@ -20,20 +20,20 @@ def test_rows_are_told_when_they_are_done() -> None:
 
 def test_a_part_counts_as_its_weight() -> None:
     shares: list[float] = []
-    for _ in told(10, weighted(weighted(shares.append, 0.5), 0.2), 4):
+    for _ in with_progress(10, weighted(weighted(shares.append, 0.5), 0.2), 4):
         pass
     assert shares == pytest.approx([0.04, 0.04, 0.02])
 
 
 def test_the_bar_counts_whole_spots(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(_progress, "DELAY", 0.0)
+    monkeypatch.setattr(_run, "DELAY", 0.0)
     with spot_bar(10, show=True) as bar:
         bar.say("first")
         for _ in range(3):
             bar.over(4)(1 / 3)
         assert (bar._bar.n, isinstance(bar._bar.n, int)) == (4, True)
         bar.say("second")
-        for _ in told(6, bar.over(6), 1):
+        for _ in with_progress(6, bar.over(6), 1):
             pass
         assert bar._bar.n == 10
     last = capsys.readouterr().err.split("\r")[-1]

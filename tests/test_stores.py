@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spahgc import _stores
-from spahgc._stores import Scratch
+from spahgc import _disk
+from spahgc._disk import Scratch
 
 
 def test_rows_that_were_written_are_read(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_rows_that_were_written_are_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="files of a process that was killed stay there")
 def test_nothing_is_left_of_a_process_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, numpy, spahgc._stores as stores\n"
+        "import os, pathlib, numpy, spahgc._disk as stores\n"
         f"scratch = stores.Scratch(pathlib.Path({str(tmp_path)!r}), (5, 2))\n"
         "scratch[slice(0, 5)] = numpy.ones((5, 2))\n"
         "scratch.mapped()\n"
@@ -54,15 +54,15 @@ def test_what_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "folder.zarr").mkdir()
     zarr.open_group(tmp_path / "group.zarr", mode="w")
     for name in ("file.zarr", "folder.zarr", "group.zarr", "none.zarr"):
-        assert not _stores.is_store(tmp_path / name)
+        assert not _disk.is_store(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="There is no "):
-        _stores.read(tmp_path / "none.zarr")
+        _disk.read_store(tmp_path / "none.zarr")
     with pytest.raises(ValueError, match="not a prediction that spahgc.tl.predict wrote"):
-        _stores.read(tmp_path / "group.zarr")
-    zarr.open_group(tmp_path / "group.zarr", mode="r+").attrs[_stores.MARK] = {"key": "spahgc", "model": "m"}
-    assert _stores.is_store(tmp_path / "group.zarr")
+        _disk.read_store(tmp_path / "group.zarr")
+    zarr.open_group(tmp_path / "group.zarr", mode="r+").attrs[_disk.MARK] = {"key": "spahgc", "model": "m"}
+    assert _disk.is_store(tmp_path / "group.zarr")
     (tmp_path / "link.zarr").symlink_to(tmp_path / "group.zarr")
-    assert not _stores.is_store(tmp_path / "link.zarr")
+    assert not _disk.is_store(tmp_path / "link.zarr")
 
 
 def test_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None:
         return np.zeros((rows.stop - rows.start, 1), np.float32)
 
     with pytest.raises(FileExistsError, match="never replaced"):
-        _stores.write(tmp_path / "pred.zarr", table, values, key="spahgc", model="m", overwrite=True)
+        _disk.write_store(tmp_path / "pred.zarr", table, values, key="spahgc", model="m", overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["pred.zarr"]
     assert not list((tmp_path / "pred.zarr").iterdir())

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from spahgc import _validate as check
+from spahgc._checks import format_names, rng_seed
+from spahgc._tables import _slots as check
 
 
 @pytest.fixture
@@ -19,20 +20,20 @@ def table(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
 
 
 def test_listed() -> None:
-    assert check.listed([]) == "none"
-    assert check.listed(["a", 1]) == "'a', '1'"
-    assert check.listed(range(12), most=3) == "'0', '1', '2', ... (12 in all)"
+    assert format_names([]) == "none"
+    assert format_names(["a", 1]) == "'a', '1'"
+    assert format_names(range(12), most=3) == "'0', '1', '2', ... (12 in all)"
 
 
 def test_rng_seed() -> None:
-    assert check.rng_seed(7) == 7
-    assert check.rng_seed(np.int32(7)) == 7
+    assert rng_seed(7) == 7
+    assert rng_seed(np.int32(7)) == 7
     a, b = np.random.default_rng(0), np.random.default_rng(0)
-    assert check.rng_seed(a) == check.rng_seed(b)
-    assert check.rng_seed(a) != check.rng_seed(np.random.default_rng(0))  # it moves on
+    assert rng_seed(a) == rng_seed(b)
+    assert rng_seed(a) != rng_seed(np.random.default_rng(0))  # it moves on
     for bad in (-1, 1.5, "0", True, None):
         with pytest.raises(TypeError, match="rng is an int of at least 0 or a numpy Generator"):
-            check.rng_seed(bad)
+            rng_seed(bad)
 
 
 def test_library_column(table: ad.AnnData) -> None:

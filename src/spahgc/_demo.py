@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from . import _keys as keys
 from ._demo_slides import Example, Result, drawn_slides, find_data, he_only, real_slides, with_measurement
-from ._files import replacing
+from ._disk import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +176,7 @@ def predictions(scored: Mapping[str, AnnData]) -> AnnData:
     import numpy as np
 
     from . import get
-    from ._tables import measured_expression
+    from ._tables._cohorts import measured_expression
 
     main = scored["spahgc"]
     table = get.predicted(main)

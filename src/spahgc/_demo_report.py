@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from . import _keys as keys
 from . import get, pl
-from ._files import replacing
+from ._disk import replacing
 from ._report import Facts, Items, Picture, Section, Table, Text, write_report
 
 if TYPE_CHECKING:

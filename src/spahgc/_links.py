@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from . import _keys as keys
+from ._checks import format_names
+from ._geometry import (
+    DIFFERS,
+    PLAUSIBLE_MPP,
+    VISIUM_PITCH_UM,
+    VISIUM_SPOT_UM,
+    shape_areas,
+    side_of,
+    visium_pitch,
+)
 from ._slides import Float64
-from ._validate import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
 
 logger = logging.getLogger("spahgc")
 
@@ -39,7 +52,7 @@ def pick_table(sdata: SpatialData, table_key: str | None = None) -> str:
     tables = sdata.tables
     if table_key is not None:
         if table_key not in tables:
-            raise KeyError(f"sdata has no table {table_key!r} (table_key). Available: {listed(tables)}.")
+            raise KeyError(f"sdata has no table {table_key!r} (table_key). Available: {format_names(tables)}.")
         return table_key
     linked = [name for name in tables if tables[name].uns.get(keys.SPATIALDATA_ATTRS)]
     for found in (list(tables), [keys.TABLE] if keys.TABLE in tables else [], linked):
@@ -57,7 +70,7 @@ def _region(table: AnnData) -> str:
     region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region")
     if not region:
         return "no shapes"
-    return listed([region] if isinstance(region, str) else region, most=3)
+    return format_names([region] if isinstance(region, str) else region, most=3)
 
 
 def regions(table: AnnData) -> list[tuple[str, NDArray[np.intp], Any]]:
@@ -74,14 +87,14 @@ def regions(table: AnnData) -> list[tuple[str, NDArray[np.intp], Any]]:
         if attrs[key] not in table.obs:
             raise KeyError(
                 f"table.obs has no column {attrs[key]!r}, its {key} in uns['{keys.SPATIALDATA_ATTRS}']. Available: "
-                f"{listed(table.obs.columns)}."
+                f"{format_names(table.obs.columns)}."
             )
     of_spot = table.obs[attrs["region_key"]].astype(str).to_numpy()
     unknown = ~np.isin(of_spot, names)
     if unknown.any():
         raise ValueError(
             f"{int(unknown.sum())} spots have a {attrs['region_key']!r} that is not among the table's regions "
-            f"({listed(names)}): {listed(sorted(set(of_spot[unknown])))}."
+            f"({format_names(names)}): {format_names(sorted(set(of_spot[unknown])))}."
         )
     instances = table.obs[attrs["instance_key"]].to_numpy()
     found = ((name, np.flatnonzero(of_spot == name)) for name in names)
@@ -104,7 +117,7 @@ def shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.in
     if (at < 0).any():
         raise KeyError(
             f"{int((at < 0).sum())} of {len(at)} spots of slide {name!r} have no shape, e.g. "
-            f"{listed(instances[at < 0], most=3)}; the shapes' index is like {listed(shapes.index[:3])} "
+            f"{format_names(instances[at < 0], most=3)}; the shapes' index is like {format_names(shapes.index[:3])} "
             f"({shapes.index.dtype})."
         )
     attrs = shapes.attrs
@@ -129,7 +142,7 @@ def _instead_of_labels(sdata: SpatialData, table: AnnData, name: str, rows: NDAr
     told = f"The table annotates {name!r}, which is not among the shapes."
     if labels:
         told += " It is a labels element: spahgc needs circles or polygons."
-    told += f" Available shapes: {listed(sdata.shapes)}."
+    told += f" Available shapes: {format_names(sdata.shapes)}."
     attrs = table.uns[keys.SPATIALDATA_ATTRS]
     for key, column, _ in found:
         told += (
@@ -156,7 +169,7 @@ def centres_of(shapes: Any, name: str) -> Float64:
     bad = ~np.isfinite(centres).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. {listed(shapes.index[bad], most=3)}."
+            f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. {format_names(shapes.index[bad], most=3)}."
         )
     return centres
 
@@ -174,3 +187,98 @@ def affine_between(shapes: Any, raster: Any, system: str) -> Float64:
 
     to_system = get_transformation(shapes, system).to_affine_matrix(AXES, AXES)
     return np.asarray(np.linalg.inv(get_transformation(raster, system).to_affine_matrix(AXES, AXES)) @ to_system)
+
+
+_BINS = re.compile(r"(?:^|_)square_(\d{3})um(?:$|[_-])")
+
+
+_XENIUM_COLUMNS = ("cell_area", "nucleus_area", "transcript_counts")
+
+
+def microns_per_unit(
+    table: AnnData,
+    name: str,
+    rows: NDArray[np.intp],
+    shapes: Any,
+    centres: Float64,
+    *,
+    given: float | Mapping[str, float] | None,
+    recorded: Sequence[tuple[str, Any, float]] = (),
+) -> tuple[float, str]:
+    """Micrometres per unit of a slide's spot coordinates, and where that is from.
+
+    Parameters
+    ----------
+    table, name, rows
+        The table, a slide and its rows.
+    shapes, centres
+        The spots' shapes and their centres, in the order of the rows.
+    given
+        What the user says, for all slides or by slide; counts before all else.
+    recorded
+        Images with their own scale: where it is recorded, micrometres per pixel, pixels per unit of the spots'
+        coordinates.
+    """
+    entry = table.uns.get(keys.SPATIAL, {}).get(name, {}).get("scalefactors", {}).get(keys.MPP)
+    said: list[tuple[str, Any, float]] = [
+        ("microns_per_pixel", given.get(name) if isinstance(given, Mapping) else given, 1.0),
+        (f"uns['{keys.SPATIAL}'][{name!r}]['scalefactors']['{keys.MPP}']", entry, 1.0),
+        *recorded,
+    ]
+    measured = _measured(table.obs.iloc[rows], name, shapes, centres)
+    for source, value, unit in said:
+        if value is None:
+            continue
+        found = _plausible(value, source, name) * unit
+        if measured is not None and abs(found / measured[0] - 1) > DIFFERS:
+            logger.warning(
+                "%s of slide %r says %.4g um per unit of the spots' coordinates, but %s say %.4g. Which is right?",
+                source, name, found, measured[1], measured[0],
+            )  # fmt: skip
+        return found, source
+    if measured is not None:
+        return _plausible(*measured, name), measured[1]
+    raise ValueError(
+        f"How many micrometres a full-resolution pixel of slide {name!r} measures is not known: {said[1][0]} is "
+        f"missing. Pass microns_per_pixel=<number>, or a dict by slide: {{{name!r}: <number>}}. On Visium it is "
+        f"{VISIUM_SPOT_UM:g} / spot_diameter_fullres; else distance of neighbouring spots in um over the same in "
+        "pixels. Where the spots' coordinates are in micrometres, as a Xenium's, it is 1."
+    )
+
+
+def _plausible(value: Any, source: str, name: str) -> float:
+    low, high = PLAUSIBLE_MPP
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not low <= float(value) <= high:
+        raise ValueError(
+            f"{source} of slide {name!r} is {value!r}; an H&E image has between {low:g} and {high:g} um per pixel (a "
+            "20x scan about 0.5). Pass microns_per_pixel=<number>."
+        )
+    return float(value)
+
+
+def _measured(obs: pd.DataFrame, name: str, shapes: Any, centres: Float64) -> tuple[float, str] | None:
+    """The scale that the format proves, and by what; `None` where it proves none."""
+    bins = _BINS.search(name)
+    if bins:
+        size = float(bins[1])
+        return size / side_of(shapes), f"the bins of {size:g} um"
+    pitch = visium_pitch(obs, centres)
+    if pitch is not None:
+        found = VISIUM_PITCH_UM / pitch
+        if "radius" in shapes:
+            other = VISIUM_SPOT_UM / (2 * float(np.median(shapes["radius"])))
+            if abs(other / found - 1) > DIFFERS:
+                logger.warning(
+                    "Slide %r: Visium's pitch of %g um gives %.4g um per pixel, spots of %g um give %.4g. The pitch is "
+                    "taken. Are positions and spot diameter those of the same image?",
+                    name, VISIUM_PITCH_UM, found, VISIUM_SPOT_UM, other,
+                )  # fmt: skip
+        return found, f"Visium's spots {VISIUM_PITCH_UM:g} um apart"
+    if all(column in obs for column in _XENIUM_COLUMNS):
+        # Xenium's table has the area of each cell in um^2. Outlines are simplified, so the match is not exact.
+        area = shape_areas(shapes)
+        ratio = float(np.sqrt(np.nanmedian(obs["cell_area"].to_numpy(dtype=np.float64) / area)))
+        if abs(ratio - 1) <= DIFFERS / 2:
+            return 1.0, "Xenium's cell areas in um"
+    return None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _keys as keys
-from ._prediction import in_store, in_table, panel
-from ._tables import plain
-from ._validate import coordinates, library_column, listed
+from ._checks import format_names
+from ._tables._cohorts import plain
+from ._tables._predictions import in_store, in_table, panel
+from ._tables._slots import coordinates, library_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +150,9 @@ def evidence(
     rows = adata.obs_names.get_indexer(wanted)
     if (rows < 0).any():
         missing = [spot for spot, row in zip(wanted, rows, strict=True) if row < 0]
-        raise KeyError(f"No spot {listed(missing)} in obs_names, which begin with {listed(adata.obs_names[:3])}.")
+        raise KeyError(
+            f"No spot {format_names(missing)} in obs_names, which begin with {format_names(adata.obs_names[:3])}."
+        )
     references = np.asarray(adata.obsm[keys.references(key)])[rows]
     spot, rank = np.nonzero(references >= 0)
     of = references[spot, rank]
@@ -186,7 +189,7 @@ def _names_at(adata_ref: AnnData, table: pd.DataFrame, library_key: str | None) 
         raise ValueError(
             f"adata_ref has no spot at ({first['x']:g}, {first['y']:g}) of slide {first['slide']!r}, nor "
             f"{int(np.isnan(found).sum()) - 1} others of the evidence. Pass the table that the model was trained on, "
-            f"with its obsm['{keys.SPATIAL}'] as it was. Its slides: {listed(sorted(set(adata_ref.obs[library_key])))}."
+            f"with its obsm['{keys.SPATIAL}'] as it was. Its slides: {format_names(sorted(set(adata_ref.obs[library_key])))}."
         )
     return adata_ref.obs_names.to_numpy()[found.astype(np.intp)]
 
@@ -219,7 +222,7 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
             f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on "
             f"a table with measured "
             f"expression; what can be expected without one is in spahgc.get.trust. "
-            f"Scored here: {listed(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
+            f"Scored here: {format_names(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
         )
     table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
     # A file gives the keys of a dict back in another order.
@@ -252,7 +255,7 @@ def cross_validation(adata_ref: AnnData, *, key: str = keys.PREDICTION) -> pd.Da
     if name not in adata_ref.uns:
         raise KeyError(
             f"uns has no {name!r}. Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first. "
-            f"Cross-validations here: {listed(k.removesuffix('_cv') for k in adata_ref.uns if k.endswith('_cv'))}."
+            f"Cross-validations here: {format_names(k.removesuffix('_cv') for k in adata_ref.uns if k.endswith('_cv'))}."
         )
     entry = adata_ref.uns[name]
     columns = {}
@@ -301,7 +304,7 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
         )
     label = stored[keys.PARAMS]["shown"] if method is None else method
     if label not in stored["methods"]:
-        raise KeyError(f"There is no trust of method {label!r}. Available: {listed(stored['methods'])}.")
+        raise KeyError(f"There is no trust of method {label!r}. Available: {format_names(stored['methods'])}.")
     return trust_frame(stored["methods"][label])
 
 

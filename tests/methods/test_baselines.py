@@ -11,7 +11,7 @@ import torch
 
 import spahgc
 from spahgc._slides import Cohort, Slide, expression_of, standardize
-from spahgc._tables import reference_cohort
+from spahgc._tables._cohorts import reference_cohort
 from spahgc.methods import METHODS, GeneMean, Method, Run, get_method
 from spahgc.methods._neural import UNTUNED_EPOCHS, Neural, Scale
 from spahgc.metrics import pearson, rmse

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spahgc import settings
-from spahgc._cache import keeping
+from spahgc._disk import keeping
 from spahgc._slides import Rows, blocks
 from spahgc.methods import _references
 from spahgc.methods._references import References

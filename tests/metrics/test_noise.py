@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from spahgc import metrics
-from spahgc._expression import normalize
+from spahgc._slides import normalize
 
 
 def drawn(*, spread: float = 0.0, n: int = 3000, g: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from spahgc import metrics
-from spahgc.nn.neighbors import spatial_knn
+from spahgc._geometry import spatial_knn
 
 
 def slide(seed: int, n: int = 80, g: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -72,7 +72,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     _mend_torchvision()
     import spahgc
-    from spahgc._parallel import launched_fabric
+    from spahgc._run import launched_fabric
     from spahgc.nn import training
 
     spahgc.settings.device = "cpu"

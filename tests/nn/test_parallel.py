@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import spahgc
-from spahgc import _parallel
+from spahgc import _run
 from spahgc.nn import SpaHGC, TargetEncoder, train
 from spahgc.nn._parallel import share
 from spahgc.nn.loss import Terms, supervised_terms
@@ -193,7 +193,7 @@ def test_lightning_missing(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setitem(sys.modules, "lightning.fabric", None)
     with pytest.raises(ImportError, match=r"pip install 'spahgc\[distributed\]'"):
-        _parallel.launched_fabric(torch.device("cpu"))
+        _run.launched_fabric(torch.device("cpu"))
 
 
 def test_one_device_needs_no_lightning(planted, monkeypatch):

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 
 import spahgc
-from spahgc import _stores
-from spahgc._expression import normalize
+from spahgc import _disk
+from spahgc._slides import normalize
 
 from .conftest import DIAMETER, GENES, MPP
 
@@ -403,7 +403,7 @@ def test_a_prediction_in_a_store(slide: ad.AnnData, tmp_path: Path) -> None:
     frame = slide.obsm.pop("spahgc")
     slide.uns["spahgc"] |= {"model": "m", "store": str(tmp_path / "pred.zarr")}
     table = ad.AnnData(obs=slide.obs[[]], var=frame.columns.to_frame()[[]])
-    _stores.write(
+    _disk.write_store(
         tmp_path / "pred.zarr", table, lambda rows: frame[rows].to_numpy(), key="spahgc", model="m", overwrite=False
     )
     found = [values(ax) for ax in spahgc.pl.expression(slide, ["STRIPE", "GRADIENT"])]

@@ -13,9 +13,9 @@ import scipy.sparse as sp
 import spatialdata as sd
 
 import spahgc
-from spahgc._gene_names import Genes, difference, ensembl_id, is_damaged, reason
-from spahgc._validate import genes_in
+from spahgc._tables._slots import difference, ensembl_id, genes_in
 from spahgc.pp import harmonize_genes
+from spahgc.pp._gene_names import Genes, is_damaged, reason
 
 HUMAN = {
     "ERBB2": "ENSG00000141736",

@@ -255,7 +255,7 @@ def test_cell_areas_that_are_not_those_of_the_shapes() -> None:
 
 
 def test_visium_pitch() -> None:
-    from spahgc._scale import visium_pitch
+    from spahgc._geometry import visium_pitch
 
     row, column = (part.ravel() for part in np.meshgrid(np.arange(12), np.arange(20), indexing="ij"))
     even = (row + column) % 2 == 0

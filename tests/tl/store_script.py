@@ -16,7 +16,7 @@ import zarr
 
 import spahgc
 from spahgc._slides import Cohort, Slide
-from spahgc._tables import Recipe
+from spahgc._tables._cohorts import Recipe
 from spahgc.methods import Run, get_method
 from spahgc.tl import Model
 

@@ -13,7 +13,7 @@ import pytest
 
 import spahgc
 from spahgc._slides import Slide
-from spahgc._tables import target_slides
+from spahgc._tables._cohorts import target_slides
 from spahgc.methods import METHODS, Ridge, Run
 
 Models = Callable[[str], spahgc.tl.Model]

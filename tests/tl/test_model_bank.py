@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import spahgc
 from spahgc._slides import Cohort, Rows, Slide, Stack, expression_of, standardize
-from spahgc._tables import target_slides
+from spahgc._tables._cohorts import target_slides
 from spahgc.nn import GraphTensors, cosine_topk
 from spahgc.tl import Model, _model_files
 from spahgc.tl._bank import Bank

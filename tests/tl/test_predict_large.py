@@ -64,7 +64,7 @@ def test_no_bar_on_what_is_quick(models: Models, target: ad.AnnData, capsys: Any
 
 def test_progress_of_every_method(models: Models, variant: str, target: ad.AnnData) -> None:
     """The shares that a slide's prediction tells sum to 1."""
-    from spahgc._tables import target_slides
+    from spahgc._tables._cohorts import target_slides
 
     model = models(variant)
     slide = target_slides(target, model.recipe, library_key=None, patient_key="patient")[0].slide

@@ -16,7 +16,7 @@ from dask.array import Array
 from spatialdata.models import ShapesModel
 
 import spahgc
-from spahgc import _stores
+from spahgc import _disk
 
 Models = Callable[[str], spahgc.tl.Model]
 
@@ -24,7 +24,7 @@ Models = Callable[[str], spahgc.tl.Model]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows of twelve genes to a chunk, so that a slide has several."""
-    monkeypatch.setattr(_stores, "CHUNK_BYTES", 10 * 12 * 4)
+    monkeypatch.setattr(_disk, "CHUNK_BYTES", 10 * 12 * 4)
 
 
 # What is written.
@@ -177,7 +177,7 @@ def test_the_table_survives_a_file(stored: ad.AnnData, tmp_path: Path, kind: str
     spahgc.tl.evaluate(read)
     # That table holds a record of the prediction as well, and is none for all that.
     with pytest.raises(FileExistsError, match="not a prediction that spahgc.tl.predict wrote"):
-        _stores.check_free(tmp_path / f"table.{kind}", overwrite=True)
+        _disk.check_free(tmp_path / f"table.{kind}", overwrite=True)
 
 
 def test_scanpy_and_squidpy_take_it(stored: ad.AnnData) -> None:

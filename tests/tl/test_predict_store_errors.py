@@ -15,7 +15,7 @@ import pytest
 from anndata._io.specs.registry import IORegistryError
 
 import spahgc
-from spahgc import _stores
+from spahgc import _disk
 from spahgc._slides import Slide
 from spahgc.methods import Ridge
 
@@ -25,7 +25,7 @@ Models = Callable[[str], spahgc.tl.Model]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows of twelve genes to a chunk, so that a slide has several."""
-    monkeypatch.setattr(_stores, "CHUNK_BYTES", 10 * 12 * 4)
+    monkeypatch.setattr(_disk, "CHUNK_BYTES", 10 * 12 * 4)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -89,7 +89,7 @@ def fails_while_writing(monkeypatch: pytest.MonkeyPatch) -> None:
             return np.zeros((len(rows), 12), np.float32)
 
     Half.n = 0
-    monkeypatch.setattr(_stores.Scratch, "mapped", lambda self: Half())
+    monkeypatch.setattr(_disk.Scratch, "mapped", lambda self: Half())
 
 
 def fails_while_renaming(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,10 @@ def add(command: options.Command) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
-    from .. import _files
-    from .._parallel import connect
+    from .. import _disk
+    from .._run import connect
     from ..pp import image_embedding
+    from . import _files
 
     sdata = _files.read_slides(arguments.sdata)
     # Names of timm's networks may hold what no key may.
@@ -61,6 +62,6 @@ def _embed(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
         )
     table = sdata.tables[arguments.table_key]
-    _files.add_to_zarr(arguments.sdata, table, key, table_key=arguments.table_key)
+    _disk.add_to_zarr(arguments.sdata, table, key, table_key=arguments.table_key)
     n_obs, width = table.obsm[key].shape
     print(f"Wrote obsm[{key!r}] ({n_obs} spots x {width}) into the table {arguments.table_key!r} of {arguments.sdata}")

@@ -34,13 +34,14 @@ def add(command: options.Command) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from .. import _files, _stores
+    from .. import _disk
     from ..get import predicted
     from ..tl import Model, predict
+    from . import _files
 
     store = arguments.out if arguments.out.suffix == ".zarr" else None
     # Before the work, so that a name that is taken does not cost a prediction.
-    (_files if store is None else _stores).check_free(arguments.out, overwrite=arguments.overwrite)
+    (_files if store is None else _disk).check_free(arguments.out, overwrite=arguments.overwrite)
     model = Model.load(arguments.model)
     target = _files.read_table(arguments.target, table_key=arguments.table_key)
     key = arguments.key_added

@@ -92,9 +92,9 @@ def _add_cross_validate(command: options.Command) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from .. import _files
     from ..tl import train
     from ..tl._model import check_free
+    from . import _files
 
     # Before the work, so that a name that is taken does not cost a training.
     check_free(arguments.model, overwrite=arguments.overwrite)
@@ -117,8 +117,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _cross_validate(arguments: argparse.Namespace) -> None:
-    from .. import _files
     from ..tl import cross_validate
+    from . import _files
 
     if arguments.out.exists() and not arguments.overwrite:
         raise FileExistsError(

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._checks import format_names
 from .._settings import settings
-from .._validate import listed
 from ._choice import choose, first_file, locate_all
 from ._fetch import fetch, unpack
 from ._visium import SPOT_DIAMETER_UM, join, place, visium_mpp
@@ -111,7 +111,9 @@ def alex(
     """
     root = settings.data_dir / "alex" if path is None else Path(path)
     if unknown := sorted(set(images or {}) - set(SLIDES)):
-        raise ValueError(f"images has slides that alex does not know: {listed(unknown)}. It has {listed(SLIDES)}.")
+        raise ValueError(
+            f"images has slides that alex does not know: {format_names(unknown)}. It has {format_names(SLIDES)}."
+        )
     started = [name for name in SLIDES if _counts_folder(root, name)]
     if path is not None and not started:
         raise FileNotFoundError(
@@ -153,7 +155,7 @@ def _locate(root: Path, slide: str) -> tuple[Files | None, str]:
     for file in needed:
         if not file.is_file():
             there = sorted(path.name for path in file.parent.glob("*"))
-            return None, f"no {file}; that folder has {listed(there)}"
+            return None, f"no {file}; that folder has {format_names(there)}"
     metadata = first_file([folder / f"{slide}_metadata.csv" for folder in (root / "metadata", root / slide)])
     return Files(counts, spatial, metadata, image), ""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .._validate import listed
+from .._checks import format_names
 
 T = TypeVar("T")
 
@@ -45,9 +45,13 @@ def choose(
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise ValueError(
-            (f"No slide {listed(unknown)} in {dataset}." if wanted else f"No slides of {dataset} in {str(folder)!r}.")
-            + f" There are, in {str(folder)!r}: {listed(local, most=40)}"
-            + (f"; to download: {listed(remote, most=40)}. Otherwise {by_hand}." if remote else f". {by_hand}.")
+            (
+                f"No slide {format_names(unknown)} in {dataset}."
+                if wanted
+                else f"No slides of {dataset} in {str(folder)!r}."
+            )
+            + f" There are, in {str(folder)!r}: {format_names(local, most=40)}"
+            + (f"; to download: {format_names(remote, most=40)}. Otherwise {by_hand}." if remote else f". {by_hand}.")
         )
     return wanted
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .._checks import format_names
 from .._settings import settings
-from .._validate import listed
 from ._choice import choose, first_file, locate_all
 from ._fetch import fetch
 
@@ -167,7 +167,10 @@ def _locate(folder: Path, slide: str) -> tuple[Files | None, str]:
         file = first_file([folder / f"{stem}{ending}", folder / f"{stem}{ending}.gz"])
         if file is None:
             there = sorted(path.name for path in folder.glob(f"{gsm}*"))
-            return None, f"no {stem}{ending}.gz or {stem}{ending} in {str(folder)!r}, which has {listed(there)} of it"
+            return (
+                None,
+                f"no {stem}{ending}.gz or {stem}{ending} in {str(folder)!r}, which has {format_names(there)} of it",
+            )
         found.append(file)
     return Files(*found), ""
 

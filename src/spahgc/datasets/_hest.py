@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .. import _keys
+from .._checks import format_names
 from .._settings import settings
-from .._validate import listed
 from ._choice import check_names
 from ._visium import join
 
@@ -110,7 +110,9 @@ def hest(
 def _ids(root: Path, ids: str | Sequence[str] | None) -> list[str]:
     if isinstance(ids, str):
         if ids not in SETS:
-            raise ValueError(f"ids={ids!r} is no set of samples: {listed(SETS)}. Samples are a list: ids=[{ids!r}].")
+            raise ValueError(
+                f"ids={ids!r} is no set of samples: {format_names(SETS)}. Samples are a list: ids=[{ids!r}]."
+            )
         return list(SETS[ids])
     check_names(ids, "ids")
     if ids is not None:
@@ -118,7 +120,7 @@ def _ids(root: Path, ids: str | Sequence[str] | None) -> list[str]:
     there = sorted(file.stem for file in (root / "st").glob("[!.]*.h5ad"))
     if not there:
         raise ValueError(
-            f"No samples (st/*.h5ad) in {str(root)!r}. Pass ids: a list of samples, or one of {listed(SETS)}. They are "
+            f"No samples (st/*.h5ad) in {str(root)!r}. Pass ids: a list of samples, or one of {format_names(SETS)}. They are "
             f"described in HEST_v*.csv on {PAGE}."
         )
     return there
@@ -168,7 +170,9 @@ def _download(wanted: Sequence[str], root: Path, progress: bool | None) -> None:
                 raise
             except EntryNotFoundError:
                 if needed:
-                    raise ValueError(f"{PAGE} has no {file}. Its samples are listed in HEST_v*.csv there.") from None
+                    raise ValueError(
+                        f"{PAGE} has no {file}. Its samples are format_names in HEST_v*.csv there."
+                    ) from None
     except LocalEntryNotFoundError:
         raise ConnectionError(
             f"The Hugging Face hub cannot be reached, or is switched off (HF_HUB_OFFLINE). {by_hand}"

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._scale import VISIUM_PITCH_UM, visium_pitch
-from .._validate import listed
+from .._checks import format_names
+from .._geometry import VISIUM_PITCH_UM, visium_pitch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +37,7 @@ def place(adata: AnnData, path: Path, slide: str) -> None:
     if len(lost):
         raise ValueError(
             f"Slide {slide!r}: {len(lost)} of {adata.n_obs} barcodes of the counts have no position in {path}, for "
-            f"instance {listed(lost, most=3)}. Are they of one slide?"
+            f"instance {format_names(lost, most=3)}. Are they of one slide?"
         )
     table = table.loc[adata.obs_names].astype(np.float64)
     adata.obs = adata.obs.join(table[COLUMNS[:3]].astype(np.int64))
@@ -65,7 +65,9 @@ def join(slides: Sequence[SpatialData]) -> SpatialData:
         common = common[common.isin(table.var_names)]
     most = max(table.n_vars for table in tables)
     if not len(common):
-        raise ValueError(f"The slides have no gene in common; the first have {listed(tables[0].var_names, most=3)}.")
+        raise ValueError(
+            f"The slides have no gene in common; the first have {format_names(tables[0].var_names, most=3)}."
+        )
     if len(common) < most:
         level = logging.WARNING if len(common) < 0.5 * most else logging.INFO
         logger.log(level, "%d genes of up to %d are measured on all %d slides; the others are left out.",

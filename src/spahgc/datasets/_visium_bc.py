@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import _keys
+from .._checks import format_names
 from .._settings import settings
-from .._validate import listed
 from ._choice import choose, first_file, locate_all
 from ._fetch import fetch, unpack
 from ._visium import SPOT_DIAMETER_UM, join, visium_mpp
@@ -109,7 +109,7 @@ def visium_bc(
     if path is not None and not started:
         raise FileNotFoundError(
             f"No slide of visium_bc in {str(root)!r}. It reads a folder a slide, named as 10x names it: "
-            f"{listed(section.name for section in SLIDES.values())}; {BY_HAND}."
+            f"{format_names(section.name for section in SLIDES.values())}; {BY_HAND}."
         )
     local = [name for name in started if path is not None or _locate(root, name)[0]]
     remote = list(SLIDES) if path is None else []
@@ -129,7 +129,7 @@ def _folder(root: Path, slide: str) -> Path:
 def _locate(root: Path, slide: str) -> tuple[Files | None, str]:
     """The files of a slide, or what is missing."""
     folder, name = _folder(root, slide), SLIDES[slide].name
-    there = listed(sorted(path.name for path in folder.glob("*")))
+    there = format_names(sorted(path.name for path in folder.glob("*")))
     found: list[Path] = []
     for ending in (COUNTS, "image.tif"):
         file = first_file([folder / f"{name}_{ending}", folder / ending])

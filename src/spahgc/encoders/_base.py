@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import format_names
 from .._slides import Float32
-from .._validate import listed
 from ._weights import SUFFIXES
 
 Tiles = NDArray[np.uint8]
@@ -193,7 +193,7 @@ def load(
         like = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         known = f"{NOT_TILES[name]!r} is its encoder of tiles" if name in NOT_TILES else ""
         raise ValueError(
-            f"No encoder {name!r}. {known or f'Like it: {listed(like)}'}; spahgc.encoders.table() lists all, "
+            f"No encoder {name!r}. {known or f'Like it: {format_names(like)}'}; spahgc.encoders.table() lists all, "
             f"'timm:<name>' is any network of timm. Embeddings that you have go into adata.obsm['image_{name}']."
         )
     return load_registered(name, weights=path, device=device, precision=precision)

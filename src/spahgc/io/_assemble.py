@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _keys
-from .._tables import encoder_params
-from .._validate import listed
+from .._checks import format_names
+from .._tables._cohorts import encoder_params
 from ._image import pyramid
 from ._spots import Spots
 
@@ -233,7 +233,7 @@ def _recipes(tables: Sequence[AnnData]) -> dict[str, Any]:
             continue
         if any(params != made[0] for params in made):
             raise ValueError(
-                f"{key!r} was made differently on the slides, and cannot stand in one table: {listed(made)}. Embed "
+                f"{key!r} was made differently on the slides, and cannot stand in one table: {format_names(made)}. Embed "
                 "them alike, or delete it first."
             )
         joined: dict[str, Any] = {}

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _keys
-from .._links import centres_of, pick_table, regions, shapes_of
-from .._scale import microns_per_unit, side_of
+from .._checks import format_names
+from .._geometry import side_of
+from .._links import centres_of, microns_per_unit, pick_table, regions, shapes_of
 from .._slides import Float64
-from .._validate import are_counts, check_table, listed
+from .._tables._slots import are_counts, check_table
 from ._assemble import check_slide_name
 from ._lattice import LAYOUTS, Lattice, make_lattice, with_many
 
@@ -144,7 +145,7 @@ def bin_to_spots(
 
 def _check_sizes(spot_um: float, pitch_um: float | None, layout: str, min_bins: int) -> float:
     if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is none of {listed(LAYOUTS)}.")
+        raise ValueError(f"layout={layout!r} is none of {format_names(LAYOUTS)}.")
     if not np.isfinite(spot_um) or spot_um <= 0:
         raise ValueError(f"spot_um={spot_um:g} is a size in micrometres, above 0.")
     pitch = spot_um if pitch_um is None else pitch_um
@@ -160,7 +161,7 @@ def _check_sizes(spot_um: float, pitch_um: float | None, layout: str, min_bins: 
 def _counts(table: AnnData, key: str, layer: str | None) -> Any:
     """Raw counts of the bins, CSR."""
     if layer is not None and layer not in table.layers:
-        raise KeyError(f"sdata[{key!r}].layers has no {layer!r} (layer). Available: {listed(table.layers)}.")
+        raise KeyError(f"sdata[{key!r}].layers has no {layer!r} (layer). Available: {format_names(table.layers)}.")
     matrix = table.X if layer is None else table.layers[layer]
     if matrix is None or table.n_vars == 0:
         raise ValueError(f"sdata[{key!r}] has no counts to sum.")
@@ -169,7 +170,7 @@ def _counts(table: AnnData, key: str, layer: str | None) -> Any:
         raise ValueError(
             f"sdata[{key!r}]{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (whole numbers "
             f"of at least 0), and sums of other values mean nothing. Pass layer=<raw counts>; layers: "
-            f"{listed(table.layers)}."
+            f"{format_names(table.layers)}."
         )
     return matrix
 

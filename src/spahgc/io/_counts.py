@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .._validate import listed
+from .._checks import format_names
 
 SPOT_NAME = re.compile(r"\s*(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)\s*")
 """A spot of a legacy array: ``{x}x{y}``, integers or real numbers."""
@@ -127,18 +127,22 @@ def _check_names(spots: pd.Index, genes: pd.Index, source: str) -> None:
     if not any(are_spots):
         if np.mean([bool(SPOT_NAME.fullmatch(name)) for name in genes]) > 0.5:
             raise ValueError(
-                f"{source} is genes x spots: rows are named {listed(spots, most=3)}, columns {listed(genes, most=3)}. "
+                f"{source} is genes x spots: rows are named {format_names(spots, most=3)}, columns {format_names(genes, most=3)}. "
                 "Expected spots x genes: transpose it (counts.T)."
             )
-        raise ValueError(f"{source}: spots are named {listed(spots, most=3)}; expected '{{x}}x{{y}}' such as '10x14'.")
+        raise ValueError(
+            f"{source}: spots are named {format_names(spots, most=3)}; expected '{{x}}x{{y}}' such as '10x14'."
+        )
     if not all(are_spots):
         bad = [name for name, good in zip(spots, are_spots, strict=True) if not good]
-        raise ValueError(f"{source}: {len(bad)} rows are not named '{{x}}x{{y}}', for instance {listed(bad, most=3)}.")
+        raise ValueError(
+            f"{source}: {len(bad)} rows are not named '{{x}}x{{y}}', for instance {format_names(bad, most=3)}."
+        )
     for what, names in (("spot", spots), ("gene", genes)):
         if names.has_duplicates:
             twice = names[names.duplicated()].unique()
             raise ValueError(
-                f"{source} has {len(twice)} duplicate {what} names, for instance {listed(twice, most=3)}. "
+                f"{source} has {len(twice)} duplicate {what} names, for instance {format_names(twice, most=3)}. "
                 + ("Sum or rename them first." if what == "gene" else "Every spot must be there once.")
             )
 
@@ -150,7 +154,7 @@ def _to_matrix(frame: pd.DataFrame, source: str) -> sparse.csr_matrix:
         numbers = frame.apply(pd.to_numeric, errors="coerce")
         other = frame.columns[(numbers.isna() & frame.notna()).any()]
         raise ValueError(
-            f"{source} holds values that are not numbers, in the columns {listed(other, most=3)}."
+            f"{source} holds values that are not numbers, in the columns {format_names(other, most=3)}."
         ) from None
     for what, wrong in (
         ("missing or infinite", ~np.isfinite(values)),

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys
-from .._scale import microns_per_unit
-from .._validate import check_table, coordinates, listed
+from .._checks import format_names
+from .._links import microns_per_unit
+from .._tables._slots import check_table, coordinates
 from ._assemble import check_slide_name, image_name, link_spots, no_genes
 from ._image import pyramid, read_image, resolutions, thumbnail
 from ._wsi import load
@@ -149,7 +150,7 @@ def _library(adata: AnnData, slide: str | None) -> tuple[str | None, dict[str, A
         return slide, dict(entries[slide].get("scalefactors", {}))
     if len(entries) > 1:
         raise ValueError(
-            f"adata.uns['{_keys.SPATIAL}'] holds several slides: {listed(entries)}. Take the spots of one, "
+            f"adata.uns['{_keys.SPATIAL}'] holds several slides: {format_names(entries)}. Take the spots of one, "
             "adata[adata.obs[<library_key>] == <slide>], and pass slide=<its name>; spahgc.io.concat joins them."
         )
     name, entry = next(iter(entries.items()))
@@ -165,7 +166,7 @@ def _image(
     if isinstance(image, SpatialData):
         if len(image.images) != 1:
             raise ValueError(
-                f"image has the images {listed(image.images)}; one is needed: sdata.subset([<name>]), or read the file "
+                f"image has the images {format_names(image.images)}; one is needed: sdata.subset([<name>]), or read the file "
                 "with spahgc.io.read_wsi."
             )
         name, element = next(iter(image.images.items()))
@@ -198,6 +199,6 @@ def _check_inside(xy: NDArray[np.float64], names: Any, width: int, height: int) 
     )
     raise ValueError(
         f"{int(outside.sum())} of {len(xy)} spots lie outside the image of {width} x {height} pixels (width x height), "
-        f"for instance {listed(names[outside], most=3)}; x runs from {x0:.0f} to {x1:.0f}, y from {y0:.0f} to "
+        f"for instance {format_names(names[outside], most=3)}; x runs from {x0:.0f} to {x1:.0f}, y from {y0:.0f} to "
         f"{y1:.0f}. {advice}"
     )

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._scale import DIFFERS
-from .._validate import coordinates, listed
+from .._checks import format_names
+from .._geometry import DIFFERS
+from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import read_wsi
 
@@ -144,10 +145,10 @@ def _sample(root: Path, sample_id: str | None) -> str:
         )
     if sample_id is None:
         if len(there) > 1:
-            raise ValueError(f"{str(root)!r} has {len(there)} samples: {listed(there)}. Pass sample_id.")
+            raise ValueError(f"{str(root)!r} has {len(there)} samples: {format_names(there)}. Pass sample_id.")
         return there[0]
     if sample_id not in there:
-        raise FileNotFoundError(f"No {root / 'st' / sample_id}.h5ad. Samples there: {listed(there)}.")
+        raise FileNotFoundError(f"No {root / 'st' / sample_id}.h5ad. Samples there: {format_names(there)}.")
     return sample_id
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .._validate import listed
+from .._checks import format_names
 from ._counts import SPOT_NAME, Counts, separator
 
 logger = logging.getLogger("spahgc")
@@ -75,7 +75,7 @@ def read_spots(spots: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     twice = frame.duplicated(["x", "y"])
     if twice.any():
         names = [f"{x:g}x{y:g}" for x, y in array[twice.to_numpy()]]
-        raise ValueError(f"{source} has {len(names)} duplicate spots, for instance {listed(names, most=3)}.")
+        raise ValueError(f"{source} has {len(names)} duplicate spots, for instance {format_names(names, most=3)}.")
     return frame.reset_index(drop=True)
 
 
@@ -107,7 +107,7 @@ def match(counts: Counts, frame: pd.DataFrame) -> tuple[NDArray[np.intp], NDArra
         raise ValueError(
             f"{counts.source} and the spots have no spot in common (matched of {len(names)}: {tally}). Spots of the "
             "counts: "
-            f"{listed(counts.spots, most=3)}; of the spots table: {listed(printed, most=3)}. Are they "
+            f"{format_names(counts.spots, most=3)}; of the spots table: {format_names(printed, most=3)}. Are they "
             "of one slide?"
         )
     level = logging.WARNING if len(rows) < 0.5 * len(names) else logging.INFO
@@ -144,7 +144,7 @@ def check_positions(spots: Spots, size: tuple[int, int], source: str = "spots") 
         bad = [names[row] for row in unknown]
         raise ValueError(
             f"{source}: pixel_x or pixel_y is missing or infinite for {len(bad)} spots, for instance "
-            f"{listed(bad, most=3)}."
+            f"{format_names(bad, most=3)}."
         )
     width, height = size
     outside = np.flatnonzero(((pixel < 0) | (pixel >= (width, height))).any(axis=1))
@@ -155,7 +155,7 @@ def check_positions(spots: Spots, size: tuple[int, int], source: str = "spots") 
     told = (
         f"{source}: {len(bad)} of {len(names)} spots lie outside the image of {width} x {height} pixels (width x "
         "height), for instance "
-        f"{listed(bad, most=3)}; pixel_x runs from {x0:.0f} to {x1:.0f}, pixel_y from {y0:.0f} to {y1:.0f}."
+        f"{format_names(bad, most=3)}; pixel_x runs from {x0:.0f} to {x1:.0f}, pixel_y from {y0:.0f} to {y1:.0f}."
     )
     if ((pixel[:, ::-1] >= 0) & (pixel[:, ::-1] < (width, height))).all():
         raise ValueError(f"{told} With x and y swapped all of them lie inside: swap pixel_x and pixel_y.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys
-from .._scale import PLAUSIBLE_MPP
+from .._geometry import PLAUSIBLE_MPP
 from ._assemble import check_slide_name, image_name
 from ._image import multiscale, picture, pyramid
 from ._slide_file import Backend, SlideLevel, TiffLevels, as_dask, block_shape, halved, open_file

@@ -14,8 +14,9 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _keys
+from .._checks import format_names
 from .._slides import Float32
-from .._validate import check_table, listed
+from .._tables._slots import check_table
 from ._assemble import check_slide_name, image_name, link_table, no_genes
 from ._image import multiscale, resolutions, thumbnail
 from ._slide_file import halved
@@ -124,7 +125,7 @@ def from_wsidata(
     if (at < 0).any():
         raise ValueError(
             f"{int((at < 0).sum())} of {len(at)} rows of {key!r} belong to no tile of {tile_key!r}, e.g. "
-            f"{listed(ids[rows][at < 0], most=3)}. Were the tiles made anew after the features?"
+            f"{format_names(ids[rows][at < 0], most=3)}. Were the tiles made anew after the features?"
         )
     tiles = tiles.iloc[at]
     centres = tiles.geometry.centroid
@@ -176,7 +177,7 @@ def _tiles(sdata: SpatialData, tile_key: str) -> Any:
     """The tiles as a frame of polygons, by id."""
     if tile_key not in sdata.shapes:
         raise KeyError(
-            f"The store has no tiles {tile_key!r} (tile_key). Available shapes: {listed(sdata.shapes)}. Make them with "
+            f"The store has no tiles {tile_key!r} (tile_key). Available shapes: {format_names(sdata.shapes)}. Make them with "
             "lazyslide.pp.tile_tissues(wsi, ...)."
         )
     tiles = sdata.shapes[tile_key]
@@ -197,14 +198,16 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression:
     if wanted is not None:
         fits = [name for name in (wanted, f"{wanted}_{tile_key}") if name in of_tiles]
         if not fits:
-            raise KeyError(f"The store has no features {wanted!r} of {tile_key!r}. Available: {listed(of_tiles)}.")
+            raise KeyError(
+                f"The store has no features {wanted!r} of {tile_key!r}. Available: {format_names(of_tiles)}."
+            )
         return fits[0]
     found = [name for name in of_tiles if not (isinstance(expression, str) and name == expression)]
     if len(found) != 1:
         problem = (
-            f"several features of {tile_key!r}: {listed(found)}. Pass features=<one of them>"
+            f"several features of {tile_key!r}: {format_names(found)}. Pass features=<one of them>"
             if found
-            else f"no features of {tile_key!r}; its tables are {listed(sdata.tables)}. Run "
+            else f"no features of {tile_key!r}; its tables are {format_names(sdata.tables)}. Run "
             f"lazyslide.tl.feature_extraction(wsi, <model>, tile_key={tile_key!r})"
         )
         raise KeyError(f"The store has {problem}.")
@@ -231,7 +234,9 @@ def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, 
     what = "expression"
     if isinstance(expression, str):
         if expression not in sdata.tables:
-            raise KeyError(f"The store has no table {expression!r} (expression). Available: {listed(sdata.tables)}.")
+            raise KeyError(
+                f"The store has no table {expression!r} (expression). Available: {format_names(sdata.tables)}."
+            )
         expression = sdata.tables[expression]
     check_table(expression, what=what)
     if expression.X is None or expression.n_vars == 0:
@@ -241,8 +246,8 @@ def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, 
     kept = np.flatnonzero(rows >= 0)
     if not len(kept):
         raise ValueError(
-            f"No row of expression belongs to a tile: obs['{TILE_ID}'] or obs_names are like {listed(named[:3])}, the "
-            f"tiles' ids like {listed(ids[:3])}."
+            f"No row of expression belongs to a tile: obs['{TILE_ID}'] or obs_names are like {format_names(named[:3])}, the "
+            f"tiles' ids like {format_names(ids[:3])}."
         )
     if len(kept) < len(ids):
         logger.info("%d of %d tiles have no expression and are left out.", len(ids) - len(kept), len(ids))

@@ -81,7 +81,7 @@ class ContextRows:
     """
 
     def __init__(self, context: Context, slide: Slide, *, divisor: float = 1.0) -> None:
-        from ..nn.neighbors import SpatialNeighbors
+        from .._geometry import SpatialNeighbors
 
         self._rings = RINGS[: len(context.weights) - 1]
         self._neighbors = SpatialNeighbors(slide.coordinates)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from .._progress import Progress, silent
+from .._run import Progress, no_progress
 from .._settings import settings
 from .._slides import Cohort, Float64, Rows, Slide, Stack
 from ._context import ContextRows
@@ -111,7 +111,7 @@ class Part:
             device=str(device),
         )
 
-    def graph(self, slide: Slide, view: str, device: torch.device, *, progress: Progress = silent) -> LargeGraph:
+    def graph(self, slide: Slide, view: str, device: torch.device, *, progress: Progress = no_progress) -> LargeGraph:
         """Graph of a slide to predict, with references from all reference slides; features are made when read."""
         from ..nn import large_graph
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _cache as cache
+from .. import _disk as cache
 from .._settings import settings
 from .._slides import Rows, Stack, blocks
 
@@ -90,7 +90,7 @@ class References:
         if self._pairs and cache.active() and not approximate:
             return np.concatenate([self._merged(query[rows], without, device) for rows in blocks(len(query))])
         search = self._by_index if approximate else self._exact
-        return cache.kept(
+        return cache.cached(
             lambda: cache.digest(search.__name__, query, *self._digests, self._k, str(without)),
             lambda: {"rows": search(query, without, device)},
         )["rows"]
@@ -127,7 +127,7 @@ class References:
             if i == without:
                 continue
             size = min(-(-self._k // _PAIR_SIZE) * _PAIR_SIZE, len(slide))
-            found = cache.kept(
+            found = cache.cached(
                 partial(cache.digest, "pair", name, self._digests[i], size),
                 partial(_nearest, query, slide, size, device),
             )

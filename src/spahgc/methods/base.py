@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from .._progress import Progress, silent, told
+from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float32, Rows, Slide, SplitBy
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Method(ABC):
     def predict(self, slide: Slide) -> Float32:
         """Expression of a slide (standardised embedding, canonical spot order), float32 (n_spots, n_genes)."""
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
         """Write what :meth:`predict` gives, to the last bit, into something that may be larger than memory.
 
         A method that works block by block has its own; for others the whole prediction is made first.
@@ -114,7 +114,7 @@ class Method(ABC):
             Told of the work that was done.
         """
         values = self.predict(slide)
-        for rows in told(len(slide), progress):
+        for rows in with_progress(len(slide), progress):
             out[rows] = values[rows]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

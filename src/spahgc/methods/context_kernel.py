@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .._progress import Progress, silent, told
+from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float32, Slide
 from ._context import Context, ContextRows
 from ._kernel import PENALTY, KernelFit
@@ -55,9 +55,9 @@ class ContextKernel(Method):
         ContextKernel.predict_into(self, slide, out)  # that of a subclass may be made of this method
         return out
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
         values = self.relative_values(slide)
-        for rows in told(len(slide), progress):
+        for rows in with_progress(len(slide), progress):
             out[rows] = values(rows) * self._spread + self._level
 
     def relative_values(self, slide: Slide) -> RowValues:

@@ -98,7 +98,7 @@ class SmoothedRidge(Ridge):
 
 def smoothed(values: np.ndarray, slide: Slide, n_neighbors: int, weight: float) -> Float64:
     """Values (n_spots, ...) of each spot, averaged with the mean over its nearest spots, which has `weight`."""
-    from ..nn.neighbors import spatial_knn
+    from .._geometry import spatial_knn
 
     own = values.astype(np.float64)
     if n_neighbors == 0 or len(own) < 2:

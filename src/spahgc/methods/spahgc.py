@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from .._progress import Progress, silent, told, weighted
+from .._run import Progress, no_progress, weighted, with_progress
 from .._settings import settings
 from .._slides import Cohort, Float32, Rows, Slide, Stack, blocks, expression_of
 from ._evidence import Evidence
@@ -156,7 +156,7 @@ class SpaHGC(Method):
         SpaHGC.predict_into(self, slide, out)  # that of a subclass may be made of this method
         return out
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> None:
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
         part, networks, views = self._part, self._networks, self._preset.views
         # Alone where there is no network.
         kernel = 0.0 if part.kernel is None else self._preset.kernel if networks else 1.0
@@ -172,7 +172,7 @@ class SpaHGC(Method):
             self._add_networks(slide, view, networks[i :: len(views)], blend * (1 - kernel), out, once)
         for weight, method in others:
             values = method.relative_values(slide)
-            for rows in told(len(slide), once):
+            for rows in with_progress(len(slide), once):
                 out[rows] += weight * values(rows)
         for rows in blocks(len(slide)):
             out[rows] = out[rows] * part.spread + part.level

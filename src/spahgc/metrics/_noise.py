@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .._expression import Normalize, normalize, spot_depth
+from .._slides import Normalize, normalize, spot_depth
 from ._agreement import Scores, depth_only, pearson, pearson_depth_removed
 
 

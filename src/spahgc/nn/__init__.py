@@ -5,6 +5,7 @@ Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026
 
 from __future__ import annotations
 
+from .._geometry import SpatialNeighbors, spatial_knn
 from .approximate import ApproximateIndex
 from .attention import CrossNodeDualAttention
 from .blocks import Block, spatial_blocks
@@ -15,7 +16,6 @@ from .inference import LargeGraph, large_graph, predict
 from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
 from .masking import TargetEncoder, complementary_masks
 from .model import SpaHGC
-from .neighbors import SpatialNeighbors, spatial_knn
 from .pooling import CrossNodeAttentionPooling
 from .retrieval import cosine_topk
 from .training import train

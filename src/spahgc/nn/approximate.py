@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .._checks import positive, real
 from .._slides import Rows, Stack, blocks
-from ._check import positive, real
 from .retrieval import MARGIN, best_of, exact_topk, units
 
 _LISTS = 2

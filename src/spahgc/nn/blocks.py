@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._check import matrix, positive
-from .neighbors import SpatialNeighbors
+from .._checks import matrix, positive
+from .._geometry import SpatialNeighbors
 
 
 class Block(NamedTuple):

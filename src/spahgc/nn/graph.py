@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from .._cache import digest, kept
+from .._checks import matrix
+from .._disk import cached, digest
+from .._geometry import spatial_knn
 from .._slides import Rows
-from ._check import matrix
 from ._fused import Edges, both_ways, edges_of
-from .neighbors import spatial_knn
 from .retrieval import cosine_topk
 
 NEAR = ("target", "near", "target")
@@ -211,7 +211,7 @@ def _closest(joint: NDArray[np.float32], k: int, device: str | torch.device) -> 
     def search() -> dict[str, NDArray]:
         return {"index": cosine_topk(joint, joint, k, exclude_self=True, device=device)[0]}
 
-    return kept(lambda: digest("close", joint, k), search)["index"]
+    return cached(lambda: digest("close", joint, k), search)["index"]
 
 
 def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None:

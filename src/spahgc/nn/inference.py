@@ -18,13 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from .._progress import Progress, silent, told, weighted
+from .._geometry import SpatialNeighbors
+from .._run import Progress, no_progress, weighted, with_progress
 from .._slides import Rows
 from .attention import CrossNodeDualAttention
 from .encoder import SLOPE, HeteroLayer
 from .graph import reference_nodes
 from .model import SpaHGC
-from .neighbors import SpatialNeighbors
 from .pooling import CrossNodeAttentionPooling
 from .retrieval import cosine_topk
 
@@ -75,7 +75,7 @@ def large_graph(
     n_close: int,
     device: str | torch.device = "cpu",
     search: Callable[[NDArray[np.float32]], NDArray[np.integer]] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> LargeGraph:
     """The graph that :func:`build_graph` builds, as tables, with the features left where they are.
 
@@ -104,7 +104,7 @@ def large_graph(
     neighbours = SpatialNeighbors(coordinates)
     near = np.empty((n, min(n_near, n - 1)), np.int32)
     retrieved = np.empty((n, n_references), np.int32)
-    for rows in told(n, progress, CHUNK):
+    for rows in with_progress(n, progress, CHUNK):
         near[rows] = neighbours(n_near, rows)
         retrieved[rows] = search(features[rows])
     nodes = reference_nodes(retrieved, reference_embedding, reference_expression, n_close, device=device)
@@ -119,7 +119,7 @@ def predict(
     write: Callable[[slice, NDArray[np.float32]], None] | None,
     *,
     attended: Callable[[slice, NDArray[np.float32]], None] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> None:
     """Predict the target spots of a graph.
 
@@ -146,7 +146,7 @@ def predict(
     once = weighted(progress, 1 / (2 + len(encoder.layers)))
     with ExitStack() as files:
         states = files.enter_context(_states(n, hidden))
-        for rows in told(n, once, CHUNK):
+        for rows in with_progress(n, once, CHUNK):
             states.write(rows, encoder.target(torch.from_numpy(graph.features[rows]).to(device)))
         # Before there are two states: together they would be the most memory that is needed at a time.
         getattr(graph.features, "forget", _nothing)()
@@ -154,7 +154,7 @@ def predict(
         for layer in cast("list[HeteroLayer]", encoder.layers):
             back = None if layer.refer is None else _AttendBack(layer.refer, reference)
             answer = None if layer.refer is None else layer.refer.answer(reference, expression)
-            for rows in told(n, once, CHUNK):
+            for rows in with_progress(n, once, CHUNK):
                 own, near = states.read(rows, device), torch.from_numpy(graph.near[rows])
                 around = states.around(near, device)
                 message = layer.near(own, around, torch.arange(near.numel(), device=device).view(near.shape))
@@ -169,7 +169,7 @@ def predict(
             reference = leaky_relu(message if back is None else (message + back.message()) / 2, SLOPE)
             states, updated = updated, states
         answer = network.pooling.answer(reference)
-        for rows in told(n, once, CHUNK):
+        for rows in with_progress(n, once, CHUNK):
             own, references = states.read(rows, device), _table(graph.references[rows], device)
             pooled = network.pooling.pool(own, answer, references)
             if attended is not None and isinstance(network.pooling, CrossNodeAttentionPooling):

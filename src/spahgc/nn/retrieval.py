@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._checks import finite, positive, real
 from .._slides import Rows, blocks
-from ._check import finite, positive, real
 
 _DECIMALS = 9
 MARGIN = 9

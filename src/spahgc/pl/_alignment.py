@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from .. import _keys as keys
+from .._checks import format_names
 from .._links import affine_between, centres_of, pick_table, regions, shapes_of, systems_of
 from .._slides import Float64
-from .._validate import listed
 from ..pp._alignment_slide import thumbnail
 from ._style import GREY, finish, given_axes, palette, style
 from ._tissue import faded
@@ -71,10 +71,12 @@ def alignment(
     if not slides:
         raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
     if slide is None and len(slides) > 1:
-        raise ValueError(f"{len(slides)} slides were checked. Pass slide=<one of them>; available: {listed(slides)}.")
+        raise ValueError(
+            f"{len(slides)} slides were checked. Pass slide=<one of them>; available: {format_names(slides)}."
+        )
     name = next(iter(slides)) if slide is None else slide
     if name not in slides:
-        raise KeyError(f"No slide {name!r} among those that were checked. Available: {listed(slides)}.")
+        raise KeyError(f"No slide {name!r} among those that were checked. Available: {format_names(slides)}.")
     found = slides[name]
     rows, instances = next((rows, ids) for region, rows, ids in regions(table) if region == name)
     shapes = shapes_of(sdata, table, name, rows, instances)

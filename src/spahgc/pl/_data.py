@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
-from .._prediction import panel, stored_at
+from .._checks import format_names
 from .._slides import Float64
-from .._validate import check_table, coordinates, library_column, listed
+from .._tables._predictions import panel, stored_at
+from .._tables._slots import check_table, coordinates, library_column
 from ..get import trust_frame
 from ._tissue import Tissue
 
@@ -30,7 +31,7 @@ def table_of(data: AnnData | SpatialData) -> AnnData:
         return check_table(data, what="data")
     if keys.TABLE not in tables:
         raise KeyError(
-            f"data has no table '{keys.TABLE}'. Available: {listed(tables)}. Pass one of them: sdata[<name>]."
+            f"data has no table '{keys.TABLE}'. Available: {format_names(tables)}. Pass one of them: sdata[<name>]."
         )
     return check_table(tables[keys.TABLE], what=f"data['{keys.TABLE}']")
 
@@ -46,15 +47,17 @@ def slide_of(adata: AnnData, slide: str | None, library_key: str | None) -> tupl
         if slide is not None and slide != name:
             raise KeyError(
                 f"No slide {slide!r}: the table does not say which slide each spot is on. "
-                f"Pass library_key=<column of obs>; available: {listed(adata.obs.columns)}."
+                f"Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
             )
         return adata, tissue_of(adata, name)
     libraries = adata.obs[library_column(adata, library_key, what="data")].astype(str)
     names = list(dict.fromkeys(libraries))
     if slide is None and len(names) > 1:
-        raise ValueError(f"The table holds {len(names)} slides. Pass slide=<one of them>; available: {listed(names)}.")
+        raise ValueError(
+            f"The table holds {len(names)} slides. Pass slide=<one of them>; available: {format_names(names)}."
+        )
     if slide is not None and slide not in names:
-        raise KeyError(f"No slide {slide!r}. Available: {listed(names)}.")
+        raise KeyError(f"No slide {slide!r}. Available: {format_names(names)}.")
     name = names[0] if slide is None else slide
     rows = adata if len(names) == 1 else adata[(libraries == name).to_numpy()]
     return rows, tissue_of(rows, name)
@@ -101,7 +104,7 @@ def panel_of(adata: AnnData, key: str) -> list[str]:
 
     if key not in adata.obsm and stored_at(adata, key) is None:
         raise KeyError(
-            f"data.obsm has no prediction {key!r}. Available in obsm: {listed(adata.obsm)}. "
+            f"data.obsm has no prediction {key!r}. Available in obsm: {format_names(adata.obsm)}. "
             "Run spahgc.tl.predict first, or pass key=<its key_added>."
         )
     if key in adata.obsm and not isinstance(adata.obsm[key], pd.DataFrame):
@@ -126,6 +129,6 @@ def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> No
         if gene in panel:
             continue
         close = difflib.get_close_matches(gene, panel, n=3) or difflib.get_close_matches(gene.upper(), panel, n=3)
-        closest = f" Closest: {listed(close)}." if close else ""
+        closest = f" Closest: {format_names(close)}." if close else ""
         here = " It was measured, not predicted: pass panel=[...] to spahgc.tl.predict." if gene in measured else ""
         raise KeyError(f"Gene {gene!r} is not in the panel of {len(panel)} predicted genes.{closest}{here}")

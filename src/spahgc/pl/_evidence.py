@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .. import get
-from .._expression import UNITS
 from .._links import pick_table
-from .._prediction import values
-from .._tables import measured_expression
+from .._slides import UNITS
+from .._tables._cohorts import measured_expression
+from .._tables._predictions import values
 from ..pp._locate import LocatedSlide, locate
 from ..pp._tiles import TileReader
 from ._data import check_panel, panel_of

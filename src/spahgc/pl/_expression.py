@@ -11,10 +11,10 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .. import _keys as keys
-from .._prediction import values as predicted_values
 from .._slides import Float64
-from .._validate import counts
-from .._validate import expression as any_expression
+from .._tables._predictions import values as predicted_values
+from .._tables._slots import counts
+from .._tables._slots import expression as any_expression
 from ..get import VERDICTS
 from ._data import check_panel, log, panel_of, slide_of, table_of, verdicts_of
 from ._style import GREY, finish, given_axes, style
@@ -206,7 +206,7 @@ def _check_options(genes: Sequence[str], scale: str, quantiles: tuple[float, flo
 
 def _measured(rows: AnnData, genes: Sequence[str], *, layer: str | None, normalize: str) -> dict[str, Float64]:
     """Measured expression of the genes that were measured, in the unit of the prediction."""
-    from .._expression import normalize as normalized
+    from .._slides import normalize as normalized
 
     here = [gene for gene in genes if gene in rows.var_names]
     if not here or (layer is None and rows.X is None):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredOffsetbox, TextArea, VPacker
 
 from .. import _keys as keys
-from .._validate import listed
+from .._checks import format_names
 from ._data import table_of
 from ._style import GREY, finish, palette, single_axes, style
 
@@ -134,7 +134,7 @@ def _selected(table: pd.DataFrame, *, metric: str, slide: str | None) -> pd.Data
             continue
         available = table[column].astype(str).unique()
         if value not in available:
-            raise KeyError(f"The scores have no {column} {value!r}. Available: {listed(available)}.")
+            raise KeyError(f"The scores have no {column} {value!r}. Available: {format_names(available)}.")
         table = table[table[column].astype(str) == value]
     return table
 

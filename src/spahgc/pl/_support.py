@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from .. import _keys as keys
-from .._validate import listed
+from .._checks import format_names
 from ._data import slide_of, table_of
 from ._style import finish, single_axes, style
 from ._tissue import colour_bar, draw_scale_bar, draw_spots, draw_tissue
@@ -78,11 +78,11 @@ def support(
     """
     adata = table_of(data)
     if what not in _WRITERS:
-        raise ValueError(f"what is {listed(_WRITERS)}, not {what!r}.")
+        raise ValueError(f"what is {format_names(_WRITERS)}, not {what!r}.")
     column = keys.support(key) if what == "support" else keys.agreement(key)
     if column not in adata.obs:
         raise KeyError(
-            f"data.obs has no {column!r}. Available in obs: {listed(adata.obs.columns)}. Run {_WRITERS[what]} first, "
+            f"data.obs has no {column!r}. Available in obs: {format_names(adata.obs.columns)}. Run {_WRITERS[what]} first, "
             "or pass key=<its key_added>."
         )
     if not size > 0:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import _keys as keys
-from .._validate import check_table, listed
+from .._checks import format_names
+from .._tables._slots import check_table
 from ._style import GREY, finish, palette, single_axes, style
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _history(model: Any, key: str) -> dict[str, Any]:
     entry = adata.uns.get(key)
     if entry is None:
         raise KeyError(
-            f"uns has no prediction {key!r}. Available in uns: {listed(adata.uns)}. "
+            f"uns has no prediction {key!r}. Available in uns: {format_names(adata.uns)}. "
             "Run spahgc.tl.predict first, or pass the model: spahgc.pl.training(model)."
         )
     if "training" not in entry:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from .. import _keys as keys
-from .._validate import listed
+from .._checks import format_names
 from ..get import VERDICTS
 from ._data import table_of
 from ._style import GREY, finish, palette, single_axes, style
@@ -115,7 +115,7 @@ def _selected(whole: pd.DataFrame, genes: Sequence[str] | None) -> pd.DataFrame:
         raise ValueError("genes is empty: name at least one, or leave it out to draw all.")
     unknown = [gene for gene in wanted if gene not in whole.index]
     if unknown:
-        raise KeyError(f"Nothing is known of {listed(unknown)}. Available: {listed(whole.index)}.")
+        raise KeyError(f"Nothing is known of {format_names(unknown)}. Available: {format_names(whole.index)}.")
     return whole.loc[wanted]
 
 

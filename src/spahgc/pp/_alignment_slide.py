@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .. import _validate as check
-from .._expression import normalize, spot_depth
+from .._checks import format_names
 from .._links import affine_between, systems_of
-from .._slides import Float64
-from .._validate import listed
+from .._slides import Float64, normalize, spot_depth
+from .._tables import _slots as check
 from . import _alignment as kernel
 from ._alignment_quick import under_tissue
 from ._candidates import _arrays, _problem
@@ -116,7 +115,7 @@ def situation(
 def _image_of(sdata: SpatialData, shapes: Any, name: str, wanted: str | None) -> tuple[str, str]:
     """The image with the most pixels per unit, whether it holds the spots or not, and a system that both are in."""
     if wanted is not None and wanted not in sdata.images:
-        raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {listed(sdata.images)}.")
+        raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {format_names(sdata.images)}.")
     systems = systems_of(shapes)
     reasons: list[str] = []
     found: list[tuple[float, str, str]] = []
@@ -139,7 +138,7 @@ def _image_of(sdata: SpatialData, shapes: Any, name: str, wanted: str | None) ->
     same = [key for size, key, _ in found if size <= found[0][0] * 0.998]
     if len(same) > 1:
         raise ValueError(
-            f"Several images fit slide {name!r} at the same resolution: {listed(same)}. Pass image_key=<name>, or a "
+            f"Several images fit slide {name!r} at the same resolution: {format_names(same)}. Pass image_key=<name>, or a "
             "dict by slide."
         )
     return found[0][1], found[0][2]

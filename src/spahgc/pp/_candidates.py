@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import format_names
 from .._links import affine_between, systems_of
 from .._slides import Float64
-from .._validate import listed
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -44,7 +44,7 @@ class Candidate:
 def candidates(sdata: SpatialData, shapes: Any, centres: Float64, name: str, wanted: str | None) -> list[Candidate]:
     """The images that hold spots of a slide; an error that says why each does not, if none does."""
     if wanted is not None and wanted not in sdata.images:
-        raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {listed(sdata.images)}.")
+        raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {format_names(sdata.images)}.")
     systems = systems_of(shapes)
     reasons: list[str] = []
     found: list[Candidate] = []
@@ -54,8 +54,8 @@ def candidates(sdata: SpatialData, shapes: Any, centres: Float64, name: str, wan
         problem = _problem(key, _arrays(element)[0], named=wanted is not None)
         if not systems & own:
             problem = (
-                f"shares no coordinate system with the spots (the image is in {listed(sorted(own))}, the spots in "
-                f"{listed(sorted(systems))})"
+                f"shares no coordinate system with the spots (the image is in {format_names(sorted(own))}, the spots in "
+                f"{format_names(sorted(systems))})"
             )
         if problem:
             reasons.append(f"{key!r} {problem}")
@@ -106,7 +106,7 @@ def _problem(key: str, array: Any, *, named: bool) -> str:
     names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
     if not named and any(not name.isdigit() and name.lower() not in _RGB | {"a", "alpha"} for name in names):
         return (
-            f"has the channels {listed(names)}, as fluorescence has, and not r, g, b; if it is H&E all the same, pass "
+            f"has the channels {format_names(names)}, as fluorescence has, and not r, g, b; if it is H&E all the same, pass "
             f"image_key={key!r}"
         )
     if not named and key.startswith("morphology_"):

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._links import centres_of, pick_table, regions, shapes_of
-from .._scale import microns_per_unit
+from .._links import centres_of, microns_per_unit, pick_table, regions, shapes_of
 from .._slides import Float64
-from .._validate import check_table
+from .._tables._slots import check_table
 from . import _alignment as kernel
 from ._alignment_slide import PITCH_OFF, Situation, situation
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
+from .._checks import format_names
 from .._links import pick_table
-from .._parallel import dask_client
+from .._run import dask_client
 from .._settings import settings
-from .._validate import check_table, listed
+from .._tables._slots import check_table
 from ..encoders._base import Encode, Encoder, check_key, resolve
 from ._alignment_quick import check_spots
 from ._engine import Job, Tiling
@@ -359,7 +360,7 @@ def _check_scale(jobs: Sequence[Job], tile_um: float) -> None:
             "(image_key), or pass a larger tile_um or a smaller tile_px for all slides.",
             len(coarse),
             sum(len(job.slides) for job in jobs),
-            listed((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
+            format_names((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
             finest,
         )
 

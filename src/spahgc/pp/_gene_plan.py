@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .._gene_names import reason
-from .._validate import are_counts
+from .._tables._slots import are_counts
+from ._gene_names import reason
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import _keys as keys
-from .._gene_names import Genes, Kind, Namespace, difference, kind_of
-from .._validate import listed
+from .._checks import format_names
+from .._tables._slots import Kind, difference, kind_of
+from ._gene_names import Genes, Namespace
 from ._gene_plan import Duplicates, apply, plan
 
 if TYPE_CHECKING:
@@ -171,7 +172,9 @@ def _check_column(tables: list[AnnData], labels: list[str], reference: Any, colu
 
     if column is None or any(column in table.var for table in [*tables, reference] if isinstance(table, AnnData)):
         return
-    available = "; ".join(f"{label}: {listed(table.var.columns)}" for label, table in zip(labels, tables, strict=True))
+    available = "; ".join(
+        f"{label}: {format_names(table.var.columns)}" for label, table in zip(labels, tables, strict=True)
+    )
     raise KeyError(f"No table has a column {column!r} in var (column). Available: {available}.")
 
 
@@ -236,8 +239,8 @@ def _shared(label: str, genes: Genes, names: list[str], target: Sequence[str], k
         n, most, where = sum(kind_of([name]) == kind for name in named), len(names), f"called by {kind!r} names"
     if most and n >= min_shared * most:
         return n
-    seen = f"{label} has {listed(genes.shown, most=3)}"
-    seen += f"; the reference or the other tables have {listed(target, most=3)}" if target else ""
+    seen = f"{label} has {format_names(genes.shown, most=3)}"
+    seen += f"; the reference or the other tables have {format_names(target, most=3)}" if target else ""
     advice = {
         "kind": "One side has Ensembl ids, the other symbols, and too few genes have both in the tables: put the other "
         "kind into a column of var, say gene_ids (10x: features.tsv; else scanpy.queries.biomart_annotations).",

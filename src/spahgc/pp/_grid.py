@@ -12,10 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._scale import VISIUM_PITCH_UM, visium_pitch
+from .._checks import format_names
+from .._geometry import VISIUM_PITCH_UM, visium_pitch
 from .._slides import Float64
-from .._tables import slide_rows
-from .._validate import check_table, coordinates, library_column, listed
+from .._tables._cohorts import slide_rows
+from .._tables._slots import check_table, coordinates, library_column
 from ..io._assemble import check_slide_name, link_spots, no_genes
 from ..io._image import thumbnail
 from ..io._lattice import LAYOUTS
@@ -132,7 +133,7 @@ def tissue_grid(
             "spahgc.io.read_wsi(path)."
         )
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is one of {listed(LAYOUTS)}, not {layout!r}.")
+        raise ValueError(f"layout is one of {format_names(LAYOUTS)}, not {layout!r}.")
     if not 0 < min_tissue <= 1:
         raise ValueError(f"min_tissue is a share above 0 and at most 1, not {min_tissue!r}.")
     pitch, spot = _spacing(reference, pitch_um, spot_um, library_key)
@@ -235,7 +236,9 @@ def _replaced(sdata: SpatialData, table_key: str) -> list[str]:
 def _names(sdata: SpatialData, images: list[str], slide: str | None, replaced: Sequence[str]) -> list[str]:
     """Names of the slides."""
     if slide is not None and len(images) > 1:
-        raise ValueError(f"slide={slide!r} names one slide, and there are the images {listed(images)}. Pass image_key.")
+        raise ValueError(
+            f"slide={slide!r} names one slide, and there are the images {format_names(images)}. Pass image_key."
+        )
     taken = [name for name in (*sdata.shapes, *sdata.labels, *sdata.points, *sdata.images) if name not in replaced]
     names = []
     for image in images:

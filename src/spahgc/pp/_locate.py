@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._links import centres_of, regions, shapes_of
-from .._scale import PLAUSIBLE_MPP, microns_per_unit, side_of
+from .._checks import format_names
+from .._geometry import PLAUSIBLE_MPP, side_of
+from .._links import centres_of, microns_per_unit, regions, shapes_of
 from .._slides import Float64
-from .._validate import listed
 from ._candidates import Candidate, candidates, stretch
 from ._tiles import Level
 
@@ -106,14 +106,14 @@ def _choice(found: list[Candidate], name: str, holders: Mapping[str, int]) -> Ca
         if not own:
             raise ValueError(
                 f"Several images hold the spots of slide {name!r}, and those of other slides too: "
-                f"{listed(part.key for part in found)}. Pass image_key={{{name!r}: <name>, ...}}, or give each slide a "
+                f"{format_names(part.key for part in found)}. Pass image_key={{{name!r}: <name>, ...}}, or give each slide a "
                 "coordinate system of its own."
             )
         found = own
     same = [part.key for part in found if part.pixels_per_unit * _SAME >= found[0].pixels_per_unit]
     if len(same) > 1:
         raise ValueError(
-            f"Several images fit slide {name!r} at the same resolution: {listed(same)}. Pass image_key=<name>, or a "
+            f"Several images fit slide {name!r} at the same resolution: {format_names(same)}. Pass image_key=<name>, or a "
             "dict by slide."
         )
     return found[0]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import replacing
+from .._disk import replacing
 from ._engine import Embedded, Job
 
 logger = logging.getLogger("spahgc")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
+from .._checks import format_names
+from .._geometry import PLAUSIBLE_MPP
 from .._links import affine_between, systems_of
-from .._scale import PLAUSIBLE_MPP
 from .._slides import Float64
-from .._validate import listed
 from ..io._image import resolutions
 from ._tiles import Level
 
@@ -37,8 +37,8 @@ def scans_of(
     wanted = [image_key] if isinstance(image_key, str) else list(sdata.images if image_key is None else image_key)
     missing = [key for key in wanted if key not in sdata.images]
     if missing or not wanted:
-        problem = f"no image {listed(missing)} (image_key)" if missing else "no image"
-        raise KeyError(f"sdata has {problem}. Available: {listed(sdata.images)}.")
+        problem = f"no image {format_names(missing)} (image_key)" if missing else "no image"
+        raise KeyError(f"sdata has {problem}. Available: {format_names(sdata.images)}.")
     problems = {key: _problem(resolutions(sdata.images[key])[0]) for key in wanted}
     usable = [key for key in wanted if not problems[key]]
     if not usable or (image_key is not None and len(usable) < len(wanted)):
@@ -104,7 +104,7 @@ def _one_a_slide(sdata: SpatialData, names: list[str]) -> list[str]:
         ties = [name for name in group if arrays[name].sizes["x"] == arrays[best].sizes["x"]]
         if not same or len(ties) > 1:
             raise ValueError(
-                f"The images {listed(group)} share a coordinate system: are they scans of one slide, or several "
+                f"The images {format_names(group)} share a coordinate system: are they scans of one slide, or several "
                 "slides? Pass image_key=<name or names>."
             )
         kept.append(best)

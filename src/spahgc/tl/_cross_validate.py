@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
-from .. import _validate as check
-from .._cache import shared_folder
-from .._expression import Normalize
+from .._checks import rng_seed
+from .._disk import shared_folder
 from .._settings import settings
-from .._slides import SplitBy
+from .._slides import Normalize, SplitBy
+from .._tables import _slots as check
 from ._folds import Fold, make_folds
 from ._parallel import run_all
 from ._plan import checked_slides, make_methods, method_specs, settled_panel
@@ -144,7 +144,7 @@ def cross_validate(
     if rules.panel_from == "all" and isinstance(n_genes, int):
         n_genes = panel_of_all(adata_ref, rules, n_genes, **columns)
     made = make_methods(specs, rules, n_genes)
-    first = check.rng_seed(rng)
+    first = rng_seed(rng)
     n_fits = {label: seeds if method.stochastic else 1 for label, method in made.items()}
     if rules.normalize != "none" and check.are_counts(matrix):
         n_fits[CEILING_METHOD] = 1

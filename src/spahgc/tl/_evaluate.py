@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
-from .. import _prediction, metrics
-from .. import _validate as check
-from .._tables import measured_expression, slide_rows
+from .. import metrics
+from .._tables import _predictions
+from .._tables import _slots as check
+from .._tables._cohorts import measured_expression, slide_rows
 from ..get import mean_scores
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def evaluate(
         Slides without any measured expression are left out.
     """
     check.check_table(adata, what="target")
-    panel = _prediction.panel(adata, key)
+    panel = _predictions.panel(adata, key)
     params = _params(adata, key)
     library_key = check.library_column(adata, library_key or params.get("library_key"), what="target")
     genes = [gene for gene in panel if gene in adata.var_names]
@@ -76,7 +77,7 @@ def evaluate(
             f"{check.naming_hint(panel, adata.var_names)}"
         )
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
-    predicted = _prediction.values(adata, key, genes)
+    predicted = _predictions.values(adata, key, genes)
     columns: dict[str, list[Any]] = {name: [] for name in ("slide", "patient", "method", "gene", "metric", "value")}
     for slide, rows in slide_rows(adata, library_key).items():
         if not has_expression[rows].any():

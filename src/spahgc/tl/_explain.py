@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .. import _validate as check
 from .. import metrics
-from .._prediction import panel, values
-from .._progress import spot_bar
+from .._checks import format_names
+from .._run import spot_bar
 from .._settings import settings
 from .._slides import Cohort, Float32, Stack, blocks, standardize
-from .._tables import TargetSlide, target_slides
+from .._tables import _slots as check
+from .._tables._cohorts import TargetSlide, target_slides
+from .._tables._predictions import panel, values
 from ..methods import METHODS, Method
 from ..methods._evidence import Evidence
 from ..methods._linear import GeneScale
@@ -222,6 +223,6 @@ def _looks_at_none(model: Model) -> str:
     looking = [name for name, method in METHODS.items() if method.evidence is not Method.evidence]
     return (
         f"This model ({model.method.name}) looks at no reference spot when it predicts: what it knows of the reference "
-        f"is in its coefficients. Methods that look at some: {check.listed(sorted(looking))}"
+        f"is in its coefficients. Methods that look at some: {format_names(sorted(looking))}"
         + (" (with two reference slides or more)." if model.method.name == "spahgc" else ".")
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .._checks import format_names
 from .._slides import SplitBy
-from .._validate import listed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_folds(
     if split_by not in ("patient", "slide"):
         raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")
     if len(patients) < 2:
-        raise ValueError(f"Cross-validation takes at least two slides; the reference has {listed(patients)}.")
+        raise ValueError(f"Cross-validation takes at least two slides; the reference has {format_names(patients)}.")
     groups: dict[str, list[str]] = {}
     for slide, patient in patients.items():
         groups.setdefault(patient if split_by == "patient" else slide, []).append(slide)
@@ -81,7 +81,7 @@ def make_folds(
     if shared_folds and not allow_shared_patients:
         raise ValueError(
             f"With split_by='slide', {len(shared_folds)} of {len(folds)} held-out slides "
-            f"({listed((fold.name for fold in shared_folds), most=5)}) have other slides of their patient among the "
+            f"({format_names((fold.name for fold in shared_folds), most=5)}) have other slides of their patient among the "
             f"training slides, and their scores would say nothing about new patients. Pass split_by='patient', or "
             f"allow_shared_patients=True if same-patient scores are what you want; they are labelled so."
         )

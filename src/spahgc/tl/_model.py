@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._files import replacing_folder
-from .._progress import Progress, silent, weighted
+from .._disk import replacing_folder
+from .._run import Progress, no_progress, weighted
 from .._slides import Cohort, Float32, Slide, standardize
-from .._tables import Recipe
+from .._tables._cohorts import Recipe
 from ..get import trust_frame
 from ..methods import Method, check_needs, get_method
 from ..methods.base import Output
@@ -126,7 +126,7 @@ class Model:
         values = np.empty((len(slide), len(self.genes)), np.float32)
         return values, self.predict_slide_into(slide, values)
 
-    def predict_slide_into(self, slide: Slide, out: Output, *, progress: Progress = silent) -> Float32:
+    def predict_slide_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> Float32:
         """Predict a slide into something that may be larger than memory.
 
         Parameters

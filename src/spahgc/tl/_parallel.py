@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
-from .._parallel import dask_client
+from .._run import dask_client
 from .._settings import settings
 
 Key = TypeVar("Key")

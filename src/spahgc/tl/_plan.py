@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _validate as check
-from .._tables import slide_rows
+from .._checks import format_names
+from .._tables import _slots as check
+from .._tables._cohorts import slide_rows
 from ..methods import METHODS, Method, get_method
 from ._protocols import Protocol, method_params
 from ._train import checked_params
@@ -43,11 +44,11 @@ def method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> di
         unknown = set(spec) - {"method", "preset", "method_params"}
         if unknown:
             raise ValueError(
-                f"methods[{label!r}] has {check.listed(sorted(unknown))}; it takes 'method', 'preset', 'method_params'."
+                f"methods[{label!r}] has {format_names(sorted(unknown))}; it takes 'method', 'preset', 'method_params'."
             )
         name = spec.get("method", label)
         if name not in METHODS:
-            raise ValueError(f"No method {name!r}. Available: {check.listed(sorted(METHODS))}.")
+            raise ValueError(f"No method {name!r}. Available: {format_names(sorted(METHODS))}.")
         params = checked_params(name, spec.get("preset"), spec.get("method_params"))
         specs[str(label)] = {"method": name, "method_params": params}
     return specs
@@ -92,7 +93,7 @@ def checked_slides(
         found = adata.obs[patient_key].iloc[rows].astype(str).unique()
         if len(found) > 1:
             raise ValueError(
-                f"Slide {slide!r} of the reference has several patients in obs[{patient_key!r}]: {check.listed(found)}."
+                f"Slide {slide!r} of the reference has several patients in obs[{patient_key!r}]: {format_names(found)}."
             )
         patients[slide] = str(found[0])
     return library_key, use_rep, patients, matrix

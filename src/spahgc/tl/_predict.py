@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import _keys as keys
-from .. import _validate as check
-from .._expression import Normalize
-from .._progress import spot_bar
+from .._disk import check_free, local_path
+from .._run import spot_bar
 from .._settings import settings
-from .._slides import SplitBy
-from .._stores import check_free, local_path
-from .._tables import TargetSlide, embedding_recipe, target_slides
+from .._slides import Normalize, SplitBy
+from .._tables import _slots as check
+from .._tables._cohorts import TargetSlide, embedding_recipe, target_slides
 from ..methods import METHODS, check_needs
 from ._model import Model
 from ._predict_out import check_key, make_record, predict_into_store, predict_into_table

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _disk
 from .. import _keys as keys
-from .. import _stores
-from .._expression import UNITS
-from .._progress import SpotBar
-from .._slides import Float32, blocks
-from .._tables import TargetSlide
+from .._run import SpotBar
+from .._slides import UNITS, Float32, blocks
+from .._tables._cohorts import TargetSlide
 from ..get import without_values
 from ..methods.base import Output
 from ._explain import drop_evidence
@@ -113,21 +112,23 @@ def predict_into_store(
     is a block at a time.
     """
     shape = adata.n_obs, len(model.genes)
-    _stores.check_room(path, 4 * shape[0] * shape[1])
+    _disk.check_room(path, 4 * shape[0] * shape[1])
     whole = _without_values(adata, key, record, np.zeros(adata.n_obs, np.float32))
     # What cannot be written is found before the work.
-    _stores.check_writable(whole)
+    _disk.check_writable(whole)
     starts = np.cumsum([0, *(len(target.rows) for target in targets)])
     place = np.empty(adata.n_obs, np.intp)
     for start, target in zip(starts, targets, strict=False):
         place[target.rows] = start + np.arange(len(target.rows))
-    with _stores.Scratch(path.parent, shape) as scratch:
+    with _disk.Scratch(path.parent, shape) as scratch:
         outputs = [_From(scratch, int(start)) for start in starts[:-1]]
         support = _predict(model, targets, outputs, bar)
         bar.say(f"Writing {path.name}")
         whole = _without_values(adata, key, record, support)
         made = scratch.mapped()
-        _stores.write(path, whole, lambda rows: made[place[rows]], key=key, model=record["model"], overwrite=overwrite)
+        _disk.write_store(
+            path, whole, lambda rows: made[place[rows]], key=key, model=record["model"], overwrite=overwrite
+        )
     adata.obsm.pop(key, None)
     adata.layers.pop(key, None)
     _write_small(adata, key, {**record, keys.STORE: str(path)}, support)

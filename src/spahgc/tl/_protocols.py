@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _validate as check
-from .._expression import Normalize
-from .._slides import Cohort, Float32, SplitBy, expression_of
-from .._tables import reference_cohort, slide_rows
+from .._slides import Cohort, Float32, Normalize, SplitBy, expression_of
+from .._tables import _slots as check
+from .._tables._cohorts import reference_cohort, slide_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData

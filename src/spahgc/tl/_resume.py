@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _validate as check
-from .._files import replacing
+from .._disk import replacing
 from .._slides import Slide
-from .._tables import slide_rows
+from .._tables import _slots as check
+from .._tables._cohorts import slide_rows
 from ._units import Result, Unit
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys as keys
-from .. import _validate as check
-from .._tables import slide_rows
+from .._tables import _slots as check
+from .._tables._cohorts import slide_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .._progress import Progress, silent, told
+from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float64, Stack
 
 N_NEIGHBORS = 7
@@ -68,9 +68,9 @@ class Support:
         ]
         return cls(mean, scale, pca.axes, banks, tuple(np.sort(_mean_of_nearest(found)) for found in distances))
 
-    def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = silent) -> NDArray[np.float32]:
+    def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = no_progress) -> NDArray[np.float32]:
         """Support of spots, float32 (n_spots,), over 0 to 1, from embeddings as the encoder gave them."""
-        parts = [self._block(embedding[rows]) for rows in told(len(embedding), progress)]
+        parts = [self._block(embedding[rows]) for rows in with_progress(len(embedding), progress)]
         return np.concatenate(parts)
 
     def _block(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:

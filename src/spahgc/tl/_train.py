@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import _validate as check
-from .._expression import Normalize
-from .._parallel import launched_fabric, n_processes
+from .._checks import format_names, rng_seed
+from .._run import launched_fabric, n_processes
 from .._settings import settings
-from .._slides import SplitBy
-from .._tables import plain, reference_cohort
+from .._slides import Normalize, SplitBy
+from .._tables._cohorts import plain, reference_cohort
 from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
 from ._scale_check import pitches
@@ -107,7 +106,7 @@ def train(
         If `distributed` is true and Lightning is not installed.
     """
     if method not in METHODS:
-        raise ValueError(f"No method {method!r}. Available: {check.listed(sorted(METHODS), most=len(METHODS))}.")
+        raise ValueError(f"No method {method!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     params = checked_params(method, preset, method_params)
     if split_by not in ("patient", "slide"):
         raise ValueError(f"split_by is 'patient' or 'slide', not {split_by!r}.")
@@ -115,7 +114,7 @@ def train(
     if distributed:
         if not METHODS[method].distributed:
             able = sorted(name for name, kind in METHODS.items() if kind.distributed)
-            raise ValueError(f"Method {method!r} trains in one process. distributed=True: {check.listed(able)}.")
+            raise ValueError(f"Method {method!r} trains in one process. distributed=True: {format_names(able)}.")
         fabric = launched_fabric(settings.torch_device(device))
         device = str(fabric.device)
     elif n_processes() > 1:
@@ -133,7 +132,7 @@ def train(
         patient_key=patient_key,
         layer=layer,
     )
-    seed = check.rng_seed(rng)
+    seed = rng_seed(rng)
     fitted = get_method(method, **params)
     logger.info(
         "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)

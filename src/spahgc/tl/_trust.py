@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import format_names
 from .._slides import Float64, SplitBy
-from .._validate import listed
 from ..get import VERDICTS
 from ._shifts import Shifts, mean_over
 
@@ -94,7 +94,9 @@ def gene_trust(
 
     missing = [name for name in _NEEDED if name not in table]
     if missing:
-        raise KeyError(f"The table of scores has no column {listed(missing)}. Available: {listed(table.columns)}.")
+        raise KeyError(
+            f"The table of scores has no column {format_names(missing)}. Available: {format_names(table.columns)}."
+        )
     if not 0 < level < 1:
         raise ValueError(f"level is a probability between 0 and 1, not {level!r}.")
     scores = Scores.of(table, method, split_by)
@@ -161,7 +163,7 @@ class Scores:
         own = table[(table["method"] == method) & (table["metric"] == "pearson")]
         if own.empty:
             raise KeyError(
-                f"The table has no 'pearson' of method {method!r}. Methods: {listed(table['method'].unique())}."
+                f"The table has no 'pearson' of method {method!r}. Methods: {format_names(table['method'].unique())}."
             )
         patients = own.assign(slide=own["slide"].astype(str)).groupby("slide")["patient"].first().astype(str)
         of_unit = np.unique(patients, return_inverse=True)[1]

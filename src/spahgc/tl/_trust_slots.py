@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _keys as keys
 from .._slides import Cohort, SplitBy
-from .._tables import Recipe, plain
+from .._tables._cohorts import Recipe, plain
 from ..get import as_verdicts, trust_frame
 from ..methods import Method, get_method
 from ._trust import NOT_ASSESSED, TRUSTED, WEAK, gene_trust, rule, same_patient

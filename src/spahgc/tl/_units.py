@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._cache import keeping
-from .._expression import Normalize
-from .._slides import Cohort, Float32, Float64, Slide, check_no_shared_patients, standardize
-from .._tables import measured_expression, reference_cohort, slide_rows, target_slides
+from .._disk import keeping
+from .._slides import Cohort, Float32, Float64, Normalize, Slide, check_no_shared_patients, standardize
+from .._tables._cohorts import measured_expression, reference_cohort, slide_rows, target_slides
 from ..methods import Method, Run, check_needs
 from ..metrics import noise_ceiling
 from ._evaluate import score_slide

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from ..neighbors import matrix
+from ..._checks import matrix
 
 
 def grid_positions(coordinates: ArrayLike, n_positions: int) -> NDArray[np.int64]:

@@ -1,33 +1,59 @@
-"""Checks of what a user passes in; each error says what, where, what is available and what to run."""
+"""Checks of the slots of a table; each error says what, where, what is available and what to run."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from . import _keys as keys
-from ._gene_names import difference, kind_of
-from ._slides import Float32, Float64, blocks
+from .. import _keys as keys
+from .._checks import format_names
+from .._slides import Float32, Float64, blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+Kind = Literal["symbol", "ensembl"]
+
+
+_ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
+
+
+def ensembl_id(name: str) -> str:
+    """The Ensembl gene id that a name is, without its version; empty for any other name."""
+    found = _ENSEMBL.fullmatch(name)
+    return found[1] + (found[2] or "") if found else ""
+
+
+def kind_of(names: Iterable[str]) -> Kind:
+    """What most of the names are."""
+    share = Counter(bool(ensembl_id(name.strip())) for name in names)
+    return "ensembl" if share[True] > share[False] else "symbol"
+
+
+def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "version", "case", ""]:
+    """In what two lists of names mainly differ: Ensembl ids and symbols, versions of the ids, or upper case."""
+    names, others = list(names), list(others)
+    if kind_of(names) != kind_of(others):
+        return "kind"
+    half = 0.5 * max(1, len(names))
+    ids = {ensembl_id(name) for name in others} - {""}
+    if sum(ensembl_id(name) in ids for name in names) > half:
+        return "version"
+    folded = {name.casefold() for name in others}
+    return "case" if sum(name.casefold() in folded for name in names) > half else ""
 
 
 _WITHOUT_EXPRESSION = {
     "reference": "A reference needs measured expression; a slide with H&E only is a target.",
     "target": "There is nothing to score the prediction against: a slide with H&E only has no scores.",
 }
-
-
-def listed(names: Iterable[Any], *, most: int = 10) -> str:
-    """Names for an error message, the first `most` of them."""
-    names = [repr(str(name)) for name in names]
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more
 
 
 def check_table(adata: Any, *, what: str) -> AnnData:
@@ -45,20 +71,10 @@ def check_table(adata: Any, *, what: str) -> AnnData:
         if not index.is_unique:
             again = index[index.duplicated()].unique()
             raise ValueError(
-                f"{what}.{axis}_names has {len(again)} duplicated names: {listed(again, most=5)}. "
+                f"{what}.{axis}_names has {len(again)} duplicated names: {format_names(again, most=5)}. "
                 f"Run adata.{axis}_names_make_unique(), or drop the copies."
             )
     return adata
-
-
-def rng_seed(rng: int | np.random.Generator) -> int:
-    """The seed that an int or a Generator stands for; a Generator moves on."""
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**31))
-    seed: Any = rng  # Users pass other types too.
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise TypeError(f"rng is an int of at least 0 or a numpy Generator, not {rng!r}.")
-    return int(seed)
 
 
 def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str:
@@ -69,7 +85,7 @@ def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str
             raise KeyError(
                 f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'] and "
                 f"library_key was "
-                f"not given. Pass library_key=<column of obs>; available: {listed(adata.obs.columns)}."
+                f"not given. Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
             )
     return column(adata, library_key, what=what, parameter="library_key")
 
@@ -79,7 +95,7 @@ def column(adata: AnnData, key: str, *, what: str, parameter: str, hint: str = "
     if key not in adata.obs:
         raise KeyError(
             f"{what}.obs has no column {key!r} ({parameter}). Available: "
-            f"{listed(adata.obs.columns)}.{' ' + hint if hint else ''}"
+            f"{format_names(adata.obs.columns)}.{' ' + hint if hint else ''}"
         )
     if adata.obs[key].isna().any():
         raise ValueError(f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.")
@@ -93,10 +109,14 @@ def representation(adata: AnnData, use_rep: str | None, *, what: str) -> str:
         return found[0]
     run = "Run spahgc.pp.image_embedding(sdata), or put embeddings you have into obsm['image_<encoder>']"
     if use_rep is None:
-        problem = f"several embeddings: {listed(found)}. Pass use_rep" if found else f"no embedding ('image_*'). {run}"
-        raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {listed(adata.obsm)}.")
+        problem = (
+            f"several embeddings: {format_names(found)}. Pass use_rep" if found else f"no embedding ('image_*'). {run}"
+        )
+        raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {format_names(adata.obsm)}.")
     if use_rep not in adata.obsm:
-        raise KeyError(f"{what}.obsm has no {use_rep!r} (use_rep). Available in obsm: {listed(adata.obsm)}. {run}.")
+        raise KeyError(
+            f"{what}.obsm has no {use_rep!r} (use_rep). Available in obsm: {format_names(adata.obsm)}. {run}."
+        )
     return use_rep
 
 
@@ -113,7 +133,7 @@ def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
     if bad.any():
         raise ValueError(
             f"{what}.obsm[{use_rep!r}] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, e.g. "
-            f"{listed(adata.obs_names[bad], most=3)}. Embed them again, or drop those spots."
+            f"{format_names(adata.obs_names[bad], most=3)}. Embed them again, or drop those spots."
         )
     return values
 
@@ -122,7 +142,7 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
     """Spot positions as float64 (n_obs, 2), finite."""
     if keys.SPATIAL not in adata.obsm:
         raise KeyError(
-            f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: {listed(adata.obsm)}. "
+            f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: {format_names(adata.obsm)}. "
             "Read the slide with spahgc.io.read_st or spatialdata_io, or set it."
         )
     values = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
@@ -132,7 +152,7 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
     if bad.any():
         raise ValueError(
             f"{what}.obsm['{keys.SPATIAL}'] has NaN or infinite values in {int(bad.sum())} spots, e.g. "
-            f"{listed(adata.obs_names[bad], most=3)}. Drop those spots."
+            f"{format_names(adata.obs_names[bad], most=3)}. Drop those spots."
         )
     return values
 
@@ -149,7 +169,7 @@ def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
     if bad.any():
         raise ValueError(
             f"{what}.obs['{keys.CELLULARITY}'] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, "
-            f"e.g. {listed(adata.obs_names[bad], most=3)}. Run spahgc.pp.image_embedding again, or drop the column or "
+            f"e.g. {format_names(adata.obs_names[bad], most=3)}. Run spahgc.pp.image_embedding again, or drop the column or "
             f"those spots."
         )
     return values
@@ -158,7 +178,9 @@ def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
 def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
     """The expression matrix, ``X`` or a layer; dense or CSR, finite."""
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"{what}.layers has no {layer!r} (layer). Available: {listed(adata.layers)}; X is layer=None.")
+        raise KeyError(
+            f"{what}.layers has no {layer!r} (layer). Available: {format_names(adata.layers)}; X is layer=None."
+        )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None or adata.n_vars == 0:
         problem = "X is None" if matrix is None else "n_vars is 0"
@@ -178,7 +200,7 @@ def counts(adata: AnnData, layer: str | None, *, what: str, normalize: str) -> A
     name = _matrix_name(what, layer)
     advice = (
         f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: "
-        f"{listed(adata.layers)}), "
+        f"{format_names(adata.layers)}), "
         "or normalize='none' to take the values as they are"
     )
     if negative(matrix):
@@ -219,8 +241,8 @@ def genes_in(wanted: Sequence[str], available: Any, *, what: str) -> None:
     missing = [gene for gene in wanted if gene not in available]
     if missing:
         raise KeyError(
-            f"{len(missing)} of {len(wanted)} genes asked for are not in {what}.var_names: {listed(missing)}. "
-            f"It has {len(available)} genes such as {listed(list(available)[:3])}.{naming_hint(missing, available)}"
+            f"{len(missing)} of {len(wanted)} genes asked for are not in {what}.var_names: {format_names(missing)}. "
+            f"It has {len(available)} genes such as {format_names(list(available)[:3])}.{naming_hint(missing, available)}"
         )
 
 

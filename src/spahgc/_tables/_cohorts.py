@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _keys as keys
-from . import _validate as check
-from ._expression import Normalize, normalize, rank_genes
-from ._slides import Cohort, Float32, Rows, Slide, canonical_order
+from .. import _keys as keys
+from .._checks import format_names
+from .._slides import Cohort, Float32, Normalize, Rows, Slide, canonical_order, normalize, rank_genes, spot_depth
+from . import _slots as check
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
 
 # What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or
 # the run.
@@ -113,7 +114,7 @@ def reference_cohort(
         if len(patients) > 1:
             raise ValueError(
                 f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: "
-                f"{check.listed(patients)}."
+                f"{format_names(patients)}."
             )
         values = normalize(matrix[index], normalize_as, genes=columns)
         density = None if cellularity is None else cellularity[index]
@@ -177,8 +178,6 @@ def measured_expression(
     Expression, float32 (n_obs, n_genes); depth, (n_obs,), NaN where the values are no counts, as `how` ``"none"``
     allows; whether a spot has any expression, (n_obs,).
     """
-    from ._expression import spot_depth
-
     what = "target"
     matrix = (
         check.expression(adata, layer, what=what)
@@ -267,7 +266,7 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
     unusable = [name for name in wanted if not check.is_storable(name)]
     if unusable:
         raise ValueError(
-            f"Genes {check.listed(unusable)} of the panel have names that cannot be those of columns in a file (no "
+            f"Genes {format_names(unusable)} of the panel have names that cannot be those of columns in a file (no "
             f"'/', not empty, '.', '..' or '_index'). Rename them in reference.var_names."
         )
     return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal["symbol", "ensembl"]
+from .._tables._slots import Kind, ensembl_id
 
-_ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)"
+
+
 # What a spreadsheet makes of MARCH1, SEPT2, DEC1 and of clones such as 2310009E13: two genes may become one date.
 _DAMAGED = re.compile(
     rf"\d{{1,2}}-{_MONTH}(?:-\d+)?|{_MONTH}-\d\d|\d{{4}}-\d\d-\d\d(?: 00:00:00)?|\d\.\d+E\+\d+", re.IGNORECASE
 )
+
+
 _MISSING = {"", "nan", "<NA>"}
-
-
-def ensembl_id(name: str) -> str:
-    """The Ensembl gene id that a name is, without its version; empty for any other name."""
-    found = _ENSEMBL.fullmatch(name)
-    return found[1] + (found[2] or "") if found else ""
 
 
 def is_damaged(name: str) -> bool:
     """Whether a name is what a spreadsheet made of a gene's name: ``1-Mar``, ``2-Sep``, ``2.31E+13``."""
     return _DAMAGED.fullmatch(name) is not None
-
-
-def kind_of(names: Iterable[str]) -> Kind:
-    """What most of the names are."""
-    share = Counter(bool(ensembl_id(name.strip())) for name in names)
-    return "ensembl" if share[True] > share[False] else "symbol"
-
-
-def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "version", "case", ""]:
-    """In what two lists of names mainly differ: Ensembl ids and symbols, versions of the ids, or upper case."""
-    names, others = list(names), list(others)
-    if kind_of(names) != kind_of(others):
-        return "kind"
-    half = 0.5 * max(1, len(names))
-    ids = {ensembl_id(name) for name in others} - {""}
-    if sum(ensembl_id(name) in ids for name in names) > half:
-        return "version"
-    folded = {name.casefold() for name in others}
-    return "case" if sum(name.casefold() in folded for name in names) > half else ""
 
 
 @dataclass(frozen=True)

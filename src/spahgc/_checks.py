@@ -1,9 +1,29 @@
-"""Checks of arrays that the functions of this package share."""
+"""Checks of arguments: declared constraints, one decorator, one message."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+def format_names(names: Iterable[Any], *, most: int = 10) -> str:
+    """Names for an error message, the first `most` of them."""
+    names = [repr(str(name)) for name in names]
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
+
+
+def rng_seed(rng: int | np.random.Generator) -> int:
+    """The seed that an int or a Generator stands for; a Generator moves on."""
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**31))
+    seed: Any = rng  # Users pass other types too.
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise TypeError(f"rng is an int of at least 0 or a numpy Generator, not {rng!r}.")
+    return int(seed)
 
 
 def matrix(values: ArrayLike, what: str, *, dtype: type = np.float32) -> NDArray:

@@ -1,18 +1,23 @@
-"""Nearest spots by position, exact and reproducible.
-
-Ties are the rule on a grid, so it is stated who wins one: the lower index. Neither how many spots are asked for at once
-nor the inner order of the search tree has a say in it.
-"""
+"""Positions of spots as plain arrays: nearest spots, pitch, micrometers."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from ._check import matrix, positive
+from . import _keys as keys
+from ._checks import matrix, positive
+
+Float64 = NDArray[np.float64]
+
 
 _DECIMALS = 9
+
+
 _MARGIN = 16
 
 
@@ -88,3 +93,68 @@ def spatial_knn(coordinates: ArrayLike, k: int) -> NDArray[np.int64]:
     """
     k = positive(k, "k")
     return SpatialNeighbors(coordinates)(k)
+
+
+PLAUSIBLE_MPP = (0.05, 20.0)
+"""Micrometres per pixel of an H&E image; beyond, a cell is smaller than a pixel or a tile larger than memory."""
+
+
+VISIUM_PITCH_UM = 100.0
+"""Distance of neighbouring spots of a Visium array, centre to centre."""
+
+
+VISIUM_SPOT_UM = 65.0
+"""What Space Ranger's ``spot_diameter_fullres`` stands for: the printed spot of 55 um and what diffuses."""
+
+
+DIFFERS = 0.1
+"""Share by which two ways to the scale may differ before a warning."""
+
+
+_MANY = 10  # pairs of neighbours from which on their distance is believed
+
+
+def shape_areas(shapes: Any) -> Float64:
+    """Areas of circles (points with a radius) or polygons."""
+    if "radius" in shapes:
+        return np.asarray(np.pi * shapes["radius"].to_numpy(dtype=np.float64) ** 2)
+    return np.asarray(shapes.geometry.area, dtype=np.float64)
+
+
+def side_of(shapes: Any) -> float:
+    """Side of square bins: of the polygons, or the diameter of the circles that stand for them."""
+    if "radius" in shapes:
+        return 2 * float(np.median(shapes["radius"]))
+    return float(np.sqrt(np.median(shapes.geometry.area)))
+
+
+def visium_pitch(obs: pd.DataFrame, centres: Float64) -> float | None:
+    """Distance of neighbouring spots of a Visium array; `None` where the spots do not lie on one.
+
+    Visium numbers the columns of even rows 0, 2, 4, ... and of odd rows 1, 3, 5, ...; neighbours are two columns apart
+    in a row, or one column and one row.
+    """
+    # A lattice that spahgc laid may have any pitch.
+    if not all(key in obs for key in ("array_row", "array_col")) or keys.TISSUE in obs or keys.N_BINS in obs:
+        return None
+    row, column = (
+        pd.to_numeric(obs[key], errors="coerce").to_numpy(dtype=np.float64) for key in ("array_row", "array_col")
+    )
+    whole = np.isfinite(row) & np.isfinite(column) & (row == np.round(row)) & (column == np.round(column))
+    if not len(row) or not whole.all() or ((row + column) % 2).any():
+        return None
+    width = int(column.max() - column.min()) + 8
+    code = ((row - row.min()) * width + column - column.min() + 4).astype(np.int64)
+    index = pd.Index(code)
+    if not index.is_unique:
+        return None
+    distances = []
+    for step in (2, width + 1, width - 1):
+        other = index.get_indexer(code + step)
+        here = other >= 0
+        distances.append(np.linalg.norm(centres[here] - centres[other[here]], axis=1))
+    medians = [float(np.median(part)) for part in distances if len(part) >= _MANY]
+    # The three directions of a hexagonal array have one pitch; where they do not, something else is numbered so.
+    if not medians or min(medians) <= 0 or max(medians) > 1.05 * min(medians):
+        return None
+    return float(np.median(np.concatenate(distances)))

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _keys as keys
-from . import _stores
-from ._slides import Float32
-from ._validate import listed
+from .. import _keys as keys
+from .._checks import format_names
+from .._disk import read_store
+from .._slides import Float32
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
 
 _WORKERS = 4
 """Chunks of a store that are read at once."""
@@ -60,7 +61,7 @@ def in_table(adata: AnnData, key: str) -> pd.DataFrame | None:
     known |= {name for name in adata.uns if stored_at(adata, name) is not None}
     raise KeyError(
         f"obsm has no prediction {key!r}. Run spahgc.tl.predict(adata_ref, adata) first. "
-        f"Predictions here: {listed(sorted(known))}."
+        f"Predictions here: {format_names(sorted(known))}."
     )
 
 
@@ -68,7 +69,7 @@ def in_store(adata: AnnData, key: str) -> Any:
     """The values of a prediction in a store, for the spots of the table: dask array, float32 (n_obs, panel)."""
     path = Path(str(stored_at(adata, key)))
     try:
-        store = _stores.read(path)
+        store = read_store(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
             f"{error} The table's prediction {key!r} was written there. If it was moved, say where it is: "
@@ -85,6 +86,6 @@ def in_store(adata: AnnData, key: str) -> Any:
     if (rows < 0).any():
         raise ValueError(
             f"{path} has no prediction of {int((rows < 0).sum())} of the table's {adata.n_obs} spots, e.g. "
-            f"{listed(adata.obs_names[rows < 0], most=3)}. {again}"
+            f"{format_names(adata.obs_names[rows < 0], most=3)}. {again}"
         )
     return store.values[rows]

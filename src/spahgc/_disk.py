@@ -1,0 +1,468 @@
+"""Bytes and arrays on disk: what is written appears whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _keys as keys
+from ._slides import Float32, Rows, blocks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from zarr.storage import MemoryStore
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` when the block ends, and goes away if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: some writers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to write to; it takes the place of `path`, or goes away if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    new, old = workshop / "new", workshop / "old"
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table_key: str = keys.TABLE) -> None:
+    """Put an embedding, and what goes with it, into the table of a SpatialData zarr; nothing else is touched.
+
+    These are ``obsm[key]`` and ``uns[key]``, and the cellularity of the tiles, in ``obs`` and ``uns``, where the table
+    has it. All are written into a folder beside the zarr first and then renamed into it: a run that fails or is stopped
+    while it writes leaves the zarr as it was. Slots of the same name are replaced.
+    """
+    import anndata
+    import zarr
+
+    path = Path(path)
+    table = path / "tables" / table_key
+    version = zarr.open_group(table, mode="r", use_consolidated=False).metadata.zarr_format
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        new = zarr.open_group(workshop / "new", mode="w", zarr_format=version)
+        slots: dict[str, Any] = {"obsm": {key: adata.obsm[key]}, "uns": {key: adata.uns[key]}}
+        if keys.CELLULARITY in adata.obs:
+            slots["obs"] = adata.obs[[keys.CELLULARITY]]
+            slots["uns"][keys.CELLULARITY] = adata.uns[keys.CELLULARITY]
+        for slot, content in slots.items():
+            anndata.io.write_elem(new, slot, content)
+        _swap(workshop / "new", table, [f"{slot}/{name}" for slot in slots for name in slots[slot]], workshop / "old")
+        if "obs" in slots:
+            # A column that is there and not format_names is not read, so this comes last.
+            obs = zarr.open_group(table / "obs", mode="r+", use_consolidated=False)
+            columns: Any = obs.attrs["column-order"]
+            if keys.CELLULARITY not in columns:
+                obs.attrs["column-order"] = [*columns, keys.CELLULARITY]
+        if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
+            with warnings.catch_warnings():
+                # The tables of shapes are parquet, which zarr does not know.
+                warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+                zarr.consolidate_metadata(path)
+    finally:
+        shutil.rmtree(workshop)
+
+
+def _swap(new: Path, place: Path, names: list[str], aside: Path) -> None:
+    """Rename folders from `new` into `place`, what was there into `aside`; if one cannot be, all are as they were."""
+    done: list[str] = []
+    try:
+        for name in names:
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            done.append(name)
+            if (place / name).exists():
+                (place / name).rename(aside / name)
+            (new / name).rename(place / name)
+    except OSError:
+        for name in reversed(done):
+            if (place / name).exists() and not (new / name).exists():
+                (place / name).rename(new / name)
+            if (aside / name).exists():
+                (aside / name).rename(place / name)
+        raise
+
+
+Arrays = Mapping[str, NDArray]
+
+
+logger = logging.getLogger("spahgc")
+
+MAX_BYTES = 2**31
+"""Bytes that a folder holds at most; what was not used for longest goes first."""
+
+
+_FOLDER = ".spahgc_cache"
+
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def digest(*parts: NDArray | Rows | str | int) -> str:
+    """SHA-256 over arrays (shape, dtype and values, in rows), numbers and strings."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str | int):
+            found.update(f"\0{part!r}".encode())
+            continue
+        found.update(f"\0{part.dtype}{part.shape}".encode())
+        for rows in blocks(len(part)):
+            found.update(np.ascontiguousarray(part[rows]).data)
+    return found.hexdigest()
+
+
+class Cache:
+    """Arrays in files of a folder, by name.
+
+    Parameters
+    ----------
+    folder
+        The folder; one that is not there (any more) keeps nothing.
+    max_bytes
+        Bytes of all files together, at most.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+
+    def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a name; made, and kept, where they are not there or their file is damaged."""
+        path = self._folder / f"{name}.npz"
+        found = _read(path)
+        if found is None:
+            found = make()
+            try:
+                self._write(path, found)
+            except OSError as error:  # a full disk, or a folder that went away: the arrays are there all the same
+                logger.debug("%s is not kept: %s", path, error)
+        return found
+
+    def _write(self, path: Path, arrays: Arrays) -> None:
+        body = io.BytesIO()
+        np.savez(body, **arrays)  # type: ignore[arg-type]
+        content = body.getbuffer()
+        if len(content) > self._max_bytes // 2:
+            return
+        self._make_room(len(content))
+        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def _make_room(self, n_bytes: int) -> None:
+        there = []
+        for path in self._folder.glob("*.npz"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process made room
+                continue
+            there.append((status.st_mtime_ns, status.st_size, path))
+        total = n_bytes + sum(size for _, size, _ in there)
+        for _, size, path in sorted(there):
+            if total <= self._max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _read(path: Path) -> Arrays | None:
+    try:
+        content = memoryview(path.read_bytes())
+        os.utime(path)
+    except OSError:
+        return None
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        logger.debug("%s is damaged; what it held is computed again.", path)
+        return None
+    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+_ACTIVE: ContextVar[Cache | None] = ContextVar("spahgc_cache", default=None)
+
+
+def active() -> bool:
+    """Whether :func:`cached` keeps anything here."""
+    return _ACTIVE.get() is not None
+
+
+def cached(name: Callable[[], str], make: Callable[[], Arrays]) -> Arrays:
+    """What `make` gives, from the cache where there is one.
+
+    Parameters
+    ----------
+    name
+        Gives the :func:`digest` of all that `make` depends on; not called without a cache.
+    make
+        Computes the arrays, the same ones for the same name.
+    """
+    cache = _ACTIVE.get()
+    return make() if cache is None else cache.get(name(), make)
+
+
+@contextmanager
+def keeping(folder: Path | None) -> Iterator[None]:
+    """Keep in a folder what is computed in the block; nothing where it is `None`, or not there.
+
+    A worker on another machine does not see the folder of the process that started it.
+    """
+    token = _ACTIVE.set(Cache(folder) if folder is not None and folder.is_dir() else None)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+@contextmanager
+def shared_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder for :func:`keeping` that goes away with the block.
+
+    Parameters
+    ----------
+    parent
+        Folder of the run: what a run that was killed left there is used. `None`: a temporary one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="spahgc-")) if parent is None else Path(parent).absolute() / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+MARK = "spahgc_prediction"
+"""Attribute of a store: key and model of the prediction. What lacks it is never overwritten."""
+
+
+CHUNK_BYTES = 2**23
+"""About the size of a chunk, which has all genes of some rows."""
+
+
+class Store(NamedTuple):
+    """A prediction on disk."""
+
+    model: str
+    """Fingerprint."""
+    names: pd.Index
+    """Names of the spots, (n_obs,)."""
+    values: Any
+    """Dask array, float32 (n_obs, panel)."""
+
+
+def local_path(store: str | os.PathLike[str]) -> Path:
+    """Absolute path of a store."""
+    name = os.fspath(store)
+    if "://" in name:
+        raise ValueError(f"store is a path in a file system, not the address {name!r}. Write there, and copy it.")
+    return Path(os.path.abspath(os.path.expanduser(name)))
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """There is nothing at `path`, or a prediction that may be overwritten."""
+    if not os.path.lexists(path) or (overwrite and is_store(path)):
+        return
+    advice = (
+        "Pass overwrite=True to replace it"
+        if is_store(path)
+        else "It is not a prediction that spahgc.tl.predict wrote there, and is never replaced. Remove it yourself"
+    )
+    raise FileExistsError(f"{path} exists already. {advice}, or choose another store.")
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """The disk has room for the values twice: while they are made, and in the store."""
+    folder = next(parent for parent in path.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < 2 * n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder} has {free / 1e9:.1f} GB free, and to write the prediction takes {2 * n_bytes / 1e9:.1f} GB, "
+            f"half of them for a temporary file. Choose a store on another disk, or predict fewer genes or slides",
+        )
+
+
+def is_store(path: Path) -> bool:
+    """Whether a prediction was written at `path`."""
+    return path.is_dir() and not path.is_symlink() and _mark(path) is not None
+
+
+def _mark(path: Path) -> dict[str, str] | None:
+    import zarr
+
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    mark: Any = zarr.open_group(path, mode="r").attrs.get(MARK)
+    return mark if isinstance(mark, dict) else None
+
+
+class Scratch:
+    """Values float32 (n, n_genes) in a temporary file without a name, of which slices of rows are read and written.
+
+    With plain reads and writes a full disk is an `OSError`; a mapped file would end the process there.
+
+    Parameters
+    ----------
+    folder
+        Where the file is.
+    shape
+        (n, n_genes)
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.shape, self._row = shape, 4 * shape[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix=".spahgc-")  # noqa: SIM115
+        self._file.truncate(shape[0] * self._row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getitem__(self, rows: slice) -> Float32:
+        values = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
+        self._file.seek(rows.start * self._row)
+        self._file.readinto(values.data)
+        return values
+
+    def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
+        block = np.broadcast_to(values, (rows.stop - rows.start, self.shape[1]))  # an error where it does not fit
+        self._file.seek(rows.start * self._row)
+        self._file.write(np.ascontiguousarray(block, np.float32).data)
+
+    def mapped(self) -> Float32:
+        """All values, to be read while the file is open."""
+        self._file.flush()
+        return np.memmap(self._file, np.float32, "r", shape=self.shape)
+
+
+def write_store(
+    path: Path, table: AnnData, values: Callable[[slice], Float32], *, key: str, model: str, overwrite: bool
+) -> None:
+    """Write a prediction.
+
+    Parameters
+    ----------
+    path
+        The folder to make. It is written under a temporary name beside its place and then renamed.
+    table
+        All but ``X``.
+    values
+        Makes rows of ``X``, float32 (n_rows, n_genes).
+    key, model
+        Of the prediction.
+    overwrite
+        Replace a prediction that is there.
+    """
+    import zarr
+
+    n, n_genes = table.shape
+    n_rows = min(n, max(1, CHUNK_BYTES // (4 * n_genes)))
+    with replacing_folder(path) as folder:
+        _write_zarr(table, folder)
+        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
+        # Element "array" of the AnnData format.
+        array = group.create_array("X", shape=table.shape, chunks=(n_rows, n_genes), dtype=np.float32, overwrite=True)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for rows in blocks(n, n_rows):
+            array[rows] = values(rows)
+        group.attrs[MARK] = {"key": key, "model": model}
+        with _silent_consolidation():
+            zarr.consolidate_metadata(folder)
+        check_free(path, overwrite=overwrite)  # again: to predict may have taken hours
+
+
+def check_writable(table: AnnData) -> None:
+    """A table without values can be written into a store: an error where it cannot."""
+    from zarr.storage import MemoryStore
+
+    _write_zarr(table, MemoryStore())
+
+
+def _write_zarr(table: AnnData, place: Path | MemoryStore) -> None:
+    with _silent_consolidation():
+        # That the format will be another one: the user's setting of anndata chooses it, and all are read.
+        warnings.filterwarnings("ignore", "Writing zarr v2|zarr v3 autosharding", UserWarning)
+        table.write_zarr(place)
+
+
+@contextmanager
+def _silent_consolidation() -> Iterator[None]:
+    """No warnings that not all readers of version 3 know consolidated metadata."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", zarr.errors.ZarrUserWarning)
+        yield
+
+
+def read_store(path: Path) -> Store:
+    """Open a prediction.
+
+    Parameters
+    ----------
+    path
+        The folder that :func:`write_store` made.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    ValueError
+        If what is there is not a prediction.
+    """
+    import anndata
+    import dask.array as da
+    import pandas as pd
+    import zarr
+
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    mark = _mark(path)
+    if mark is None:
+        raise ValueError(f"{path} is not a prediction that spahgc.tl.predict wrote.")
+    group: Any = zarr.open_group(path, mode="r")
+    obs = group["obs"]
+    names = anndata.io.read_elem(obs[obs.attrs["_index"]])
+    return Store(mark["model"], pd.Index(np.asarray(names, dtype=object)), da.from_zarr(group["X"]))

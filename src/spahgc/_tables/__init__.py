@@ -1,0 +1,1 @@
+"""The door between tables and arrays, both ways."""
