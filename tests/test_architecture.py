@@ -60,7 +60,7 @@ DISTINCTIVE = {
     if name.isupper() and isinstance(value, str) and "_" in value.strip("_")
 } - {_keys.MPP}
 
-MAX_LINES = 400
+MAX_LINES = 500
 MAX_POSITIONAL = 3
 
 
