@@ -114,7 +114,7 @@ def test_what_a_killed_run_left_is_used_unless_it_is_damaged(
     cohort: ad.AnnData, tmp_path: Path, searches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as killed:
-        killed.setattr("spahgc._cache.shutil.rmtree", lambda *_, **__: None)
+        killed.setattr("spahgc._disk.shutil.rmtree", lambda *_, **__: None)
         first = run(cohort, methods=["knn"], resume=tmp_path)
     left = sorted((tmp_path / ".spahgc_cache").iterdir())
     assert len(left) == len(searches) == 6

@@ -261,7 +261,7 @@ def test_optimistic_protocols_say_so(cohort: ad.AnnData, protocol: str, caplog: 
 def test_rescaled() -> None:
     counts = np.random.default_rng(0).poisson(3, (20, 4)).astype(np.float32)
     counts[:, 3] = 2
-    log10 = spahgc._expression.normalize(counts, "log10")
+    log10 = spahgc._slides.normalize(counts, "log10")
     np.testing.assert_allclose(rescaled(log10, "natural"), np.log1p(counts), rtol=1e-6)
     scaled = rescaled(log10, "range")
     assert scaled.min(axis=0).tolist() == [0, 0, 0, 0]

@@ -39,7 +39,7 @@ def test_less_memory_than_the_prediction_takes(tmp_path: Path) -> None:
 def test_one_bar_for_all_slides_and_parts(
     models: Models, target: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("spahgc._progress.DELAY", 0.0)
+    monkeypatch.setattr("spahgc._run.DELAY", 0.0)
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
     spahgc.tl.predict(models("spahgc"), target, progress=True, store=tmp_path / "pred.zarr")
     shown = capsys.readouterr().err
