@@ -42,7 +42,7 @@ def test_other_units(counts: np.ndarray) -> None:
     np.testing.assert_allclose(normalize(counts, "log10"), np.log10(counts + 1), rtol=1e-6)
     np.testing.assert_array_equal(normalize(counts, "none"), counts)
     np.testing.assert_array_equal(normalize(-counts, "none", genes=np.array([1])), -counts[:, [1]])
-    with pytest.raises(ValueError, match="normalize is one of 'log1p', 'log10', 'none', not 'cpm'"):
+    with pytest.raises(ValueError, match="must be one of 'log1p', 'log10', 'none', got 'cpm'"):
         normalize(counts, "cpm")
 
 

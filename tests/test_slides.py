@@ -86,7 +86,7 @@ def test_arrays_of_a_cohort(cohort: Cohort) -> None:
 
 
 def test_a_slide_without_expression_is_no_reference() -> None:
-    with pytest.raises(ValueError, match="Slide 'a' has no expression and cannot be a reference"):
+    with pytest.raises(ValueError, match="Slide 'a' has no measured expression"):
         Cohort((slide("a").without_expression(),), ("g0", "g1", "g2")).expression()
 
 
@@ -264,5 +264,5 @@ def test_no_patient_on_both_sides(cohort: Cohort) -> None:
     ):
         check_no_shared_patients(cohort, [new, same])
     check_no_shared_patients(cohort, [new, same], allow_shared_patients=True)
-    with pytest.raises(ValueError, match="Held-out slides 'b' are in the reference as well.*Take them out"):
+    with pytest.raises(ValueError, match="Held-out slides 'b' are also part of the reference.*Remove them"):
         check_no_shared_patients(cohort, [cohort.slides[1]], allow_shared_patients=True)

@@ -1,4 +1,7 @@
-"""Slides as plain arrays; expression units and gene ranking."""
+"""Slides as plain arrays: `Slide` is one tissue section, `Cohort` several with the same genes and embedding.
+
+Spots are sorted by position and slides by name, so that the row order of a user's table never changes a result.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,26 @@ Float64 = NDArray[np.float64]
 
 
 SplitBy = Literal["patient", "slide"]
-"""What is held out while tuning: patients, for targets of new patients; slides, for other slides of the same
-patients."""
+"""Unit held out when tuning: patients, to predict new patients, or slides, to predict further slides of known ones."""
 
 
 BLOCK = 8192
-"""Spots that are worked on at once where all of them at once could be more than fits into memory."""
+"""Number of spots processed at once, which bounds memory."""
 
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
-    """The rows of n spots, block by block."""
+    """Yield row slices that cover n spots."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 class Moments:
-    """Mean and standard deviation of columns, from blocks of rows (Chan, Golub & LeVeque 1983)."""
+    """Running mean and standard deviation of columns (Chan, Golub & LeVeque 1983)."""
 
     def __init__(self) -> None:
         self.n, self.mean, self._squares = 0, np.zeros(()), np.zeros(())
 
     def add(self, rows: NDArray[np.floating]) -> None:
-        """Take in a block of rows, (n, d)."""
+        """Update the running moments with a block of shape (n, d)."""
         n, mean = len(rows), rows.mean(axis=0, dtype=np.float64)
         squares = np.square(rows - mean, dtype=np.float64).sum(axis=0)
         difference, total = mean - self.mean, self.n + n
@@ -48,24 +50,22 @@ class Moments:
         self.n = total
 
     @property
-    def spread(self) -> Float64:
+    def std(self) -> Float64:
         """Standard deviation of each column, (d,)."""
         return np.sqrt(self._squares / self.n)
 
 
 class Rows:
-    """A matrix of which rows are chosen and scaled when they are read, so that no copy of the whole is made.
-
-    It has the shape and the row indexing of an array, and becomes one where NumPy asks for one.
+    """Matrix view (n, d) that selects and standardizes rows on access, without copying the full matrix.
 
     Parameters
     ----------
     values
-        Floating point, (n, d), or further :class:`Rows`; it may be memory-mapped. Rows that are read are float32.
+        Floating-point matrix, possibly memory-mapped, or other `Rows`. Rows are returned as float32.
     index
-        The rows in question, in their order; `None` for all.
+        Selected rows, in order. `None` selects all.
     mean, scale
-        Subtracted from, and divided into, each column, (d,).
+        Shift and scale of each column, (d,).
     """
 
     dtype = np.dtype(np.float32)
@@ -102,13 +102,7 @@ class Rows:
 
 
 class Stack(Rows):
-    """The rows of several matrices, one below the other, each read where it is.
-
-    Parameters
-    ----------
-    parts
-        Matrices of equal width, arrays or :class:`Rows`.
-    """
+    """View that concatenates matrices of equal width along the rows, without copying them."""
 
     def __init__(self, parts: Sequence[NDArray[np.floating] | Rows]) -> None:
         self._parts = tuple(parts)
@@ -150,16 +144,24 @@ class Slide:
     name
         Name of the slide, unique in a cohort.
     patient
-        The patient (donor) of the slide; `None` if not known (a target may lack it).
+        Patient (donor) of the slide. `None` if unknown, which is allowed for targets.
     embedding
-        Tile embeddings as the encoder gave them, float32 (n_spots, n_features). They may be :class:`Rows`, and so may
-        the expression; ``slide.read()`` makes arrays of them.
+        Tile embeddings, float32 (n_spots, n_features). Large embeddings and expression may be views that are read on
+        access; ``slide.read()`` turns them into arrays.
     coordinates
-        Spot positions (x, y), float64 (n_spots, 2); the unit is free, only neighbour ranks and ratios are used.
+        Spot positions (x, y) in any unit, float64 (n_spots, 2).
     expression
-        Expression in the unit that is predicted, float32 (n_spots, n_genes); `None` for H&E only.
+        Expression in the unit to predict, float32 (n_spots, n_genes). `None` for H&E-only slides.
     cellularity
-        Stain density of each tile (mean haematoxylin optical density), float32 (n_spots,); `None` if it is not known.
+        Mean hematoxylin optical density of each tile, float32 (n_spots,). `None` if unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spahgc._slides import Slide
+    >>> slide = Slide("S1", "P1", np.zeros((3, 2), np.float32), np.arange(6.0).reshape(3, 2))
+    >>> len(slide)
+    3
     """
 
     name: str
@@ -179,11 +181,11 @@ class Slide:
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
-        """Canonical order of the spots: by y, then x, then embedding (for spots at one place)."""
+        """Order of the spots by position, see `canonical_order`."""
         return canonical_order(self.coordinates, self.embedding[:, :4])
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Slide:
-        """The slide restricted to some spots, in the given order."""
+        """Return the slide with the given spots, in the given order."""
         return replace(
             self,
             embedding=self.embedding[index],
@@ -193,19 +195,19 @@ class Slide:
         )
 
     def read(self) -> Slide:
-        """The slide with embedding and expression as arrays."""
+        """Return the slide with embedding and expression in memory."""
         if not (_unread(self.embedding) or _unread(self.expression)):
             return self
         expression = None if self.expression is None else np.asarray(self.expression)
         return replace(self, embedding=np.asarray(self.embedding), expression=expression)
 
     def without_expression(self) -> Slide:
-        """The slide as if it had H&E only."""
+        """Return the slide without its measured expression."""
         return replace(self, expression=None)
 
 
 def canonical_order(coordinates: Float64, embedding: Float32) -> NDArray[np.intp]:
-    """Order of spots by y, then x, then the columns of `embedding` (for spots at one place)."""
+    """Sort spots by y, then x, then embedding (for spots at the same position)."""
     return np.lexsort(np.column_stack([coordinates[:, ::-1], embedding]).T[::-1])
 
 
@@ -216,9 +218,17 @@ class Cohort:
     Parameters
     ----------
     slides
-        The slides; all carry expression. They are put into canonical order.
+        Slides with expression. They are sorted by name and their spots by position.
     genes
-        Names of the genes, the columns of every slide's expression.
+        Gene names, the columns of every slide's expression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spahgc._slides import Cohort, Slide
+    >>> z, xy, y = np.zeros((3, 2), np.float32), np.arange(6.0).reshape(3, 2), np.ones((3, 1), np.float32)
+    >>> Cohort((Slide("S2", "P2", z, xy, y), Slide("S1", "P1", z, xy, y)), ("ERBB2",)).patients
+    ('P1', 'P2')
     """
 
     slides: tuple[Slide, ...]
@@ -233,7 +243,7 @@ class Cohort:
 
     @classmethod
     def in_order(cls, slides: Iterable[Slide], genes: tuple[str, ...]) -> Cohort:
-        """Of slides that are in canonical order: they are not read."""
+        """Build a cohort from slides that are already sorted, without reading them."""
         return cls(tuple(slides), genes, _canonical=True)
 
     def __iter__(self) -> Iterator[Slide]:
@@ -261,37 +271,33 @@ class Cohort:
         return np.concatenate([expression_of(slide) for slide in self.slides])
 
     def split(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
-        """An array with a row for each spot, (n_spots, ...), by slide."""
+        """Split an array (n_spots, ...) by slide."""
         return np.split(rows, np.cumsum([len(slide) for slide in self.slides])[:-1])
 
     def with_embeddings(self, embeddings: Sequence[Float32 | Rows]) -> Cohort:
-        """The cohort with another embedding of each slide."""
+        """Return the cohort with another embedding of each slide."""
         slides = zip(self.slides, embeddings, strict=True)
         return replace(self, slides=tuple(replace(slide, embedding=cast("Float32", own)) for slide, own in slides))
 
     def slide_index(self) -> NDArray[np.intp]:
-        """Index of the slide of each spot, (n_spots,)."""
+        """Slide index of each spot, (n_spots,)."""
         return np.repeat(np.arange(len(self.slides)), [len(slide) for slide in self.slides])
 
     def subset(self, names: Sequence[str]) -> Cohort:
-        """The cohort restricted to some slides."""
+        """Return the cohort with the named slides only."""
         keep = set(names)
         return replace(self, slides=tuple(slide for slide in self.slides if slide.name in keep))
 
     def read(self) -> Cohort:
-        """The cohort with the embeddings and expression of every slide as arrays."""
+        """Return the cohort with all arrays in memory."""
         return replace(self, slides=tuple(slide.read() for slide in self.slides))
 
     def standardized(self) -> Cohort:
-        """The cohort with every slide's embedding standardised (:func:`standardize`)."""
+        """Return the cohort with each slide's embedding standardized."""
         return replace(self, slides=tuple(standardize(slide) for slide in self.slides))
 
     def splits(self, by: SplitBy = "patient") -> tuple[tuple[str, ...], ...]:
-        """Groups of slides to hold out one at a time while tuning, by name.
-
-        By patient, or by slide where `by` says so or there is a single patient, because nothing else can be held out
-        there.
-        """
+        """Names of the slides to hold out together when tuning: by patient, or by slide if there is one patient."""
         groups: dict[str, list[str]] = {}
         alone = by == "slide" or len(set(self.patients)) == 1
         for slide in self.slides:
@@ -299,7 +305,7 @@ class Cohort:
         return tuple(tuple(names) for names in groups.values())
 
     def fingerprint(self) -> str:
-        """SHA-256 over all arrays and names: two cohorts with the same one give the same model."""
+        """SHA-256 of all arrays and names; equal cohorts give equal models."""
         digest = hashlib.sha256("\0".join(self.genes).encode())
         for slide in self.slides:
             digest.update(f"\0{slide.name}\0{slide.patient}".encode())
@@ -311,47 +317,38 @@ class Cohort:
 
 
 def expression_of(slide: Slide) -> Float32:
-    """The expression of a reference slide; an error where it has none."""
+    """Return the expression of a slide, or raise if it was not measured."""
     if slide.expression is None:
-        raise ValueError(f"Slide {slide.name!r} has no expression and cannot be a reference.")
+        raise ValueError(f"Slide {slide.name!r} has no measured expression, so it cannot be used as a reference.")
     return slide.expression
 
 
 def check_no_shared_patients(
     reference: Cohort, held_out: Sequence[Slide], *, allow_shared_patients: bool = False
 ) -> None:
-    """No patient of a held-out slide has a slide in the reference; an error where one has.
+    """Raise if held-out slides share patients with the reference, or are part of it.
 
-    A held-out slide that is itself in the reference is an error in any case: its expression would have been seen.
-
-    Parameters
-    ----------
-    reference
-        The slides that are fitted on.
-    held_out
-        The slides that are predicted and scored.
-    allow_shared_patients
-        Let other slides of the same patients be in the reference.
+    `allow_shared_patients` permits other slides of the same patients, never the held-out slide itself.
     """
     known = {slide.name for slide in reference}
     inside = sorted(slide.name for slide in held_out if slide.name in known)
     if inside:
         raise ValueError(
-            f"Held-out slides {', '.join(map(repr, inside))} are in the reference as well, so their expression would "
-            f"be seen. Take them out of the reference."
+            f"Held-out slides {', '.join(map(repr, inside))} are also part of the reference, so training would see "
+            f"the expression to be scored. Remove them from the reference."
         )
     if allow_shared_patients:
         return
     owners = {slide.patient for slide in reference if slide.patient is not None}
     shared = sorted({slide.patient for slide in held_out if slide.patient is not None} & owners)
     if shared:
-        said = "; ".join(
+        shared_text = "; ".join(
             f"patient {patient!r}: held out {_names_of(held_out, patient)}, reference {_names_of(reference, patient)}"
             for patient in shared
         )
         raise ValueError(
-            f"Held-out and reference slides share patients ({said}), which makes scores look better than they are for "
-            f"a new patient. Split by patient, or pass allow_shared_patients=True; results then say 'same patient'."
+            f"Held-out and reference slides share patients ({shared_text}), so scores would overstate the accuracy on "
+            f"new patients. Split by patient, or pass allow_shared_patients=True to label results 'same patient'."
         )
 
 
@@ -360,25 +357,21 @@ def _names_of(slides: Iterable[Slide], patient: str) -> str:
 
 
 def standardize(slide: Slide) -> Slide:
-    """Scale a slide's embedding to mean 0 and variance 1 per feature, over its own spots.
-
-    Uses the slide's own images only, so it is the same for reference and target; a constant feature becomes 0. An
-    embedding that is :class:`Rows` stays unread but for its moments.
-    """
+    """Standardize a slide's embedding per feature over its own spots; constant features become 0."""
     mean, scale = standardization(slide.embedding)
     scaled = Rows(slide.embedding, mean=mean, scale=scale)
     return replace(slide, embedding=cast("Float32", scaled) if _unread(slide.embedding) else np.asarray(scaled))
 
 
 def standardization(embedding: Float32) -> tuple[Float64, Float64]:
-    """Mean and standard deviation of each feature; infinite for a constant feature, so that it becomes 0."""
+    """Mean and standard deviation of each feature; infinite for constant features, which therefore become 0."""
     moments, largest = Moments(), np.zeros(embedding.shape[1])
     for rows in blocks(len(embedding)):
         block = embedding[rows].astype(np.float64)
         moments.add(block)
         largest = np.maximum(largest, np.abs(block).max(axis=0))
-    constant = moments.spread <= 1e-6 * np.maximum(1.0, largest)
-    return moments.mean, np.where(constant, np.inf, moments.spread)
+    constant = moments.std <= 1e-6 * np.maximum(1.0, largest)
+    return moments.mean, np.where(constant, np.inf, moments.std)
 
 
 Normalize = Literal["log1p", "log10", "none"]
@@ -389,31 +382,21 @@ UNITS: dict[str, str] = {
     "log10": "log10(counts + 1)",
     "none": "as given",
 }
-"""Unit of the expression that each `normalize` gives."""
+"""Expression unit of each normalization."""
 
 
 TARGET_SUM = 1e4
 
 
 def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] | None = None) -> Float32:
-    """Expression in the unit that is predicted.
+    """Normalize counts (n_obs, n_vars), dense or sparse, to dense float32 (n_obs, n_genes).
 
-    Parameters
-    ----------
-    counts
-        Counts (n_obs, n_vars), dense or SciPy sparse; with `how` ``"none"`` any expression.
-    how
-        ``"log1p"``: counts per 10,000 over all genes, then log1p. ``"log10"``: log10(counts + 1), which keeps
-        sequencing depth in. ``"none"``: as given.
-    genes
-        Columns to return; depth is still taken over all columns.
-
-    Returns
-    -------
-    float32 (n_obs, n_genes), dense. A spot without counts is all zero.
+    ``"log1p"``: counts per 10,000 over all genes, then log1p; ``"log10"``: log10(counts + 1), which retains sequencing
+    depth; ``"none"``: unchanged. `genes` selects columns; depth is always the sum over all columns. Spots without
+    counts are all zero.
     """
     if how not in get_args(Normalize):
-        raise ValueError(f"normalize is one of {', '.join(map(repr, get_args(Normalize)))}, not {how!r}.")
+        raise ValueError(f"`normalize` must be one of {', '.join(map(repr, get_args(Normalize)))}, got {how!r}.")
     depth = spot_depth(counts)
     chosen = counts if genes is None else counts[:, genes]
     values = np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, dtype=np.float64)
@@ -425,32 +408,25 @@ def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] 
 
 
 def spot_depth(counts: Any) -> NDArray[np.float64]:
-    """Total counts of each spot over all genes, float64 (n_obs,)."""
-    # In float64 throughout, which a sum of a sparse matrix is not: a narrow type of the counts would overflow or round.
+    """Total counts of each spot, float64 (n_obs,)."""
+    # A product with float64 ones does not overflow or round narrow count types, as sums of sparse matrices do.
     return np.asarray(counts @ np.ones(counts.shape[1]))
 
 
 def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[np.intp]:
-    """Genes by how variable they are on the reference slides, best first.
+    """Rank genes by their mean dispersion rank over the reference slides, most variable first.
 
-    Per slide a gene's dispersion is the variance of its counts around what the depth of each spot leads to expect,
-    over its mean count (:func:`dispersion`); the genes are ordered by the mean over slides of their ranks, equal
-    means by column. Genes found in at most `min_fraction` of all spots, or not at all on some slide, are left out.
-
-    Parameters
-    ----------
-    counts
-        Counts of each slide, (n_obs, n_vars), with the same genes.
-    min_fraction
-        Share of the spots (over all slides) in which a gene has to be found.
+    Genes detected in at most `min_fraction` of all spots, or absent from a slide, are excluded.
     """
+    from scipy.stats import rankdata
+
     n_vars = counts[0].shape[1]
     found, ranks, absent = np.zeros(n_vars), np.zeros(n_vars), np.zeros(n_vars, dtype=bool)
     for matrix in counts:
         slide_counts = sp.csr_array(matrix)
         present = np.asarray((slide_counts > 0).sum(axis=0)).ravel()
-        # Ties share their mean rank, so that no slide prefers one of two equal genes for its place in the table.
-        ranks += _ranks(-dispersion(slide_counts))
+        # Ties share their mean rank, so that column order does not decide between equal genes.
+        ranks += rankdata(-dispersion(slide_counts))
         found += present
         absent |= present == 0
     n_spots = sum(matrix.shape[0] for matrix in counts)
@@ -459,16 +435,10 @@ def rank_genes(counts: Sequence[Any], *, min_fraction: float = 0.05) -> NDArray[
 
 
 def dispersion(counts: Any) -> NDArray[np.float64]:
-    """Variance of each gene's counts around what depth leads to expect, over the mean count, float64 (n_vars,).
+    """Residual variance over mean of each gene's counts on one slide, float64 (n_vars,).
 
-    A spot is expected to hold the slide's share of a gene times its own depth. The ratio is 1 for counts that vary by
-    sampling alone (Poisson), 0 for a gene without counts. Plain variance over mean would rank genes by how well they
-    follow depth; variance over mean of depth-normalised counts, by how noisy shallow spots are.
-
-    Parameters
-    ----------
-    counts
-        Counts of one slide, (n_obs, n_vars), dense or SciPy sparse.
+    Residuals are taken from the count expected at each spot's depth, so Poisson counts give 1 and genes without counts
+    0. Plain variance over mean would rank genes by their correlation with depth.
     """
     matrix = sp.csr_array(counts).astype(np.float64)
     depth = spot_depth(matrix)
@@ -477,9 +447,3 @@ def dispersion(counts: Any) -> NDArray[np.float64]:
     squares = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel()
     residual = squares - 2 * share * (matrix.T @ depth) + share**2 * (depth**2).sum()
     return np.asarray(np.divide(np.maximum(residual, 0.0), total, out=np.zeros_like(total), where=total > 0))
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values))

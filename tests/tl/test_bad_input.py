@@ -244,7 +244,7 @@ REFERENCE = {
         options={"method": "spahgc", "method_params": {"network": {"n_references": 80}}},
     ),
     "unknown unit": Case(
-        ValueError, "normalize is one of 'log1p', 'log10', 'none', not 'cpm'", options={"normalize": "cpm"}
+        ValueError, "must be one of 'log1p', 'log10', 'none', got 'cpm'", options={"normalize": "cpm"}
     ),
     "unknown split": Case(ValueError, "split_by is 'patient' or 'slide', not 'spot'", options={"split_by": "spot"}),
     "rng": Case(TypeError, "rng is an int of at least 0 or a numpy Generator, not -1", options={"rng": -1}),

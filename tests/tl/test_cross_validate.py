@@ -473,7 +473,7 @@ def test_a_running_dask_client_is_used(cohort: ad.AnnData, cluster: Any, monkeyp
         ({"patient_key": "donor"}, KeyError, "no column 'donor'"),
         ({"library_key": "patient", "patient_key": "region"}, ValueError, "several patients"),
         ({"key_added": "a/b"}, ValueError, "key_added is made of"),
-        ({"normalize": "cpm"}, ValueError, "normalize is one of 'log1p', 'log10', 'none', not 'cpm'"),
+        ({"normalize": "cpm"}, ValueError, "must be one of 'log1p', 'log10', 'none', got 'cpm'"),
         ({"layer": "raw"}, KeyError, "no 'raw'"),
     ],
 )
