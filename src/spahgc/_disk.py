@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import logging
 import os
 import shutil
@@ -14,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` when the block ends, and goes away if the block fails."""
+    """Yield a temporary name that is renamed to `path` if the block succeeds and removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: some writers choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # The suffix stays because some writers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{get_ident()}.part{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -43,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to write to; it takes the place of `path`, or goes away if the block fails."""
+    """Yield an empty folder that replaces `path` if the block succeeds and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     new, old = workshop / "new", workshop / "old"
@@ -63,11 +64,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table_key: str = keys.TABLE) -> None:
-    """Put an embedding, and what goes with it, into the table of a SpatialData zarr; nothing else is touched.
+    """Add an embedding (``obsm``, ``uns``, cellularity) to the table of a SpatialData zarr.
 
-    These are ``obsm[key]`` and ``uns[key]``, and the cellularity of the tiles, in ``obs`` and ``uns``, where the table
-    has it. All are written into a folder beside the zarr first and then renamed into it: a run that fails or is stopped
-    while it writes leaves the zarr as it was. Slots of the same name are replaced.
+    Slots of the same name are replaced. Everything is written beside the zarr and then renamed into it, so an
+    interrupted run leaves the zarr unchanged.
     """
     import anndata
     import zarr
@@ -93,7 +93,7 @@ def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table
                 obs.attrs["column-order"] = [*columns, keys.CELLULARITY]
         if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
             with warnings.catch_warnings():
-                # The tables of shapes are parquet, which zarr does not know.
+                # Shapes are stored as parquet, which zarr does not know.
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
                 zarr.consolidate_metadata(path)
     finally:
@@ -101,7 +101,7 @@ def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table
 
 
 def _swap(new: Path, place: Path, names: list[str], aside: Path) -> None:
-    """Rename folders from `new` into `place`, what was there into `aside`; if one cannot be, all are as they were."""
+    """Rename folders from `new` into `place` and their predecessors into `aside`, or restore everything on failure."""
     done: list[str] = []
     try:
         for name in names:
@@ -125,17 +125,14 @@ Arrays = Mapping[str, NDArray]
 logger = logging.getLogger("spahgc")
 
 MAX_BYTES = 2**31
-"""Bytes that a folder holds at most; what was not used for longest goes first."""
+"""Size limit of a cache folder in bytes; nothing is added beyond it."""
 
 
 _FOLDER = ".spahgc_cache"
 
 
-_DIGEST = hashlib.sha256().digest_size
-
-
 def digest(*parts: NDArray | Rows | str | int) -> str:
-    """SHA-256 over arrays (shape, dtype and values, in rows), numbers and strings."""
+    """SHA-256 of arrays (shape, dtype and values), numbers and strings."""
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, str | int):
@@ -147,106 +144,47 @@ def digest(*parts: NDArray | Rows | str | int) -> str:
     return found.hexdigest()
 
 
-class Cache:
-    """Arrays in files of a folder, by name.
-
-    Parameters
-    ----------
-    folder
-        The folder; one that is not there (any more) keeps nothing.
-    max_bytes
-        Bytes of all files together, at most.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
-
-    def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of a name; made, and kept, where they are not there or their file is damaged."""
-        path = self._folder / f"{name}.npz"
-        found = _read(path)
-        if found is None:
-            found = make()
-            try:
-                self._write(path, found)
-            except OSError as error:  # a full disk, or a folder that went away: the arrays are there all the same
-                logger.debug("%s is not kept: %s", path, error)
-        return found
-
-    def _write(self, path: Path, arrays: Arrays) -> None:
-        body = io.BytesIO()
-        np.savez(body, **arrays)  # type: ignore[arg-type]
-        content = body.getbuffer()
-        if len(content) > self._max_bytes // 2:
-            return
-        self._make_room(len(content))
-        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(content).digest())
-                file.write(content)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-
-    def _make_room(self, n_bytes: int) -> None:
-        there = []
-        for path in self._folder.glob("*.npz"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process made room
-                continue
-            there.append((status.st_mtime_ns, status.st_size, path))
-        total = n_bytes + sum(size for _, size, _ in there)
-        for _, size, path in sorted(there):
-            if total <= self._max_bytes:
-                return
-            path.unlink(missing_ok=True)
-            total -= size
-
-
-def _read(path: Path) -> Arrays | None:
-    try:
-        content = memoryview(path.read_bytes())
-        os.utime(path)
-    except OSError:
-        return None
-    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
-        logger.debug("%s is damaged; what it held is computed again.", path)
-        return None
-    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-_ACTIVE: ContextVar[Cache | None] = ContextVar("spahgc_cache", default=None)
+_ACTIVE: ContextVar[Path | None] = ContextVar("spahgc_cache", default=None)
 
 
 def active() -> bool:
-    """Whether :func:`cached` keeps anything here."""
+    """Whether `cached` stores results here."""
     return _ACTIVE.get() is not None
 
 
 def cached(name: Callable[[], str], make: Callable[[], Arrays]) -> Arrays:
-    """What `make` gives, from the cache where there is one.
+    """Return the arrays computed by `make`, from the active cache folder if it has them.
 
-    Parameters
-    ----------
-    name
-        Gives the :func:`digest` of all that `make` depends on; not called without a cache.
-    make
-        Computes the arrays, the same ones for the same name.
+    `name` returns the `digest` of everything that `make` depends on, so an entry is never out of date; it is called
+    only if a cache is active. Damaged files are computed again: the zip format of ``.npz`` has checksums. A failure to
+    write costs nothing but time.
     """
-    cache = _ACTIVE.get()
-    return make() if cache is None else cache.get(name(), make)
+    folder = _ACTIVE.get()
+    if folder is None:
+        return make()
+    path = folder / f"{name()}.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        logger.debug("%s is damaged (%s); its content is computed again.", path, error)
+    arrays = make()
+    try:
+        used = sum(file.stat().st_size for file in folder.glob("*.npz"))
+        if folder.is_dir() and used + sum(array.nbytes for array in arrays.values()) <= MAX_BYTES:
+            with replacing(path) as temporary:
+                np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        logger.debug("%s is not cached: %s", path, error)
+    return arrays
 
 
 @contextmanager
 def keeping(folder: Path | None) -> Iterator[None]:
-    """Keep in a folder what is computed in the block; nothing where it is `None`, or not there.
-
-    A worker on another machine does not see the folder of the process that started it.
-    """
-    token = _ACTIVE.set(Cache(folder) if folder is not None and folder.is_dir() else None)
+    """Cache results of the block in a folder; do nothing if it is `None` or missing, as on another machine."""
+    token = _ACTIVE.set(folder if folder is not None and folder.is_dir() else None)
     try:
         yield
     finally:
@@ -255,12 +193,9 @@ def keeping(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def shared_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """A folder for :func:`keeping` that goes away with the block.
+    """Yield a cache folder that is removed after the block.
 
-    Parameters
-    ----------
-    parent
-        Folder of the run: what a run that was killed left there is used. `None`: a temporary one.
+    It lies in `parent`, where results of a killed run are reused, or in a temporary folder if `parent` is `None`.
     """
     folder = Path(tempfile.mkdtemp(prefix="spahgc-")) if parent is None else Path(parent).absolute() / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ class ContextRows:
         for rows in blocks(len(slide)):
             moments.add(self._unscaled(rows))
         self._mean = moments.mean
-        self._factor = context.scale / np.where(moments.std > 1e-9, moments.spread, 1.0) / divisor
+        self._factor = context.scale / np.where(moments.std > 1e-9, moments.std, 1.0) / divisor
 
     def __len__(self) -> int:
         return self.shape[0]
