@@ -97,6 +97,16 @@ def test_paired_difference_is_the_row_of_the_summary() -> None:
     assert (opposite.mean, opposite.low, opposite.high) == pytest.approx((-pair.mean, -pair.high, -pair.low))
 
 
+@pytest.mark.parametrize("missing", ["good", "ridge"])
+def test_a_score_that_either_lacks_is_left_out(missing: str) -> None:
+    """A missing score of the method or of the baseline is not a score of 0."""
+    table = long()
+    gone = (table["method"] == missing) & (table["gene"] == "G1")
+    both = metrics.paired_difference(table[table["gene"] != "G1"], "good")
+    assert metrics.paired_difference(table[~gone], "good") == both
+    assert metrics.paired_difference(table.assign(value=table["value"].mask(gone)), "good") == both
+
+
 def test_only_genes_and_slides_that_both_have() -> None:
     table = long()
     less = table[~((table["method"] == "good") & table["slide"].isin(["S7", "S8"]))].copy()

@@ -70,10 +70,14 @@ def to_target(attention, target, answers, references):
 
 
 @torch.no_grad()
-def test_dual_attention_equals_the_formula_in_both_directions(states):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dual_attention_equals_the_formula_in_both_directions(states, dtype):
+    """float32 takes the compiled kernel; float64 takes the tensor operations, as the GPU does."""
     target, reference, expression, references = states
     module = randomise(CrossNodeDualAttention(HIDDEN, HEADS))
-    found_target, found_reference = module(target, reference, expression, references)
+    inputs = target.to(dtype), reference.to(dtype), expression.to(dtype), references
+    found_target, found_reference = (found.float() for found in module.to(dtype)(*inputs))
+    module.float()
 
     answers = [torch.cat([x, layer_norm(module.norm, y.tolist())]) for x, y in zip(reference, expression, strict=True)]
     expected = to_target(module.to_target, target, answers, references)

@@ -65,3 +65,23 @@ def test_the_loss_is_taken_over_the_core(small, cohort):
 
     assert torch.equal(trained(None), trained(0))
     assert not torch.equal(trained(None), trained(10))
+
+
+@pytest.mark.parametrize("by_components", [False, True])
+def test_predictions_of_a_core_are_paired_with_its_spots(small, cohort, by_components):
+    """A core that lists all spots in another order trains the same network."""
+    from spahgc.nn import train
+
+    components = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) if by_components else None
+
+    def trained(shuffled: bool) -> dict[str, list[float]]:
+        graphs = []
+        for i, (data, y) in enumerate(cohort()):
+            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(i))
+            graphs.append((graph_tensors(data)._replace(core=order if shuffled else torch.arange(len(y))), y))
+        return train(graphs, small, seed=3, components=components)[1]
+
+    whole, shuffled = trained(False), trained(True)
+    assert whole.keys() == shuffled.keys()
+    for name, values in whole.items():
+        np.testing.assert_allclose(shuffled[name], values, rtol=1e-3, atol=1e-4, err_msg=name)

@@ -65,6 +65,9 @@ def test_contrastive_loss_by_hand():
     first = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
     second = torch.tensor([[3.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
     assert contrastive_loss(first, second).item() == pytest.approx((0 + 4 + 2) / 3)
+    # Cosines that are not symmetric around 0, so that the sign matters: 1, 0.6 and 0.8.
+    near = torch.tensor([[2.0, 0.0], [1.6, 1.2], [4.0, 3.0]])
+    assert contrastive_loss(first, near).item() == pytest.approx((0 + 0.8 + 0.4) / 3)
     zero = torch.zeros(2, 3, requires_grad=True)
     contrastive_loss(zero, torch.ones(2, 3)).backward()
     assert zero.grad.isfinite().all()

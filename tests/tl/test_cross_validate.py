@@ -387,10 +387,23 @@ def test_the_folder_of_another_run(cohort: ad.AnnData, tmp_path: Path, options: 
         quick(cohort, resume=tmp_path, **options)
 
 
-def test_a_folder_of_other_data_or_things(cohort: ad.AnnData, tmp_path: Path) -> None:
-    quick(cohort, resume=tmp_path / "cv")
-    with pytest.raises(ValueError, match="data: embeddings, positions, counts, slides or patients were others"):
-        quick(with_noise(cohort, "C1"), resume=tmp_path / "cv")
+@pytest.mark.parametrize("what", ["counts", "embedding", "positions", "cellularity"])
+def test_a_folder_of_other_data(cohort: ad.AnnData, tmp_path: Path, what: str) -> None:
+    cohort.obs["cellularity"] = 0.1
+    quick(cohort, resume=tmp_path)
+    other = with_noise(cohort, "C1") if what == "counts" else cohort.copy()
+    if what == "embedding":
+        other.obsm["image_toy"][3, 0] += 1
+    elif what == "positions":
+        other.obsm["spatial"][3, 0] += 1
+    elif what == "cellularity":
+        other.obs.loc[other.obs_names[3], "cellularity"] = 0.2
+    with pytest.raises(ValueError, match="is of another run: data: "):
+        quick(other, resume=tmp_path)
+
+
+def test_a_folder_of_other_things(cohort: ad.AnnData, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="holds something else"):
         quick(cohort, resume=tmp_path)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student_t
 
 from spahgc.tl._shifts import Shifts
 from spahgc.tl._trust import gene_trust, same_patient
@@ -77,6 +78,17 @@ def test_nine_in_ten_scores_of_a_new_slide_are_in_the_interval(n_slides: int, sl
     assert 0.85 <= np.mean(hits) <= 0.95
     # And it is centred: as many new scores above the expected one as below.
     assert 0.42 <= np.mean(medians) <= 0.58
+
+
+@pytest.mark.parametrize("n_slides", [3, 4, 8])
+def test_interval_of_one_gene_is_the_prediction_interval_of_students_t(n_slides: int) -> None:
+    """With a single gene there is nothing to pool or to shrink: mean -/+ t sd sqrt(1 + 1/n) on Fisher's z."""
+    z = np.random.default_rng(n_slides).normal(0.4, 0.1, n_slides)
+    row = gene_trust(long(np.tanh(z)[:, None]), method="ridge", level=0.9).loc["G000"]
+    half = student_t(n_slides - 1).ppf(0.95) * z.std(ddof=1) * np.sqrt(1 + 1 / n_slides)
+    np.testing.assert_allclose(
+        row[["low", "high"]].astype(float), np.tanh([z.mean() - half, z.mean() + half]), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("n_patients", [3, 5])

@@ -112,13 +112,15 @@ def data_fingerprint(adata: AnnData, *, use_rep: str, library_key: str, patients
         check.embedding(adata, use_rep, what="reference"),
         check.coordinates(adata, what="reference"),
     )
+    cellularity = check.cellularity(adata, what="reference")
     for name, rows in slide_rows(adata, library_key).items():
         rows = rows[Slide(name, None, embedding[rows], coordinates[rows]).order]
         digest.update(f"\0{name}\0{patients[name]}\0{len(rows)}".encode())
         counts = sp.csr_matrix(matrix[rows], dtype=np.float64, copy=True)
         counts.sum_duplicates()
         counts.eliminate_zeros()
-        for array in (embedding[rows], coordinates[rows], counts.data, counts.indices, counts.indptr):
+        density = () if cellularity is None else (cellularity[rows],)
+        for array in (embedding[rows], coordinates[rows], *density, counts.data, counts.indices, counts.indptr):
             digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
@@ -134,7 +136,7 @@ def _same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     said = []
     for name in differing:
         if name == "data":
-            said.append("data: embeddings, positions, counts, slides or patients were others")
+            said.append("data: embeddings, positions, cellularity, counts, slides or patients were others")
         else:
             said.append(f"{name}: there {_short(theirs.get(name))}, now {_short(ours.get(name))}")
     raise ValueError(
