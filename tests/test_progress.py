@@ -28,11 +28,11 @@ def test_a_part_counts_as_its_weight() -> None:
 def test_the_bar_counts_whole_spots(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(_run, "DELAY", 0.0)
     with spot_bar(10, show=True) as bar:
-        bar.say("first")
+        bar.describe("first")
         for _ in range(3):
             bar.over(4)(1 / 3)
         assert (bar._bar.n, isinstance(bar._bar.n, int)) == (4, True)
-        bar.say("second")
+        bar.describe("second")
         for _ in with_progress(6, bar.over(6), 1):
             pass
         assert bar._bar.n == 10
@@ -44,6 +44,6 @@ def test_the_bar_counts_whole_spots(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_no_bar_where_none_is_wanted_or_the_work_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     for show in (False, True):
         with spot_bar(10, show=show) as bar:
-            bar.say("first")
+            bar.describe("first")
             bar.over(10)(1.0)
     assert not capsys.readouterr().err

@@ -22,9 +22,9 @@ _MARGIN = 16
 
 
 class SpatialNeighbors:
-    """Nearest other spots on a slide, for any of its spots.
+    """Nearest other spots of each spot of a slide, reproducible on a grid.
 
-    Distances that agree to nine decimals of the slide's extent are ties; the lower index wins.
+    Distances that agree to nine decimals of the slide's extent are ties, and the lower index wins.
 
     Parameters
     ----------
@@ -34,19 +34,25 @@ class SpatialNeighbors:
     Raises
     ------
     ValueError
-        For NaN or infinite coordinates, or another number of dimensions.
+        If coordinates are not finite or have another number of dimensions.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.nn.SpatialNeighbors([[0, 0], [1, 0], [3, 0]])(1).ravel()
+    array([1, 0, 1])
     """
 
     def __init__(self, coordinates: ArrayLike) -> None:
         self.coordinates = xy = matrix(coordinates, "coordinates", dtype=np.float64)
         if xy.shape[1] not in (2, 3):
-            raise ValueError(f"coordinates has {xy.shape[1]} columns; it has x, y (and z).")
+            raise ValueError(f"`coordinates` must have 2 or 3 columns (x, y, z), got {xy.shape[1]}.")
         self._tree = cKDTree(xy)
-        # What a distance is rounded in proportion to.
+        # Distances are rounded relative to the extent of the slide.
         self._unit = float(np.ptp(xy, axis=0).max()) or 1.0 if len(xy) else 1.0
 
     def __call__(self, k: int, rows: slice | None = None) -> NDArray[np.int64]:
-        """Row numbers of the k nearest other spots of some spots (of all), int64 (n_rows, min(k, n - 1))."""
+        """Indices of the `k` nearest other spots of the given rows, nearest first, int64 (n_rows, min(k, n - 1))."""
         xy, unit = self.coordinates, self._unit
         rows = slice(0, len(xy)) if rows is None else rows
         k = min(positive(k, "k"), len(xy) - 1)
@@ -55,7 +61,7 @@ class SpatialNeighbors:
             return np.empty((len(own), 0), dtype=np.int64)
         width = min(k + 1 + _MARGIN, len(xy))
         distances, candidates = self._tree.query(xy[rows], k=width)
-        # Spots at one place: the tree may return any of them first, and may leave out the spot itself.
+        # Among spots at the same position, the tree may return any first and may omit the spot itself.
         distances = np.where(candidates == own, np.inf, distances)
         order = np.lexsort((candidates, np.round(distances / unit, _DECIMALS)), axis=1)[:, :k]
         result = np.take_along_axis(candidates, order, axis=1).astype(np.int64)
@@ -73,45 +79,50 @@ class SpatialNeighbors:
 
 
 def spatial_knn(coordinates: ArrayLike, k: int) -> NDArray[np.int64]:
-    """The `k` nearest other spots of each spot; see :class:`SpatialNeighbors`.
+    """Indices of the `k` nearest other spots of each spot, nearest first.
 
     Parameters
     ----------
     coordinates
         Positions, (n, 2) or (n, 3), in any unit.
     k
-        Neighbours per spot; where a slide has only n <= k spots, each gets the n - 1 others.
+        Number of neighbors. A slide of n <= k spots gives n - 1.
 
     Returns
     -------
-    Row numbers, int64 (n, min(k, n - 1)), nearest first.
+    int64 (n, min(k, n - 1))
 
     Raises
     ------
     ValueError
-        For NaN or infinite coordinates, or another number of dimensions.
+        If coordinates are not finite or have another number of dimensions.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.nn.spatial_knn([[0, 0], [1, 0], [3, 0]], 1).ravel()
+    array([1, 0, 1])
     """
-    k = positive(k, "k")
     return SpatialNeighbors(coordinates)(k)
 
 
 PLAUSIBLE_MPP = (0.05, 20.0)
-"""Micrometres per pixel of an H&E image; beyond, a cell is smaller than a pixel or a tile larger than memory."""
+"""Plausible range of micrometers per pixel of an H&E image."""
 
 
 VISIUM_PITCH_UM = 100.0
-"""Distance of neighbouring spots of a Visium array, centre to centre."""
+"""Center-to-center distance of neighboring Visium spots in micrometers."""
 
 
 VISIUM_SPOT_UM = 65.0
-"""What Space Ranger's ``spot_diameter_fullres`` stands for: the printed spot of 55 um and what diffuses."""
+"""Spot diameter in micrometers that Space Ranger's ``spot_diameter_fullres`` represents (55 um plus diffusion)."""
 
 
 DIFFERS = 0.1
-"""Share by which two ways to the scale may differ before a warning."""
+"""Relative difference between two estimates of the scale that triggers a warning."""
 
 
-_MANY = 10  # pairs of neighbours from which on their distance is believed
+_MIN_PAIRS = 10  # neighbor pairs needed for a reliable distance
 
 
 def shape_areas(shapes: Any) -> Float64:
@@ -122,19 +133,19 @@ def shape_areas(shapes: Any) -> Float64:
 
 
 def side_of(shapes: Any) -> float:
-    """Side of square bins: of the polygons, or the diameter of the circles that stand for them."""
+    """Side length of square bins, given as polygons or as circles of that diameter."""
     if "radius" in shapes:
         return 2 * float(np.median(shapes["radius"]))
     return float(np.sqrt(np.median(shapes.geometry.area)))
 
 
-def visium_pitch(obs: pd.DataFrame, centres: Float64) -> float | None:
-    """Distance of neighbouring spots of a Visium array; `None` where the spots do not lie on one.
+def visium_pitch(obs: pd.DataFrame, centers: Float64) -> float | None:
+    """Spot distance of a Visium array in units of `centers`, or `None` if the spots are not on such an array.
 
-    Visium numbers the columns of even rows 0, 2, 4, ... and of odd rows 1, 3, 5, ...; neighbours are two columns apart
-    in a row, or one column and one row.
+    Visium numbers the columns of even rows 0, 2, 4, ... and of odd rows 1, 3, 5, ...: neighbors lie two columns apart,
+    or one column and one row.
     """
-    # A lattice that spahgc laid may have any pitch.
+    # Grids made by spahgc may have any pitch.
     if not all(key in obs for key in ("array_row", "array_col")) or keys.TISSUE in obs or keys.N_BINS in obs:
         return None
     row, column = (
@@ -152,9 +163,9 @@ def visium_pitch(obs: pd.DataFrame, centres: Float64) -> float | None:
     for step in (2, width + 1, width - 1):
         other = index.get_indexer(code + step)
         here = other >= 0
-        distances.append(np.linalg.norm(centres[here] - centres[other[here]], axis=1))
-    medians = [float(np.median(part)) for part in distances if len(part) >= _MANY]
-    # The three directions of a hexagonal array have one pitch; where they do not, something else is numbered so.
+        distances.append(np.linalg.norm(centers[here] - centers[other[here]], axis=1))
+    medians = [float(np.median(part)) for part in distances if len(part) >= _MIN_PAIRS]
+    # A hexagonal array has the same pitch in all three directions.
     if not medians or min(medians) <= 0 or max(medians) > 1.05 * min(medians):
         return None
     return float(np.median(np.concatenate(distances)))

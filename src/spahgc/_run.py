@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 Progress = Callable[[float], None]
-"""Told the share of a piece of work that was done, each time some was; the shares sum to 1."""
+"""Callback that receives the fraction of the work completed since the last call; the fractions sum to 1."""
 
 
 DELAY = 2.0
-"""Seconds after which a bar appears: work that takes less shows none."""
+"""Seconds before a progress bar appears."""
 
 
 def no_progress(share: float) -> None:
@@ -29,30 +29,30 @@ def no_progress(share: float) -> None:
 
 
 def weighted(progress: Progress, weight: float) -> Progress:
-    """For a part that is `weight` of the whole work: hands its shares on to that of the whole."""
+    """Progress callback for a part that makes up the fraction `weight` of the whole work."""
     return lambda share: progress(weight * share)
 
 
 def with_progress(n: int, progress: Progress, size: int = BLOCK) -> Iterator[slice]:
-    """The rows of n spots, block by block; each is told when it is done."""
+    """Yield row slices that cover n spots and report each one as it is completed."""
     for rows in blocks(n, size):
         yield rows
         progress((rows.stop - rows.start) / n)
 
 
 class SpotBar:
-    """A bar over spots, for work on several slides that is itself made of parts; see :func:`spot_bar`."""
+    """Progress bar over the spots of several slides."""
 
     def __init__(self, bar: tqdm) -> None:
         self._bar, self._done = bar, 0.0
 
-    def say(self, text: str) -> None:
-        """Show what is done now."""
+    def describe(self, text: str) -> None:
+        """Show the current step beside the bar."""
         shown = not self._bar.disable and self._bar.last_print_t > self._bar.start_t
         self._bar.set_description(text, refresh=shown)
 
     def over(self, n_spots: int) -> Progress:
-        """Progress of the work on this many of the spots."""
+        """Progress callback for the work on `n_spots` of the spots."""
 
         def advance(share: float) -> None:
             self._done += share * n_spots
@@ -63,7 +63,7 @@ class SpotBar:
 
 @contextmanager
 def spot_bar(n_spots: int, *, show: bool) -> Iterator[SpotBar]:
-    """One bar for all the work on some spots, from the time on that it has taken two seconds."""
+    """Show one progress bar for all work on some spots, once it has taken two seconds."""
     from tqdm.auto import tqdm
 
     with tqdm(total=n_spots, unit="spot", delay=DELAY, disable=not show) as bar:
@@ -71,7 +71,7 @@ def spot_bar(n_spots: int, *, show: bool) -> Iterator[SpotBar]:
 
 
 def dask_client() -> Any | None:
-    """The running client of ``dask.distributed``; none is started, and nothing imported."""
+    """Return the running ``dask.distributed`` client, if any, without importing or starting one."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -82,39 +82,26 @@ def dask_client() -> Any | None:
 
 
 def connect(address: str | None) -> AbstractContextManager[Any]:
-    """A client of a scheduler, for as long as the context lasts; none without an address.
-
-    Raises
-    ------
-    ImportError
-        If ``dask.distributed`` is not installed.
-    OSError
-        If there is no scheduler at that address.
-    """
+    """Connect to a dask scheduler for the duration of the context; do nothing without an address."""
     if address is None:
         return nullcontext()
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError(
-            f"A dask scheduler needs dask.distributed ({error}). Run: pip install 'spahgc[distributed]'"
+            f"A dask scheduler requires dask.distributed ({error}). Run: pip install 'spahgc[distributed]'"
         ) from error
     client: AbstractContextManager[Any] = Client(address)
     return client
 
 
 def n_processes() -> int:
-    """Processes that ``torchrun`` started this one among; 1 without it. Nothing is imported."""
+    """Number of processes started by ``torchrun``; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def launched_fabric(device: torch.device) -> Fabric:
-    """Join the processes that ``torchrun`` started, one device each, to train together.
-
-    Parameters
-    ----------
-    device
-        CPU, or CUDA: then each process takes the GPU of its local rank.
+    """Join the processes started by ``torchrun`` for distributed training, one CPU or GPU each.
 
     Raises
     ------
@@ -125,22 +112,22 @@ def launched_fabric(device: torch.device) -> Fabric:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or "LT_CLI_USED" in os.environ:
         raise RuntimeError(
-            "distributed=True trains in processes that torchrun started, and it did not start this one. Write a script "
-            "and run, with the number of GPUs: torchrun --nproc-per-node=2 script.py"
+            "distributed=True requires processes started by torchrun. Write a script and run it with the number of "
+            "GPUs: torchrun --nproc-per-node=2 script.py"
         )
     try:
         from lightning.fabric import Fabric
         from lightning.fabric.strategies import DDPStrategy
     except ImportError as error:
         raise ImportError(
-            f"Training in several processes needs Lightning ({error}). Run: pip install 'spahgc[distributed]'"
+            f"Distributed training requires Lightning ({error}). Run: pip install 'spahgc[distributed]'"
         ) from error
     n_local = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=device.type,
         devices=n_local,
         num_nodes=n_processes() // n_local,
-        # The same in every step; in ablations some weights take no part in it.
+        # The graph is static: in ablations, some weights never receive gradients.
         strategy=DDPStrategy(static_graph=True),
     )
     fabric.launch()

@@ -167,9 +167,9 @@ def test_errors(index: ApproximateIndex, slides: list[np.ndarray]) -> None:
     bad[1][3, 2] = np.nan
     with pytest.raises(ValueError, match="first in row 703"):
         ApproximateIndex.build(bad, K)
-    with pytest.raises(ValueError, match="query has NaN"):
+    with pytest.raises(ValueError, match="`query` has NaN"):
         index.search(bad[1], K)
     with pytest.raises(ValueError, match="fewer than the 2000 neighbours"):
         index.search(slides[0], 2000, without=2)
-    with pytest.raises(ValueError, match="k is at least 1"):
+    with pytest.raises(ValueError, match="`k` must be an integer of at least 1"):
         index.search(slides[0], 0)

@@ -136,7 +136,7 @@ def test_grid_positions_that_do_not_fit_or_are_few() -> None:
     np.testing.assert_array_equal(grid_positions(np.array([[5.0, 7.0]]), 10), [[0, 0]])
     np.testing.assert_array_equal(grid_positions(np.full((3, 2), 5.0), 10), np.zeros((3, 2)))
     np.testing.assert_array_equal(grid_positions(line, 1), np.zeros((40, 2)))
-    with pytest.raises(ValueError, match="n_positions is at least 1"):
+    with pytest.raises(ValueError, match="`n_positions` must be an integer of at least 1"):
         grid_positions(line, 0)
 
 

@@ -116,7 +116,7 @@ def test_errors(arrays):
     with pytest.raises(ValueError, match="target_embedding is empty"):
         build_graph(z_t[:0], xy[:0], z_r, y_r)
     y_r[3, 0] = np.inf
-    with pytest.raises(ValueError, match="reference_expression has NaN or infinite values in 1 of 60 rows"):
+    with pytest.raises(ValueError, match="`reference_expression` has NaN or infinite values in 1 of 60 rows"):
         build_graph(z_t, xy, z_r, y_r)
 
 

@@ -90,7 +90,7 @@ def test_cosine_topk_reads_rows(monkeypatch):
     with pytest.raises(ValueError, match="query has 5 features and bank has 6"):
         cosine_topk(query[:, :5], stack, 1)
     parts[2][19, 0] = np.inf
-    with pytest.raises(ValueError, match="bank has NaN or infinite values in 1 of 64 rows, first in row 70"):
+    with pytest.raises(ValueError, match="`bank` has NaN or infinite values in 1 of 64 rows, first in row 70"):
         cosine_topk(query, stack, 1)
 
 
@@ -106,13 +106,13 @@ def test_cosine_topk_errors():
         cosine_topk(x[:2], x, 1, exclude_self=True)
     bad = x.copy()
     bad[2, 1] = np.nan
-    with pytest.raises(ValueError, match="bank has NaN or infinite values in 1 of 4 rows, first in row 2"):
+    with pytest.raises(ValueError, match="`bank` has NaN or infinite values in 1 of 4 rows, first in row 2"):
         cosine_topk(x, bad, 1)
     with pytest.raises(ValueError, match="shape"):
         cosine_topk(x[0], x, 1)
-    with pytest.raises(ValueError, match="k is at least 1"):
+    with pytest.raises(ValueError, match="`k` must be an integer of at least 1"):
         cosine_topk(x, x, 0)
-    with pytest.raises(TypeError, match="k is a whole number"):
+    with pytest.raises(TypeError, match="`k` must be an integer"):
         cosine_topk(x, x, 2.0)
     with pytest.raises(TypeError, match="dtype"):
         cosine_topk(np.array([["a"]]), x, 1)
@@ -161,9 +161,9 @@ def test_spatial_knn_on_few_spots_gives_all_others():
 
 
 def test_spatial_knn_errors():
-    with pytest.raises(ValueError, match="coordinates has 4 columns"):
+    with pytest.raises(ValueError, match="2 or 3 columns .*got 4"):
         spatial_knn(np.zeros((3, 4)), 1)
-    with pytest.raises(ValueError, match="coordinates has NaN"):
+    with pytest.raises(ValueError, match="`coordinates` has NaN"):
         spatial_knn([[0, np.nan], [1, 1]], 1)
     with pytest.raises(ValueError, match="at least 1"):
         spatial_knn([[0, 0], [1, 1]], 0)

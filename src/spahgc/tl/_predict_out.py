@@ -123,7 +123,7 @@ def predict_into_store(
     with _disk.Scratch(path.parent, shape) as scratch:
         outputs = [_From(scratch, int(start)) for start in starts[:-1]]
         support = _predict(model, targets, outputs, bar)
-        bar.say(f"Writing {path.name}")
+        bar.describe(f"Writing {path.name}")
         whole = _without_values(adata, key, record, support)
         made = scratch.mapped()
         _disk.write_store(
@@ -140,7 +140,7 @@ def _predict(model: Model, targets: Sequence[TargetSlide], outputs: Sequence[Out
     bad = 0
     for target, out in zip(targets, outputs, strict=True):
         n = len(target.slide)
-        bar.say("Predicting" if len(targets) == 1 else f"Predicting {target.slide.name}")
+        bar.describe("Predicting" if len(targets) == 1 else f"Predicting {target.slide.name}")
         support[target.rows] = model.predict_slide_into(target.slide, out, progress=bar.over(n))
         bad += sum(int((~np.isfinite(out[rows]).all(axis=1)).sum()) for rows in blocks(n))
     if bad:
