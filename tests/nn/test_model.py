@@ -42,7 +42,7 @@ def test_config_is_the_paper_and_survives_json():
     ("change", "error", "message"),
     [
         ({"hidden": 10}, ValueError, "not a multiple of"),
-        ({"n_layers": 0}, ValueError, "`n_layers` must be an integer of at least 1"),
+        ({"n_layers": 0}, ValueError, "n_layers is at least 1"),
         ({"heads": 2.0}, TypeError, "heads is a whole number"),
         ({"dropout": 1.0}, ValueError, "dropout is a share"),
         ({"mask_target": -0.1}, ValueError, "mask_target is a share"),
