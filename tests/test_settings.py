@@ -31,13 +31,39 @@ def test_unknown_setting(settings: Settings) -> None:
         settings.devise = "cpu"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("batch_size", value) for value in (-5, 0, 2.5, "many", None, True)],
+        *[("device", value) for value in ("gpu7", "cuda:x", 0, None)],
+        *[("max_nodes", value) for value in ("many", 0)],
+        *[("approximate_from", value) for value in (0, "never")],
+        *[("n_jobs", value) for value in (0, 1.5)],
+        *[("progress", value) for value in (1, "no")],
+        *[("data_dir", value) for value in (3, None)],
+    ],
+)
+def test_a_value_that_makes_no_sense(settings: Settings, name: str, value: object) -> None:
+    before = getattr(settings, name)
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+        setattr(settings, name, value)
+    assert getattr(settings, name) == before
+
+
+def test_values_that_make_sense(settings: Settings) -> None:
+    settings.approximate_from, settings.device, settings.n_jobs = None, "cuda:1", -2
+    assert (settings.approximate_from, settings.device, settings.n_jobs) == (None, "cuda:1", -2)
+
+
 def test_verbosity(settings: Settings) -> None:
     logger = logging.getLogger("spahgc")
     before = logger.level
     try:
         settings.verbosity = "debug"
         assert logger.level == logging.DEBUG
-        with pytest.raises(ValueError, match="verbosity is one of error, warning, info, debug, not 'loud'"):
+        with pytest.raises(
+            ValueError, match="`verbosity` must be one of 'error', 'warning', 'info', 'debug', got 'loud'"
+        ):
             settings.verbosity = "loud"
         assert settings.verbosity == "debug"
         assert logger.level == logging.DEBUG
@@ -85,7 +111,7 @@ def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_device_that_is_no_device(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="No device 'gpu': 'auto', 'cpu', 'cuda'"):
+    with pytest.raises(ValueError, match="`device` must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got 'gpu'"):
         settings.torch_device("gpu")
 
 
@@ -96,7 +122,7 @@ def test_workers(settings: Settings) -> None:
     assert settings.workers(3) == 3
     assert settings.workers(-cores) == 1
     assert settings.workers(-cores - 5) == 1
-    with pytest.raises(ValueError, match="n_jobs is a positive number of workers, or -1"):
+    with pytest.raises(ValueError, match=r"`n_jobs` must be an integer other than 0 \(-1 uses all cores\), got 0"):
         settings.workers(0)
 
 

@@ -4,69 +4,82 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
-_VERBOSITY = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+from ._checks import Range, at_least, check_argument
+
+Verbosity = Literal["error", "warning", "info", "debug"]
+
+_DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+_RANGES = {
+    "batch_size": at_least(1),
+    "max_nodes": at_least(1),
+    "approximate_from": at_least(1),
+    "n_jobs": Range("other than 0 (-1 uses all cores)", lambda n: n != 0),
+}
 
 
-def _default_data_dir() -> Path:
-    # An empty variable is one that is not set, and not the current folder.
-    return Path(os.environ.get("SPAHGC_DATA_DIR") or Path.home() / ".cache" / "spahgc")
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("SPAHGC_CACHE_DIR") or Path.home() / ".cache" / "spahgc" / "embeddings")
+def _folder(variable: str, *parts: str) -> Path:
+    # An empty variable counts as unset, not as the current folder.
+    return Path(os.environ.get(variable) or Path.home().joinpath(".cache", "spahgc", *parts))
 
 
 @dataclass
 class Settings:
-    """Settings of the package; the one instance is :data:`spahgc.settings`.
+    """Package-wide settings, available as :data:`spahgc.settings`.
 
-    A parameter of the same name that is `None` in a call takes its value from here.
+    A parameter of the same name that is `None` in a call takes its value from here. Assigning an invalid value raises.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.settings.device = "cpu"
     """
 
     device: str = "auto"
-    """Torch device; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    """Torch device; ``"auto"`` selects CUDA, then Apple's MPS, then the CPU."""
     batch_size: int = 256
-    """Tiles per call of an encoder."""
+    """Tiles per encoder call."""
     progress: bool = True
     """Show progress bars on work that takes longer than about two seconds."""
-    verbosity: str = "warning"
-    """Level of the ``spahgc`` logger, one of ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``."""
-    data_dir: Path = field(default_factory=_default_data_dir)
-    """Folder where datasets are looked for and downloaded to; from ``SPAHGC_DATA_DIR`` if that is set."""
-    cache_dir: Path = field(default_factory=_default_cache_dir)
-    """Folder where :func:`spahgc.pp.image_embedding` keeps what is finished until all is; from ``SPAHGC_CACHE_DIR`` if
-    that is set."""
+    verbosity: Verbosity = "warning"
+    """Level of the ``spahgc`` logger."""
+    data_dir: Path = field(default_factory=lambda: _folder("SPAHGC_DATA_DIR"))
+    """Folder of the datasets; defaults to the environment variable ``SPAHGC_DATA_DIR``."""
+    cache_dir: Path = field(default_factory=lambda: _folder("SPAHGC_CACHE_DIR", "embeddings"))
+    """Folder of unfinished embeddings (:func:`spahgc.pp.image_embedding`); defaults to ``SPAHGC_CACHE_DIR``."""
     max_nodes: int = 20_000
-    """Spots of a reference slide from which on SpaHGC trains it in spatial blocks of at most as many."""
+    """Reference slides with more spots than this are trained in spatial blocks of at most this size."""
     approximate_from: int | None = 100_000
-    """Reference spots from which on SpaHGC looks for similar ones with an approximate index, if faiss is installed
-    (``pip install 'spahgc[ann]'``) and the device is the CPU; `None`: it always looks at all of them."""
+    """Number of reference spots from which similar spots are found with an approximate index, on the CPU and with
+    faiss (``pip install 'spahgc[ann]'``). `None` always searches exactly."""
     n_jobs: int = -1
-    """Processes or threads for work on the CPU that is split over cores; -1 takes all cores."""
+    """Number of processes or threads for CPU work; -1 uses all cores."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in {f.name for f in fields(self)}:
-            available = ", ".join(f.name for f in fields(self))
-            raise AttributeError(f"spahgc.settings has no setting {name!r}. Available: {available}.")
-        if name == "verbosity":
-            if value not in _VERBOSITY:
-                raise ValueError(f"settings.verbosity is one of {', '.join(_VERBOSITY)}, not {value!r}.")
-            logging.getLogger("spahgc").setLevel(_VERBOSITY[value])
-        if name in {"data_dir", "cache_dir"}:
+        hints = get_type_hints(Settings)
+        if name not in hints:
+            raise AttributeError(f"spahgc.settings has no setting {name!r}. Available: {', '.join(hints)}.")
+        if hints[name] is Path:
+            check_argument(name, value, str | os.PathLike)
             value = Path(value)
+        check_argument(name, value, hints[name], _RANGES.get(name))
+        if name == "device" and not _DEVICES.fullmatch(value):
+            raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:<number>', 'mps' or 'xpu', got {value!r}.")
+        if name == "verbosity":
+            logging.getLogger("spahgc").setLevel(value.upper())
         super().__setattr__(name, value)
 
     def torch_device(self, device: str | None = None) -> Any:
-        """The torch device that `device` (or, if `None`, this setting) names.
+        """Return the torch device named by `device`, or by this setting if it is `None`.
 
         Raises
         ------
         ValueError
-            If there is no such device on this machine.
+            If the device does not exist on this machine.
         """
         import torch
 
@@ -78,7 +91,7 @@ class Settings:
         try:
             found = torch.device(name)
         except RuntimeError as error:
-            raise ValueError(f"No device {name!r}: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'.") from error
+            raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got {name!r}.") from error
         missing = (found.type == "cuda" and not torch.cuda.is_available()) or (
             found.type == "mps" and not torch.backends.mps.is_available()
         )
@@ -89,10 +102,9 @@ class Settings:
         return found
 
     def workers(self, n_jobs: int | None = None) -> int:
-        """Number of workers that `n_jobs` (or, if `None`, this setting) stands for."""
+        """Return the number of workers for `n_jobs`, or for this setting if it is `None`."""
         n = self.n_jobs if n_jobs is None else n_jobs
-        if n == 0:
-            raise ValueError("n_jobs is a positive number of workers, or -1 for all cores, not 0.")
+        check_argument("n_jobs", n, int, _RANGES["n_jobs"])
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         return n if n > 0 else max(1, cores + 1 + n)
 
