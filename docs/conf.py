@@ -28,6 +28,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
+html_static_path = ["_static"]
 # The first one is what autosummary writes its pages as; all other pages are Markdown.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 

@@ -1,44 +1,73 @@
-"""The figures in the README are those of the committed benchmark."""
+"""The README is short, its figures are those of the committed benchmarks, and its code uses names that exist."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from functools import reduce
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
 
+import spahgc
+
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = {"kNN on embeddings": "knn", "ridge regression": "ridge", "Hist2ST, compact form": "hist2st", "spahgc": "spahgc"}
 
 
-@pytest.mark.parametrize("embedding", ["texture", "mobilenet"])
-def test_accuracy_table(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    from _tables import accuracy_table, untouched
+    import _tables
 
-    content, readme = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text()), README.read_text()
-    assert accuracy_table(content, "log1p", embedding) in readme
-    assert untouched(content, embedding) in readme
+    return _tables
 
 
-def test_below_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said of B4."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    from _tables import case_scores
-
-    content = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())
-    said = []
-    for embedding in ("texture", "mobilenet"):
-        scores = case_scores(content, "log1p", embedding)
-        said.append(f"{scores['spahgc']['B4']:.3f} against {scores['ridge']['B4']:.3f}")
-    assert f"({said[0]}, and {said[1]})" in README.read_text()
+def results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_trust_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    from _tables import trust_table
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|\n ").split("|")]
 
-    content = json.loads((ROOT / "benchmarks" / "results" / "trust.json").read_text())
-    of_spahgc = {name: row for name, row in content["results"].items() if name.startswith("spahgc")}
-    assert trust_table(of_spahgc) in README.read_text()
+
+def test_the_table_is_part_of_the_benchmark(tables: Any) -> None:
+    header, _, *rows = map(cells, tables.accuracy_table(results("accuracy"), "log1p", "texture").splitlines())
+    whole = {row[0]: row[1:5] for row in rows}
+    lines = README.split("| method |")[1].splitlines()
+    assert [re.findall(r"\d+", name) for name in cells(lines[0])] == [re.findall(r"\d+", name) for name in header[1:5]]
+    shown = {cells(line)[0]: cells(line)[1:] for line in lines[2 : 2 + len(ROWS)]}
+    assert shown == {name: whole[method] for name, method in ROWS.items()}
+
+
+def test_figures_in_the_text(tables: Any) -> None:
+    text = " ".join(README.split())
+    untouched = re.search(r"spahgc (\d\.\d+), ridge (\d\.\d+)", tables.untouched(results("accuracy"), "texture"))
+    assert untouched is not None
+    assert "on the other nine spahgc scores {} and ridge {}".format(*untouched.groups()) in text
+    trust = {name: row for name, row in results("trust")["results"].items() if name.startswith("spahgc")}
+    top = mean(row["mean_top"] for row in trust.values() if row["kind"] == "same patient")
+    assert f"the 50 genes that cross-validation ranks first reach {top:.2f}" in text
+
+
+def test_it_is_short_and_shows_a_picture() -> None:
+    assert len(README.splitlines()) <= 110
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size <= 250_000
+
+
+def test_links_to_the_documentation_have_a_page() -> None:
+    pages = re.findall(r"https://spahgc\.readthedocs\.io/en/latest/([\w/]+)\.html", README)
+    made = {"accuracy"}  # from the benchmarks, when the documentation is built
+    assert not [page for page in pages if page not in made and not (ROOT / "docs" / f"{page}.md").is_file()]
+
+
+def test_names_exist() -> None:
+    used = re.findall(r"\b(?:spahgc\.)?((?:datasets|get|io|pl|pp|tl)\.\w+)", README)
+    assert "tl.predict" in used
+    for name in used:
+        reduce(getattr, name.split("."), spahgc)  # AttributeError names what is gone
