@@ -40,7 +40,7 @@ ACCURACY = {
     "log10": "For comparison with published scores. With depth left in, a predictor that knows only the total count of "
     "each spot scores as in the last row.",
     "seconds": "Median seconds to train on the reference of a case and predict it, on one thread of a shared machine.",
-    "ablation": "`benchmarks/ablation.py`: the default with one network that uses the tissue context, and variants with "
+    "ablation": "`benchmarks/ablation.py`: the default with one network that uses tissue context, and variants with "
     "one part changed; texture embeddings, depth-normalized, all cases with at least two reference slides. Intervals "
     "are for the paired difference, from resampling cases.",
     "trust": "`benchmarks/trust.py`: genes are ranked by the expected correlation from cross-validation on the "
