@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import HeteroData
 
-from spahgc.nn import Config, build_graph
+from spahgc.nn import Config, GraphTensors, build_graph, graph_tensors
 
-Slide = tuple[HeteroData, torch.Tensor]
+Slide = tuple[GraphTensors, torch.Tensor]
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -53,7 +52,7 @@ def cohort() -> Callable[..., list[Slide]]:
                 n_near=config.n_near,
                 n_close=config.n_close,
             )
-            slides.append((graph, torch.from_numpy(y[i])))
+            slides.append((graph_tensors(graph), torch.from_numpy(y[i])))
         return slides
 
     return make

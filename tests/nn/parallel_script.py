@@ -91,11 +91,10 @@ def main(out: Path) -> None:
 
     def validate(model: SpaHGC) -> float:
         calls.append(rank)
-        return [0.1, 0.9, 0.3, 0.2, 0.1, 0.0][len(calls) - 1]
+        return [0.1, 0.9, 0.3, 0.2][len(calls) - 1]
 
-    longer = replace(CONFIG, epochs=6)
-    keep("validated", *train(slides(3), longer, seed=SEED, fabric=fabric, validate=validate, patience=2))
-    found["validations"] = len(calls)
+    longer = replace(CONFIG, epochs=4)
+    keep("validated", *train(slides(3), longer, seed=SEED, fabric=fabric, validate=validate))
     keep("two epochs", *train(slides(3), replace(CONFIG, epochs=2), seed=SEED, fabric=fabric))
 
     bar = training.tqdm

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import GraphTensors, SpaHGC, build_graph, graph_tensors, spatial_blocks, spatial_knn
+from spahgc.nn import GraphTensors, SpaHGC, build_graph, spatial_blocks, spatial_knn
 
 
 def test_every_spot_is_in_one_core():
@@ -55,7 +55,7 @@ def test_the_loss_is_taken_over_the_core(small, cohort):
     def trained(change: int | None) -> torch.Tensor:
         graphs = []
         for data, y in cohort():
-            graph: GraphTensors = graph_tensors(data)._replace(core=torch.arange(4, len(y)))
+            graph: GraphTensors = data._replace(core=torch.arange(4, len(y)))
             values = y.clone()
             if change is not None:
                 values[change] += 5
@@ -78,7 +78,7 @@ def test_predictions_of_a_core_are_paired_with_its_spots(small, cohort, by_compo
         graphs = []
         for i, (data, y) in enumerate(cohort()):
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(i))
-            graphs.append((graph_tensors(data)._replace(core=order if shuffled else torch.arange(len(y))), y))
+            graphs.append((data._replace(core=order if shuffled else torch.arange(len(y))), y))
         return train(graphs, small, seed=3, components=components)[1]
 
     whole, shuffled = trained(False), trained(True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from spahgc.nn import Config, Terms, contrastive_loss, pearson_loss, pearson_per_gene
+from spahgc.nn import contrastive_loss, pearson_loss, pearson_per_gene
 from spahgc.nn.loss import Measured, supervised_terms, supervised_terms_by_components
 
 
@@ -73,12 +73,10 @@ def test_contrastive_loss_by_hand():
     assert zero.grad.isfinite().all()
 
 
-def test_total_has_the_papers_weights(pair):
-    prediction, truth = (torch.from_numpy(x) for x in pair)
-    mse, pearson = supervised_terms(prediction, truth)
+def test_mean_squared_error(pair):
+    mse, pearson = supervised_terms(*(torch.from_numpy(x) for x in pair))
     assert mse.item() == pytest.approx(((pair[0] - pair[1]) ** 2).mean())
-    terms = Terms(mse, pearson, torch.tensor(3.0), torch.tensor(5.0))
-    assert terms.total(Config()).item() == pytest.approx(mse.item() + 0.5 * pearson.item() + 0.2 * 3 + 0.1 * 5)
+    assert pearson == pearson_loss(*(torch.from_numpy(x) for x in pair))
 
 
 def test_shapes_must_agree():
@@ -95,7 +93,7 @@ def test_terms_by_components_are_those_of_the_prediction(scale):
     components[:, 2] = 0
     expression = scale * (torch.randn(40, 9, generator=generator) + 2)
     expression[:, 5] = 3 * scale
-    found = supervised_terms_by_components(weights, components, Measured.of(expression))
+    found = supervised_terms_by_components(weights, Measured.of(expression, components))
     expected = supervised_terms(weights @ components, expression)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=0)
@@ -107,7 +105,7 @@ def test_terms_by_components_are_those_of_the_prediction(scale):
 def test_terms_by_components_of_nothing_have_no_gradient():
     """An output layer that starts at zero: no correlation is defined, and no gradient is NaN."""
     weights = torch.zeros(6, 2, requires_grad=True)
-    mse, pearson = supervised_terms_by_components(weights, torch.ones(2, 3), Measured.of(torch.rand(6, 3)))
+    mse, pearson = supervised_terms_by_components(weights, Measured.of(torch.rand(6, 3), torch.ones(2, 3)))
     (mse + pearson).backward()
     assert torch.isfinite(weights.grad).all()
     assert pearson == 0

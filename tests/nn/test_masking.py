@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spahgc.nn import Config, HeteroEncoder, TargetEncoder, complementary_masks, graph_tensors
+from spahgc.nn import Config, HeteroEncoder, TargetEncoder, complementary_masks
 from spahgc.nn.masking import complementary_views
 
 
@@ -31,7 +31,7 @@ def test_ratio_out_of_range():
 
 
 def test_views_add_up_to_the_graph(cohort):
-    graph = graph_tensors(cohort()[0][0])
+    graph = cohort()[0][0]
     first, second = complementary_views(graph, 0.1, 0.9, torch.Generator().manual_seed(0))
     for name in ("target", "reference"):
         assert torch.equal(getattr(first, name) + getattr(second, name), getattr(graph, name))
@@ -41,7 +41,7 @@ def test_views_add_up_to_the_graph(cohort):
 
 
 def test_target_encoder_follows_by_the_formula_and_gets_no_gradient(cohort, small):
-    graph = graph_tensors(cohort()[0][0])
+    graph = cohort()[0][0]
     torch.manual_seed(0)
     encoder = HeteroEncoder(6, 5, small)
     follower = TargetEncoder(encoder, decay=0.75)
@@ -67,7 +67,7 @@ def test_target_encoder_has_no_dropout(cohort):
     config = Config(hidden=16, n_layers=1, dropout=0.5)
     encoder = HeteroEncoder(6, 5, config).train()
     follower = TargetEncoder(encoder)
-    graph = graph_tensors(cohort()[0][0])
+    graph = cohort()[0][0]
     assert torch.equal(follower(graph)[0], follower(graph)[0])
     assert not torch.equal(encoder(graph)[0], encoder(graph)[0])
     assert encoder.training

@@ -13,12 +13,12 @@ from .config import Config
 from .encoder import HeteroEncoder
 from .graph import GraphTensors, ReferenceNodes, build_graph, graph_tensors, reference_nodes
 from .inference import LargeGraph, large_graph, predict
-from .loss import Terms, contrastive_loss, pearson_loss, pearson_per_gene
+from .loss import contrastive_loss, pearson_loss, pearson_per_gene
 from .masking import TargetEncoder, complementary_masks
 from .model import SpaHGC
 from .pooling import CrossNodeAttentionPooling
 from .retrieval import cosine_topk
-from .training import train
+from .training import fit, train
 
 __all__ = [
     "ApproximateIndex",
@@ -33,11 +33,11 @@ __all__ = [
     "SpaHGC",
     "SpatialNeighbors",
     "TargetEncoder",
-    "Terms",
     "build_graph",
     "complementary_masks",
     "contrastive_loss",
     "cosine_topk",
+    "fit",
     "graph_tensors",
     "large_graph",
     "pearson_loss",

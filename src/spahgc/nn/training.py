@@ -1,22 +1,21 @@
-"""The training loop: AdamW, one slide a step (DESIGN section 2.6)."""
+"""Training: one loop for all networks (AdamW, one slide per step), and the training of SpaHGC on it."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
-from ._parallel import check_same, gathered, rank_seeds, share
 from .config import Config
-from .graph import GraphTensors, graph_tensors
-from .loss import Measured, Terms, supervised_terms, supervised_terms_by_components
+from .graph import GraphTensors
+from .loss import Measured, supervised_terms, supervised_terms_by_components
 from .masking import TargetEncoder
 from .model import SpaHGC
 
@@ -28,294 +27,140 @@ History = dict[str, list[float]]
 KEEP = 2**31
 """Bytes of graphs that stay on the device between epochs."""
 _NODES_X_WIDTH_PER_THREAD = 250_000
-"""Work for which another thread pays. Below it, threads wait for each other: on two cores, 800 nodes of width 64 take a
+"""Work that pays for another thread. Below it, threads wait for each other: on two cores, 800 nodes of width 64 take a
 tenth longer with two threads than with one, and more than twenty times as long if other programs use the cores."""
 
 
-def train(
-    graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
-    config: Config | None = None,
+def fit(
+    loss: nn.Module,
+    steps: Sequence[tuple[Any, ...]],
+    names: Sequence[str],
     *,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    components: Tensor | None = None,
-    validate: Callable[[SpaHGC], float] | None = None,
-    patience: int | None = None,
-    names: Sequence[str] | None = None,
-    progress: bool = False,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    shuffle: int,
+    label: str = "",
+    after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[History], bool] | None = None,
     fabric: Fabric | None = None,
-) -> tuple[SpaHGC, History]:
-    """Train the network.
-
-    Every slide is a step, in an order drawn anew each epoch. Everything random comes from `seed`; torch's own random
-    state is the same after as before. On CUDA the layers compute in bfloat16 (autocast), the output layer and the
-    losses in float32, and sums over edges are not reproducible to the last bit.
-
-    With `fabric`, the N processes that it joins train one network together. Each calls this with the same arguments. In
-    a step each takes another slide, the gradients are averaged, and the weights are the same everywhere, bit for bit.
-    All draw the same order of slides; masks and dropout differ, those of the first process being what `seed` gives
-    without `fabric`. An epoch has 1/N of the steps, rounded up. Every slide counts once in it: where N does not divide
-    their number, the last step averages over the slides that are left.
+) -> History:
+    """Minimize a loss with AdamW, one slide per step, in a new random order each epoch.
 
     Parameters
     ----------
-    graphs
-        Graph of each reference slide (or block of one) in turn as the target, its references taken from the other
-        slides, and its expression, float32 (n, g). Not changed. ``data["target"].base``, (n, g), if present is added to
-        the output. Any sequence will do: an item is asked for when its step comes, and kept on the device while all
-        kept ones take less than :data:`KEEP` bytes.
-    config
-        Hyperparameters; the default is the paper's. With both contrastive weights 0, the views are not computed.
-    seed
-        Seed of weights, dropout, masks and slide order.
-    device
-        Torch device; that of `fabric`, if there is one.
-    components
-        Fixed components (r, g) of the output; see :class:`SpaHGC`.
-    validate
-        Called after each epoch with the network in evaluation mode, without gradients, on `device`; returns a score,
-        higher is better, of slides that are **not** in `graphs`. The weights of the best epoch are returned. With
-        `fabric`, only the first process calls it.
-    patience
-        Stop after this many epochs without a better score; `None`: go on to the last epoch. Needs `validate`.
+    loss
+        Module that holds the network. Called with the items of a step, it returns scalar terms by name; the one named
+        ``"loss"`` is minimized.
+    steps
+        Arguments of the loss for each slide; any sequence, read item by item.
     names
-        Names of the slides, for messages.
-    progress
-        Show a progress bar; with `fabric`, in the first process only.
+        Names of the slides, for error messages.
+    epochs, learning_rate, weight_decay
+        Passes over the slides, and parameters of AdamW.
+    shuffle
+        Seed of the order of the slides.
+    label
+        Text of the progress bar; empty for no bar.
+    after_step
+        Called after each step.
+    after_epoch
+        Called after each epoch with the history, to which it may add; training stops if it returns `True`.
     fabric
-        A launched ``lightning.fabric.Fabric`` with the strategy ``DDPStrategy(static_graph=True)``. `None`: one device.
+        A launched ``lightning.fabric.Fabric``, to train with several processes; see :func:`train`.
 
     Returns
     -------
-    The network on `device`, in evaluation mode, and its history: per epoch, averaged over slides, ``loss``, ``mse``,
-    ``pearson`` (the mean per-gene correlation itself), ``contrast_target`` and ``contrast_reference`` (where they are
-    computed), and with `validate` also ``validation``, whose first maximum is the epoch of the weights returned.
+    Mean of each term over the slides, per epoch.
 
     Raises
     ------
-    ValueError
-        For no slides, or slides that differ in features or genes; with `fabric`, for processes that were given
-        different slides, hyperparameters or seeds, or that are more than there are slides.
     FloatingPointError
-        If the loss becomes NaN or infinite; the message names epoch and slide.
+        If a term becomes NaN or infinite.
     """
-    config = Config() if config is None else config
-    slides = [f"slide {i}" for i in range(len(graphs))] if names is None else list(names)
-    n_genes, sizes = _check(graphs, slides, validate, patience)
-    device = torch.device(device) if fabric is None else fabric.device
-    if fabric is not None:
-        check_same((slides, sizes, n_genes, config, seed, validate is None, patience), len(slides), fabric)
-    weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    with _seeded(weights_and_dropout, device), _threads(max(map(sum, sizes)), config):
-        steps = Steps(graphs, device, by_components=components is not None)
-        model = SpaHGC(steps[0][0].target.shape[1], n_genes, config, components=components).to(device)
-        if fabric is not None and fabric.global_rank > 0:
-            dropout, masks = rank_seeds(seed, fabric.global_rank)
-            _seed(dropout, device)
-        generators = torch.Generator(device).manual_seed(masks), torch.Generator().manual_seed(shuffle)
-        return model, _loop(model, steps, slides, generators, validate, patience, progress, fabric)
-
-
-def _loop(
-    model: SpaHGC,
-    steps: Steps,
-    names: list[str],
-    generators: tuple[torch.Generator, torch.Generator],
-    validate: Callable[[SpaHGC], float] | None,
-    patience: int | None,
-    progress: bool,
-    fabric: Fabric | None,
-) -> History:
-    config = model.config
-    masks, shuffle = generators
-    progress = progress and (fabric is None or fabric.is_global_zero)
     # One kernel for all weights instead of one per weight and operation.
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    target_encoder = TargetEncoder(model.encoder, config.ema_decay)
-    contrasts = config.weight_target > 0 or config.weight_reference > 0
-    loss: nn.Module = StepLoss(model, target_encoder if contrasts else None, masks)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     if fabric is not None:
         loss, optimizer = fabric.setup(loss, optimizer)
-    history: History = {}
-    best_score, best_epoch, best_weights = -math.inf, -1, None
-    for epoch in (bar := tqdm(range(config.epochs), desc="Training", unit="epoch", disable=not progress)):
-        model.train()
-        order = torch.randperm(len(steps), generator=shuffle).tolist()
-        terms = []
+    generator, history = torch.Generator().manual_seed(shuffle), History()
+    for epoch in tqdm(range(epochs), desc=label, unit="epoch", disable=not label):
+        loss.train()
+        order = torch.randperm(len(steps), generator=generator).tolist()
+        rows, terms = [], {}
         for i, weight in share(order, fabric):
-            terms.append(_step(loss, steps[i], weight, optimizer))
-            if contrasts:
-                target_encoder.update(model.encoder)
-        _record(history, gathered(torch.stack(terms), len(order), fabric), [names[i] for i in order], contrasts, epoch)
-        if validate is None:
-            continue
-        model.eval()
-        score = _score(model, validate, fabric)
-        history.setdefault("validation", []).append(score)
-        if progress:
-            bar.set_postfix(score=f"{score:.3f}")
-        if score > best_score:
-            best_score, best_epoch = score, epoch
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-        elif patience is not None and epoch - best_epoch >= patience:
+            optimizer.zero_grad(set_to_none=True)
+            terms = loss(*steps[i])
+            (weight * terms["loss"]).backward()
+            optimizer.step()
+            # Left on the device, so that no step waits for it.
+            rows.append(torch.stack([term.detach() for term in terms.values()]))
+            if after_step is not None:
+                after_step()
+        values = torch.stack(rows).cpu() if fabric is None else _all_processes(torch.stack(rows), len(order), fabric)
+        _record(history, values, list(terms), [names[i] for i in order], epoch)
+        if after_epoch is not None and after_epoch(history):
             break
-    model.eval()
-    if validate is not None:
-        if best_weights is None:
-            raise ValueError(f"validate gave no finite score in {len(history['validation'])} epochs.")
-        model.load_state_dict(best_weights)
     return history
 
 
-class StepLoss(nn.Module):
-    """Loss of a slide: prediction and contrastive terms in one forward pass, as data-parallel training wraps it."""
-
-    def __init__(self, model: SpaHGC, target_encoder: TargetEncoder | None, masks: torch.Generator) -> None:
-        super().__init__()
-        self.model, self.target_encoder, self.masks = model, target_encoder, masks
-
-    def forward(self, graph: GraphTensors, expression: Tensor | Measured) -> tuple[Tensor, Tensor]:
-        """The loss, and the loss and its terms without gradient, (5,)."""
-        device, components = graph.target.device, self.model.components
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            prediction = self.model(graph) if isinstance(expression, Tensor) else self.model.head_output(graph)
-            zero = prediction.new_zeros(())
-            contrast = (
-                (zero, zero)
-                if self.target_encoder is None
-                else self.model.contrast(graph, self.target_encoder, self.masks)
-            )
-        if graph.core is not None:
-            prediction = prediction.index_select(0, graph.core)
-        if isinstance(expression, Tensor):
-            supervised = supervised_terms(prediction, expression)
-        elif components is not None:
-            supervised = supervised_terms_by_components(prediction, components, expression)
-        else:
-            raise TypeError("The network has no components: it is trained on the expression itself.")
-        terms = Terms(*supervised, *contrast)
-        loss = terms.total(self.model.config)
-        return loss, torch.stack([loss, *terms]).detach()
-
-
-def _step(
-    loss: nn.Module, slide: tuple[GraphTensors, Tensor | Measured], weight: float, optimizer: torch.optim.Optimizer
-) -> Tensor:
-    """One slide; returns the loss and its terms, (5,), left on the device so that no step waits for it."""
-    optimizer.zero_grad(set_to_none=True)
-    value, terms = loss(*slide)
-    (value if weight == 1 else weight * value).backward()
-    optimizer.step()
-    return terms
-
-
-def _score(model: SpaHGC, validate: Callable[[SpaHGC], float], fabric: Fabric | None) -> float:
-    """Score of the network; that of the first process for all, so that they agree on the best epoch and the last."""
-    score = math.nan
-    if fabric is None or fabric.is_global_zero:
-        with torch.no_grad():
-            score = float(validate(model))
-    return score if fabric is None else fabric.broadcast(score)
-
-
-def _record(history: History, terms: Tensor, names: list[str], contrasts: bool, epoch: int) -> None:
-    """Add the means over slides of an epoch's terms, (n_slides, 5), to the history; an error if one is not finite."""
-    bad = (~terms.isfinite().all(dim=1)).nonzero()
+def _record(history: History, values: Tensor, terms: list[str], names: list[str], epoch: int) -> None:
+    """Add the means of an epoch's terms, (n_slides, n_terms), to the history; raise if one is not finite."""
+    bad = (~values.isfinite().all(dim=1)).nonzero()
     if len(bad):
         first = int(bad[0])
-        labels = ("loss", "mse", "1 - pearson", "contrast_target", "contrast_reference")
-        values = ", ".join(f"{label} {value:g}" for label, value in zip(labels, terms[first].tolist(), strict=True))
+        found = ", ".join(f"{term} {value:g}" for term, value in zip(terms, values[first].tolist(), strict=True))
         raise FloatingPointError(
-            f"The loss became NaN or infinite in epoch {epoch + 1}, on {names[first]!r} ({values}). Look for extreme "
-            "values in its embedding, expression or base prediction, or take a smaller learning_rate."
+            f"The loss became NaN or infinite in epoch {epoch + 1}, on {names[first]!r} ({found}). Look for extreme "
+            "values in its embedding or expression, or use a smaller learning_rate."
         )
-    loss, mse, pearson, target, reference = terms.double().mean(dim=0).tolist()
-    row = {"loss": loss, "mse": mse, "pearson": 1 - pearson}
-    if contrasts:
-        row |= {"contrast_target": target, "contrast_reference": reference}
-    for key, value in row.items():
-        history.setdefault(key, []).append(value)
+    for term, value in zip(terms, values.double().mean(dim=0).tolist(), strict=True):
+        history.setdefault(term, []).append(value)
 
 
-class Steps:
-    """The slides (or blocks) of a training, made and moved to the device when their step comes.
+def share(order: list[int], fabric: Fabric | None) -> list[tuple[int, float]]:
+    """Slides that this process takes in an epoch, and the weights of their losses.
 
-    Those that fit into :data:`KEEP` bytes altogether stay there. The expression is that of a block's core; with
-    `by_components` it is prepared for a loss that is taken by components.
+    Slides are dealt out one by one, equally many to each process. Where they do not suffice for the last step, the
+    other processes compute a slide again with weight 0, and the weights of the rest keep the mean over slides.
     """
-
-    def __init__(
-        self,
-        graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
-        device: torch.device,
-        *,
-        by_components: bool = False,
-    ) -> None:
-        self._graphs, self._device, self._by_components = graphs, device, by_components
-        self._kept: dict[int, tuple[GraphTensors, Tensor | Measured]] = {}
-        self._free = KEEP
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def __getitem__(self, i: int) -> tuple[GraphTensors, Tensor | Measured]:
-        if i in self._kept:
-            return self._kept[i]
-        data, expression = self._graphs[i]
-        graph = data if isinstance(data, GraphTensors) else graph_tensors(data)
-        graph, expression = graph.to(self._device).with_edges(), expression.to(self._device)
-        if graph.core is not None:
-            expression = expression.index_select(0, graph.core)
-        by_components = self._by_components and graph.base is None
-        step = graph, Measured.of(expression) if by_components else expression
-        size = graph.nbytes + expression.nbytes
-        if size <= self._free:
-            self._kept[i] = step
-            self._free -= size
-        return step
+    if fabric is None:
+        return [(i, 1.0) for i in order]
+    n, size = len(order), fabric.world_size
+    places = range(fabric.global_rank, -(-n // size) * size, size)
+    left = n % size or size
+    return [(order[place % n], 1.0 if place < n - left else size / left if place < n else 0.0) for place in places]
 
 
-def _check(
-    graphs: Sequence[tuple[HeteroData | GraphTensors, Tensor]],
-    names: Sequence[str],
-    validate: object,
-    patience: int | None,
-) -> tuple[int, list[tuple[int, int]]]:
-    """Number of genes, and of each graph's target and reference nodes; an error for slides that do not fit together."""
-    if len(graphs) == 0:
-        raise ValueError("There is no slide to train on.")
-    if len(names) != len(graphs):
-        raise ValueError(f"There are {len(names)} names for {len(graphs)} slides.")
-    if patience is not None and (validate is None or patience < 1):
-        raise ValueError(f"patience is at least 1 and needs validate; it is {patience}, and validate is {validate}.")
-    expressions, widths, sizes = {}, {}, []
-    for i, name in enumerate(names):
-        data, y = graphs[i]
-        target, reference = (
-            (data.target, data.reference) if isinstance(data, GraphTensors) else (data["target"].x, data["reference"].x)
+def _all_processes(rows: Tensor, n: int, fabric: Fabric) -> Tensor:
+    """Rows of all `n` slides in their order, (n, n_terms), from those of this process."""
+    return _stacked(rows, fabric).transpose(0, 1).flatten(0, 1)[:n].cpu()
+
+
+def _stacked(values: Tensor, fabric: Fabric) -> Tensor:
+    """Values of all processes, of the same shape, stacked."""
+    stacked = values.new_zeros(fabric.world_size, *values.shape)
+    stacked[fabric.global_rank] = values
+    return fabric.all_reduce(stacked, reduce_op="sum")
+
+
+def _check_processes(arguments: object, n_slides: int, fabric: Fabric) -> None:
+    """Raise, in every process, if the arguments differ between processes, or if there are more of them than slides."""
+    digest = torch.tensor(zlib.crc32(repr(arguments).encode()), device=fabric.device)
+    if _stacked(digest, fabric).unique().numel() > 1:
+        raise ValueError(
+            "The processes that train together were given different slides, hyperparameters or seeds. Call train with "
+            "the whole reference and the same arguments, with an int as the seed, in each of them."
         )
-        expressions[i, name], widths[i, name] = tuple(y.shape), target.shape[1]
-        sizes.append((len(target), len(reference)))
-        if y.ndim == 2 and len(target) != len(y):
-            raise ValueError(f"{name!r} has {len(target)} spots and {len(y)} rows of expression.")
-    n_genes = {shape[1] for shape in expressions.values() if len(shape) == 2}
-    if len(n_genes) > 1 or any(len(shape) != 2 for shape in expressions.values()):
-        shapes = {name: shape for (_, name), shape in expressions.items()}
-        raise ValueError(f"Expression is (n_spots, n_genes) with the same genes on every slide, not {shapes}.")
-    if len(set(widths.values())) > 1:
-        found = {name: width for (_, name), width in widths.items()}
-        raise ValueError(f"The slides differ in the width of their embeddings: {found}.")
-    return n_genes.pop(), sizes
+    if n_slides < fabric.world_size:
+        raise ValueError(
+            f"There are {fabric.world_size} processes for {n_slides} slides (or blocks), and each needs its own in "
+            f"every step. Start at most {n_slides}: torchrun --nproc-per-node={n_slides}"
+        )
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of `device`; put their states back at the end.
-
-    Initialisation and dropout take no generator of their own.
-    """
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of `device`, and restore their states at the end."""
     backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
     arguments = (device,) if device.type == "cuda" else ()
     before = torch.get_rng_state()
@@ -330,7 +175,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """Seed the global generators of the CPU and of `device`; torch.manual_seed would seed all devices."""
+    """Seed the generators of the CPU and of `device`; torch.manual_seed would seed all devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -340,11 +185,200 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 @contextmanager
-def _threads(most_nodes: int, config: Config) -> Iterator[None]:
-    """No more of torch's threads than the largest graph is worth; their number is put back at the end."""
+def few_threads(n_nodes: int, width: int) -> Iterator[None]:
+    """Limit torch's threads to what graphs of `n_nodes` nodes pay for, and restore their number at the end."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, max(1, config.hidden * most_nodes // _NODES_X_WIDTH_PER_THREAD)))
+    torch.set_num_threads(min(before, max(1, n_nodes * width // _NODES_X_WIDTH_PER_THREAD)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def train(
+    graphs: Sequence[tuple[GraphTensors, Tensor]],
+    config: Config | None = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    components: Tensor | None = None,
+    validate: Callable[[SpaHGC], float] | None = None,
+    names: Sequence[str] | None = None,
+    progress: bool = False,
+    fabric: Fabric | None = None,
+) -> tuple[SpaHGC, History]:
+    """Train the network.
+
+    Everything random comes from `seed`; torch's random state is the same after as before. On CUDA, layers compute in
+    bfloat16 (autocast), the output layer and the losses in float32, and sums over edges are not reproducible to the
+    last bit.
+
+    With `fabric`, N processes train one network together. Each calls this function with the same arguments. In every
+    step each takes a different slide, gradients are averaged, and the weights stay identical. An epoch has 1/N of the
+    steps, rounded up, and every slide counts once. Masks and dropout differ between processes; those of the first
+    process are what `seed` gives without `fabric`.
+
+    Parameters
+    ----------
+    graphs
+        Graph of each reference slide (or block of one) as the target, with references from the other slides, and its
+        expression, float32 (n_spots, n_genes). Any sequence: items are read when their step comes, and stay on the
+        device as long as they fit into 2 GiB together.
+    config
+        Hyperparameters; the paper's by default. With both contrastive weights 0, no masked views are computed.
+    seed
+        Seed of weights, dropout, masks and slide order.
+    device
+        Torch device; ignored with `fabric`, which has its own.
+    components
+        Fixed components of the output, (n_components, n_genes); see :class:`SpaHGC`.
+    validate
+        Called after each epoch with the network in evaluation mode; returns a score (higher is better) on slides that
+        are **not** in `graphs`. The weights of the best epoch are returned instead of the last.
+    names
+        Names of the slides, for error messages.
+    progress
+        Show a progress bar, in the first process only.
+    fabric
+        A launched ``lightning.fabric.Fabric`` with the strategy ``DDPStrategy(static_graph=True)``.
+
+    Returns
+    -------
+    The network on `device`, in evaluation mode, and its history: per epoch and averaged over slides, ``loss``, ``mse``,
+    ``pearson`` (mean per-gene correlation), ``contrast_target`` and ``contrast_reference`` (if computed), and
+    ``validation`` (with `validate`).
+
+    Raises
+    ------
+    ValueError
+        If there are no slides, or they differ in features or genes; with `fabric`, if the processes were given
+        different arguments or outnumber the slides.
+    FloatingPointError
+        If the loss becomes NaN or infinite.
+    """
+    config = Config() if config is None else config
+    slides = [f"slide {i}" for i in range(len(graphs))] if names is None else list(names)
+    n_genes, sizes = _check_slides(graphs, slides)
+    device = torch.device(device) if fabric is None else fabric.device
+    weights_and_dropout, masks, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    if fabric is not None:
+        _check_processes((slides, sizes, n_genes, config, seed, validate is None), len(slides), fabric)
+        progress = progress and fabric.is_global_zero
+    with seeded(weights_and_dropout, device), few_threads(max(map(sum, sizes)), config.hidden):
+        model = SpaHGC(graphs[0][0].target.shape[1], n_genes, config, components=components).to(device)
+        steps = Steps(graphs, device, model.components)
+        if fabric is not None and fabric.global_rank > 0:
+            own = np.random.SeedSequence(seed, spawn_key=(fabric.global_rank,)).generate_state(2)
+            masks = int(own[1])
+            _seed(int(own[0]), device)
+        contrasts = config.weight_target > 0 or config.weight_reference > 0
+        follower = TargetEncoder(model.encoder, config.ema_decay) if contrasts else None
+        best: dict[str, Tensor] = {}
+
+        def keep_best(history: History) -> bool:
+            model.eval()
+            with torch.no_grad():
+                score = float(validate(model)) if validate is not None else math.nan
+            scores = history.setdefault("validation", [])
+            if score > max((s for s in scores if not math.isnan(s)), default=-math.inf):
+                best.update({name: value.clone() for name, value in model.state_dict().items()})
+            scores.append(score)
+            return False
+
+        history = fit(
+            StepLoss(model, follower, torch.Generator(device).manual_seed(masks)),
+            steps,
+            slides,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            shuffle=shuffle,
+            label="Training" if progress else "",
+            after_step=None if follower is None else lambda: follower.update(model.encoder),
+            after_epoch=None if validate is None else keep_best,
+            fabric=fabric,
+        )
+    if validate is not None:
+        if not best:
+            raise ValueError(f"validate returned no finite score in {config.epochs} epochs.")
+        model.load_state_dict(best)
+    return model.eval(), history
+
+
+class StepLoss(nn.Module):
+    """Loss of SpaHGC on one slide; prediction and contrastive terms in one forward pass, as `fabric` wraps it."""
+
+    def __init__(self, model: SpaHGC, target_encoder: TargetEncoder | None, masks: torch.Generator) -> None:
+        super().__init__()
+        self.model, self.target_encoder, self.masks = model, target_encoder, masks
+
+    def forward(self, graph: GraphTensors, expression: Tensor | Measured) -> dict[str, Tensor]:
+        """MSE + 0.5 (1 - Pearson) + 0.2 L_target + 0.1 L_reference, with the weights of the config, and its terms."""
+        config, device = self.model.config, graph.target.device
+        contrast = None
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            output = self.model.head_output(graph)
+            if self.target_encoder is not None:
+                contrast = self.model.contrast(graph, self.target_encoder, self.masks)
+        if graph.core is not None:
+            output = output.index_select(0, graph.core)
+        if isinstance(expression, Measured):
+            mse, pearson = supervised_terms_by_components(output, expression)
+        else:
+            mse, pearson = supervised_terms(output, expression)
+        loss, terms = mse + config.weight_pearson * pearson, {"mse": mse, "pearson": 1 - pearson}
+        if contrast is not None:
+            loss = loss + config.weight_target * contrast[0] + config.weight_reference * contrast[1]
+            terms |= {"contrast_target": contrast[0], "contrast_reference": contrast[1]}
+        return {"loss": loss, **terms}
+
+
+class Steps(Sequence[tuple[GraphTensors, "Tensor | Measured"]]):
+    """Slides (or blocks) on the device, with the expression of their core; what fits into KEEP bytes stays there."""
+
+    def __init__(
+        self, graphs: Sequence[tuple[GraphTensors, Tensor]], device: torch.device, components: Tensor | None = None
+    ) -> None:
+        self._graphs, self._device, self._components = graphs, device, components
+        self._kept: dict[int, tuple[GraphTensors, Tensor | Measured]] = {}
+        self._free = KEEP
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __getitem__(self, i: Any) -> Any:
+        if i in self._kept:
+            return self._kept[i]
+        graph, expression = self._graphs[i]
+        graph, expression = graph.to(self._device).with_edges(), expression.to(self._device)
+        if graph.core is not None:
+            expression = expression.index_select(0, graph.core)
+        step = graph, expression if self._components is None else Measured.of(expression, self._components)
+        size = graph.nbytes + expression.nbytes
+        if size <= self._free:
+            self._kept[i] = step
+            self._free -= size
+        return step
+
+
+def _check_slides(
+    graphs: Sequence[tuple[GraphTensors, Tensor]], names: Sequence[str]
+) -> tuple[int, list[tuple[int, int]]]:
+    """Number of genes, and of each graph's target and reference nodes; raise if the slides do not fit together."""
+    if len(graphs) == 0:
+        raise ValueError("There are no slides to train on.")
+    if len(names) != len(graphs):
+        raise ValueError(f"There are {len(names)} names for {len(graphs)} slides.")
+    shapes, sizes = [], []
+    for name, (graph, expression) in zip(names, graphs, strict=True):
+        if expression.ndim != 2 or len(expression) != len(graph.target):
+            raise ValueError(
+                f"Expression of {name!r} must be (n_spots, n_genes) with {len(graph.target)} spots, got "
+                f"{tuple(expression.shape)}."
+            )
+        shapes.append((graph.target.shape[1], expression.shape[1]))
+        sizes.append((len(graph.target), len(graph.reference)))
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"{name!r} {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise ValueError(f"All slides must have the same features and genes, got (n_features, n_genes): {found}.")
+    return shapes[0][1], sizes

@@ -5,9 +5,10 @@ Written from the papers; the methods that use them name them and say what they l
 
 from __future__ import annotations
 
+from ..training import few_threads
 from .contrast import BLEEP, MclSTExp
 from .exemplars import EGN
-from .network import Inputs, Network, Step, Training, few_threads, fit_network, ready
+from .network import Inputs, Network, Step, Training, fit_network, ready
 from .plain import STNet
 from .positions import grid_positions
 from .tokens import Hist2ST, HisToGene, THItoGene, zinb_loss

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
-from ..training import _NODES_X_WIDTH_PER_THREAD, History, _seeded
+from ..training import History, seeded
 
 Inputs = Mapping[str, Tensor]
 """What a network reads of a slide, by name; ``"embedding"``, (n, d), is always there."""
@@ -104,7 +103,7 @@ def fit_network(
     weights_and_dropout, shuffle = (int(s) for s in np.random.SeedSequence(training.seed).generate_state(2))
     order = torch.Generator().manual_seed(shuffle)
     history: History = {}
-    with _seeded(weights_and_dropout, device):
+    with seeded(weights_and_dropout, device):
         network = make().to(device)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
@@ -150,14 +149,3 @@ def _record(history: History, rows: Sequence[Mapping[str, Tensor]], names: Seque
         )
     for key, value in zip(rows[0], values.mean(dim=0).tolist(), strict=True):
         history.setdefault(key, []).append(value)
-
-
-@contextmanager
-def few_threads(n_spots: int, width: int) -> Iterator[None]:
-    """No more of torch's threads than slides of `n_spots` are worth; their number is put back at the end."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, max(1, n_spots * width // _NODES_X_WIDTH_PER_THREAD)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
