@@ -7,31 +7,29 @@ import sys
 from pathlib import Path
 
 INTRO = (
-    "Made from the committed output of `benchmarks/speed.py`, which prints it. Every stage ran in a process of "
-    "its own, on one core unless it says otherwise; ratios are of one run, figures are medians of five (of three "
-    "for folds and the bank; one run for predictions of more than 50,000 spots). The *plain reference* is the "
-    "same method written from its description without thinking of cost (`benchmarks/_plain.py`): heaps for the "
-    "retrieval, attention by gathering and scattering, a loop over genes in the loss. It has the same weights and "
-    "gives the same numbers."
+    "Generated from the committed output of `benchmarks/speed.py`. Each stage ran in its own process, on one core "
+    "unless stated otherwise. Ratios are within one run; values are medians of five (three for folds and reference "
+    "banks; one run for predictions of more than 50,000 spots). The *plain reference* is a direct implementation of "
+    "the same method without optimization (`benchmarks/_plain.py`): heaps for retrieval, attention by gathering and "
+    "scattering, a loop over genes in the loss. It has the same weights and gives the same numbers."
 )
 
 KEPT = (
-    "`tl.cross_validate` keeps which spots are most alike, of two slides and within a graph, in a folder that goes "
-    "away when it ends (in `resume`, if that is given). Other folds, methods and seeds take it from there, in all "
-    "worker processes that see the folder. Files are named by the content that they were computed from, and one "
-    "that is damaged is computed again; the scores are the same to the last bit. From `benchmarks/pairs.py`:"
+    "`tl.cross_validate` caches the nearest spots of pairs of slides and within graphs in a folder that is removed at "
+    "the end (or kept in `resume`). Other folds, methods and seeds reuse them, in all worker processes that see the "
+    "folder. Files are named by the content they were computed from, damaged files are recomputed, and scores are "
+    "identical to the last bit. From `benchmarks/pairs.py`:"
 )
 INDEX = (
-    "From `spahgc.settings.approximate_from` reference spots on ({least:,}), SpaHGC on the CPU finds the reference "
-    "spots of a spot with an index that misses a few, if faiss is installed (`pip install 'spahgc[ann]'`). The "
-    "index keeps centres, and a byte per feature of each spot; what it comes up with is compared exactly. When it "
-    "is built, it is searched for spots of some reference slides among those of the others, as is done for each "
-    "spot without it, and as many of its lists are looked into as give a recall of 0.99. Where these are too many, "
-    "and where fewer than {queries:,} spots are searched for, as on most slides that are predicted, the search is "
-    "exact. The same reference gives the same index, with any number of threads. How was searched while training, "
-    'and with which recall, is in `model.params["searches"]` and in `uns["spahgc"]["params"]` of a prediction. '
-    "`spahgc.settings.approximate_from = None` asks for the exact search always. From `benchmarks/approximate.py` "
-    "(*fields* and *clusters* are made, *real* are the slides of the other benchmarks):"
+    "From `spahgc.settings.approximate_from` reference spots on ({least:,}), SpaHGC on the CPU searches similar "
+    "reference spots with an approximate index if faiss is installed (`pip install 'spahgc[ann]'`). The index stores "
+    "centers and one byte per feature of each spot; its candidates are compared exactly. When it is built, spots of "
+    "some reference slides are searched among the others, and the number of lists to search is increased until recall "
+    "reaches 0.99. If that takes too many lists, or for fewer than {queries:,} query spots, as on most predicted "
+    "slides, the search is exact. The index depends only on the reference, not on the number of threads. The search "
+    'method and its recall are recorded in `model.params["searches"]` and in `uns["spahgc"]["params"]` of a '
+    "prediction. `spahgc.settings.approximate_from = None` always searches exactly. From `benchmarks/approximate.py` "
+    "(*fields* and *clusters* are simulated, *real* are the slides of the other benchmarks):"
 )
 
 
