@@ -33,10 +33,6 @@ LAYERS = [
     {"datasets", "get", "pp"},
     {"tl"},
     {"pl"},
-    {"_report"},
-    {"_demo_slides"},
-    {"_demo_report"},
-    {"_demo"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}

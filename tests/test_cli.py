@@ -249,7 +249,7 @@ def test_errors_are_one_line(files: Path, capsys: pytest.CaptureFixture[str]) ->
         (["train", ref, model, "--device", "toaster"], "toaster"),
         (["train", ref, str(files / "taken")], "It is not a model folder"),
         (["predict", model, ref, str(files / "out.h5ad")], "There is no model folder"),
-        (["predict", model, ref, str(files / "out.csv")], "written as .h5ad"),
+        (["predict", model, ref, str(files / "out.csv")], "must end in .h5ad"),
         (["predict", model, ref, ref], "--overwrite"),
         (["embed", ref], "not a SpatialData zarr"),
         (["demo", "--data", str(files)], "no folder her2st"),

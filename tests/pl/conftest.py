@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from matplotlib.axes import Axes
+
+from spahgc.tl._trust import rule
+from spahgc.tl._trust_slots import record
 
 GENES = ["GRADIENT", "STRIPE", "FLAT", "HLA-DRA"]
 PITCH, DIAMETER, MPP, SCALE = 100.0, 55.0, 1.0, 0.1
@@ -110,3 +114,53 @@ def scores() -> pd.DataFrame:
             of = (slide, patient, "spahgc", f"G{i}")
             rows += [(*of, "pearson", value), (*of, "rmse", 0.3 + 0.1 * i)]
     return pd.DataFrame(rows, columns=["slide", "patient", "method", "gene", "metric", "value"])
+
+
+PARAMS = {
+    "label": "ridge",
+    "method": "ridge",
+    "level": 0.9,
+    "baseline": "ridge",
+    "rule": rule(0.9),
+    "split_by": "slide",
+    "same_patient": True,
+    "slides": ["S2", "S3", "S4"],
+    "patients": ["A"],
+}
+
+
+@pytest.fixture
+def trust_frame() -> pd.DataFrame:
+    """What is known of the panel: one gene of each verdict."""
+    expected = np.array([0.5, 0.25, 0.05, np.nan])
+    return pd.DataFrame(
+        {
+            "expected_pearson": expected,
+            "low": expected - 0.2,
+            "high": expected + 0.2,
+            "expected_depth_removed": expected,
+            "difference_to_ridge": expected * 0,
+            "difference_to_depth": expected,
+            "share_of_ceiling": expected,
+            "n_slides": [3, 3, 3, 0],
+            "verdict": ["trusted", "weak", "not predictable", "not assessed"],
+        },
+        index=["GRADIENT", "STRIPE", "HLA-DRA", "FLAT"],
+    )
+
+
+@pytest.fixture
+def trusted(slide: ad.AnnData, trust_frame: pd.DataFrame) -> ad.AnnData:
+    slide.uns["spahgc"]["trust"] = record(trust_frame, PARAMS)
+    return slide
+
+
+def assert_nothing_cut_off(ax: Axes) -> None:
+    """All that is drawn lies within the figure."""
+    figure = ax.figure
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= -0.01
+    assert box.y0 >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01

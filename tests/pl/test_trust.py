@@ -8,46 +8,9 @@ import pytest
 from matplotlib.axes import Axes
 
 import spahgc
-from spahgc.tl._trust import rule
 from spahgc.tl._trust_slots import record
 
-PARAMS = {
-    "label": "ridge",
-    "method": "ridge",
-    "level": 0.9,
-    "baseline": "ridge",
-    "rule": rule(0.9),
-    "split_by": "slide",
-    "same_patient": True,
-    "slides": ["S2", "S3", "S4"],
-    "patients": ["A"],
-}
-
-
-@pytest.fixture
-def frame() -> pd.DataFrame:
-    """What is known of the panel: one gene of each verdict."""
-    expected = np.array([0.5, 0.25, 0.05, np.nan])
-    return pd.DataFrame(
-        {
-            "expected_pearson": expected,
-            "low": expected - 0.2,
-            "high": expected + 0.2,
-            "expected_depth_removed": expected,
-            "difference_to_ridge": expected * 0,
-            "difference_to_depth": expected,
-            "share_of_ceiling": expected,
-            "n_slides": [3, 3, 3, 0],
-            "verdict": ["trusted", "weak", "not predictable", "not assessed"],
-        },
-        index=["GRADIENT", "STRIPE", "HLA-DRA", "FLAT"],
-    )
-
-
-@pytest.fixture
-def trusted(slide: ad.AnnData, frame: pd.DataFrame) -> ad.AnnData:
-    slide.uns["spahgc"]["trust"] = record(frame, PARAMS)
-    return slide
+from .conftest import PARAMS
 
 
 def points(ax: Axes) -> list[tuple[float, float]]:
@@ -90,12 +53,12 @@ def test_named_genes_have_a_row_each(trusted: ad.AnnData) -> None:
     assert ax.get_xlabel() == "expected Pearson correlation, 90 % interval"
 
 
-def test_new_patients_and_another_patient(slide: ad.AnnData, frame: pd.DataFrame) -> None:
+def test_new_patients_and_another_patient(slide: ad.AnnData, trust_frame: pd.DataFrame) -> None:
     several = {**PARAMS, "split_by": "patient", "same_patient": False, "patients": ["A", "B", "C"]}
-    slide.uns["spahgc"]["trust"] = record(frame, several)
+    slide.uns["spahgc"]["trust"] = record(trust_frame, several)
     assert legend(spahgc.pl.trust(slide))[0] == "ridge, 4 genes: 3 patients held out, new patients"
-    frame[["low", "high"]] = np.nan
-    slide.uns["spahgc"]["trust"] = record(frame, {**PARAMS, "other_patient": ["S1"]})
+    trust_frame[["low", "high"]] = np.nan
+    slide.uns["spahgc"]["trust"] = record(trust_frame, {**PARAMS, "other_patient": ["S1"]})
     ax = spahgc.pl.trust(slide)
     assert legend(ax)[0].endswith("same patient, not of this slide's patient")
     assert ax.get_ylabel() == "expected Pearson correlation (no interval)"
@@ -131,16 +94,16 @@ def test_expression_marks_what_is_not_trusted_and_draws_what_is(trusted: ad.AnnD
         spahgc.pl.expression(trusted)
 
 
-def test_errors(slide: ad.AnnData, frame: pd.DataFrame) -> None:
+def test_errors(slide: ad.AnnData, trust_frame: pd.DataFrame) -> None:
     with pytest.raises(KeyError, match=r"no trust per gene for 'spahgc'.*spahgc.tl.cross_validate"):
         spahgc.pl.trust(slide)
-    slide.uns["spahgc"]["trust"] = record(frame, PARAMS)
+    slide.uns["spahgc"]["trust"] = record(trust_frame, PARAMS)
     with pytest.raises(KeyError, match=r"Nothing is known of 'ERBB2'. Available: 'GRADIENT'"):
         spahgc.pl.trust(slide, ["ERBB2"])
     with pytest.raises(ValueError, match="genes is empty"):
         spahgc.pl.trust(slide, [])
     with pytest.raises(ValueError, match="n_genes is at least 0"):
         spahgc.pl.trust(slide, n_genes=-1)
-    slide.uns["spahgc"]["trust"] = record(frame.assign(expected_pearson=np.nan), PARAMS)
+    slide.uns["spahgc"]["trust"] = record(trust_frame.assign(expected_pearson=np.nan), PARAMS)
     with pytest.raises(ValueError, match="No gene was assessed"):
         spahgc.pl.trust(slide)

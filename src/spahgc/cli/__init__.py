@@ -1,7 +1,6 @@
-"""The command ``spahgc``: the functions of the package for scripts and clusters.
+"""The command ``spahgc``: the package's functions for scripts and clusters, one module per command.
 
-A module for each command, or for several that belong together. What takes long to import is imported by the handlers,
-so that ``spahgc --help`` answers at once.
+Handlers import what takes long to import, so that ``spahgc --help`` answers at once.
 """
 
 from __future__ import annotations

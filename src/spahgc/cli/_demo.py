@@ -21,9 +21,7 @@ def add(command: options.Command) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write to (%(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--data",
-        type=Path,
-        help="folder that holds her2st/; otherwise SPAHGC_DATA_DIR, then ../shared/data",
+        "--data", type=Path, help="folder that holds her2st/; otherwise SPAHGC_DATA_DIR, then ../shared/data"
     )
     source.add_argument("--synthetic", action="store_true", help="use the drawn cohort")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
@@ -33,14 +31,8 @@ def add(command: options.Command) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     import matplotlib
 
-    from .._demo import run
+    from ._run_demo import run
 
-    # Figures go to files; no window is opened, and no screen is needed.
-    matplotlib.use("Agg")
-    run(
-        arguments.out,
-        data=arguments.data,
-        synthetic=arguments.synthetic,
-        seed=arguments.seed,
-        say=partial(print, flush=True),
-    )
+    matplotlib.use("Agg")  # no window, no screen
+    options_of_run = {name: getattr(arguments, name) for name in ("data", "synthetic", "seed")}
+    run(arguments.out, **options_of_run, say=partial(print, flush=True))

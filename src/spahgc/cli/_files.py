@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,68 +15,64 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def read_table(path: str | os.PathLike[str], *, table_key: str = keys.TABLE) -> AnnData:
-    """The table of an ``.h5ad`` file, of an AnnData zarr, or of a SpatialData zarr (its images are not read)."""
+def read_table(path: Path, *, table_key: str = keys.TABLE) -> AnnData:
+    """Read the table of an ``.h5ad`` file, an AnnData zarr, or a SpatialData zarr (without its images)."""
     import anndata
 
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}.")
-    if path.suffix == ".h5ad":
+    kind = _kind(path)
+    if kind == "h5ad":
         return anndata.read_h5ad(path)
-    kind = _zarr_kind(path)
     if kind == "anndata":
         return anndata.read_zarr(path)
-    if kind == "spatialdata":
-        import spatialdata
-
-        with warnings.catch_warnings():
-            # Of shapes that a table annotates and that were left out.
-            warnings.filterwarnings("ignore", "The table is annotating", UserWarning)
-            sdata = spatialdata.read_zarr(path, selection=("tables",))
-        if table_key not in sdata.tables:
-            raise KeyError(f"{path} has no table {table_key!r}. Available: {format_names(sdata.tables)}.")
-        return sdata.tables[table_key]
-    raise ValueError(f"{path} is neither an .h5ad file nor a zarr folder of AnnData or SpatialData.")
-
-
-def read_slides(path: str | os.PathLike[str]) -> SpatialData:
-    """A SpatialData zarr; images are read when they are needed."""
+    if kind != "spatialdata":
+        raise ValueError(f"{path} is neither an .h5ad file nor a zarr folder of AnnData or SpatialData.")
     import spatialdata
 
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}.")
-    if not path.is_dir() or _zarr_kind(path) != "spatialdata":
+    with warnings.catch_warnings():
+        # The shapes that the table annotates are not read.
+        warnings.filterwarnings("ignore", "The table is annotating", UserWarning)
+        tables = spatialdata.read_zarr(path, selection=("tables",)).tables
+    if table_key not in tables:
+        raise KeyError(f"{path} has no table {table_key!r}. Available: {format_names(tables)}.")
+    return tables[table_key]
+
+
+def read_slides(path: Path) -> SpatialData:
+    """Open a SpatialData zarr."""
+    import spatialdata
+
+    if _kind(path) != "spatialdata":
         raise ValueError(
-            f"{path} is not a SpatialData zarr, which holds the images that are embedded. Write one with "
+            f"{path} is not a SpatialData zarr, which holds the images to embed. Write one with "
             "spahgc.io.read_st(...).write(path), or with spatialdata-io."
         )
     return spatialdata.read_zarr(path)
 
 
-def write_table(adata: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write an ``.h5ad`` file; an existing file is replaced only with `overwrite`."""
-    path = Path(path)
-    check_free(path, overwrite=overwrite)
+def write_table(adata: AnnData, path: Path) -> None:
+    """Write an ``.h5ad`` file."""
     with replacing(path) as temporary:
         adata.write_h5ad(temporary)
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """The name ends in ``.h5ad``, and is free or may be overwritten."""
-    if path.suffix != ".h5ad":
-        raise ValueError(f"{path}: the table is written as .h5ad; give it that suffix.")
+def check_free(path: Path, suffix: str, *, overwrite: bool) -> None:
+    """Raise unless the file name has the suffix and is free or may be overwritten."""
+    if path.suffix != suffix:
+        raise ValueError(f"{path} must end in {suffix}, the format that is written.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise FileExistsError(f"{path} exists already. Pass --overwrite to replace it, or choose another name.")
 
 
-def _zarr_kind(path: Path) -> str:
-    """``"anndata"``, ``"spatialdata"``, or ``""`` for what is neither."""
-    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
-        return ""
+def _kind(path: Path) -> str:
+    """``"h5ad"``, ``"anndata"`` or ``"spatialdata"`` (both zarr), or ``""``."""
     import zarr
 
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    if path.suffix == ".h5ad":
+        return "h5ad"
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return ""
     attributes = zarr.open_group(path, mode="r").attrs
     if attributes.get("encoding-type") == "anndata":
         return "anndata"

@@ -1,4 +1,4 @@
-"""What the command does whatever it is asked for: arguments, errors, warnings."""
+"""Parser, errors and warnings of all commands."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .. import __version__, settings
-from . import _demo, _embed, _predict, _train
+from . import _cross_validate, _demo, _embed, _predict, _train
 
 USER_ERRORS = (KeyError, ValueError, TypeError, OSError, ImportError)
-"""What the library raises where the user can help; anything else is a defect and ends with its traceback."""
+"""Errors that users can resolve; any other is a defect and ends with its traceback."""
 _OWN = (Path(__file__).parent, Path(__file__).parents[1])
 """Folders of the code that calls the library for the user."""
 
@@ -30,24 +29,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, 2 for an error that the user can help, 130 if interrupted. Wrong arguments, ``--help`` and
-    ``--version`` raise `SystemExit`, as argparse does.
+    Exit status: 0, 2 for an error that the user can resolve, 130 if interrupted. Wrong arguments, ``--help`` and
+    ``--version`` raise `SystemExit`, as in argparse.
     """
     arguments = _parser().parse_args(argv)
-    debug = getattr(arguments, "debug", False)
     before = settings.progress, settings.device
-    settings.progress = settings.progress and sys.stderr.isatty()
-    settings.device = getattr(arguments, "device", None) or settings.device
     try:
+        settings.progress = settings.progress and sys.stderr.isatty()
+        settings.device = getattr(arguments, "device", None) or settings.device
         with warnings.catch_warnings():
-            # The library's warnings for its user; what dependencies warn of keeps the form that Python gives it.
+            # Warnings of the library become one line each; those of dependencies keep Python's form.
             warnings.filterwarnings("always", category=UserWarning, module=r"spahgc\.")
-            warnings.showwarning = partial(_show_warning, otherwise=warnings.showwarning)
+            show = warnings.showwarning
+
+            def show_warning(message: Any, category: Any, filename: str, *rest: Any, **options: Any) -> None:
+                if Path(filename).parent in _OWN:
+                    print(f"spahgc: warning: {' '.join(str(message).split())}", file=sys.stderr)
+                else:
+                    show(message, category, filename, *rest, **options)
+
+            warnings.showwarning = show_warning
             arguments.run(arguments)
     except USER_ERRORS as error:
-        if debug:
+        if getattr(arguments, "debug", False):
             traceback.print_exc()
-        print(f"spahgc: error: {_message(error)}", file=sys.stderr)
+        # The text of a KeyError is its message in quotes.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = " ".join(text.replace("overwrite=True", "--overwrite").split()) or type(error).__name__
+        print(f"spahgc: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("spahgc: interrupted", file=sys.stderr)
@@ -57,29 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _message(error: BaseException) -> str:
-    """What went wrong, on one line."""
-    # The text of a KeyError is its message in quotes.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.replace("overwrite=True", "--overwrite").split()) or type(error).__name__
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-    *,
-    otherwise: Any,
-) -> None:
-    if Path(filename).parent in _OWN:
-        print(f"spahgc: warning: {' '.join(str(message).split())}", file=sys.stderr)
-    else:
-        otherwise(message, category, filename, lineno, file, line)
-
-
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -87,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="spahgc",
-        description="Predict spatial gene expression from H&E slides, and say which genes and spots to believe.",
+        description="Predict spatial gene expression from H&E slides, and say which genes and spots to trust.",
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"spahgc {__version__}")
@@ -100,6 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for group in (_demo, _embed, _train, _predict):
-        group.add(command)
+    for module in (_demo, _embed, _train, _predict, _cross_validate):
+        module.add(command)
     return parser

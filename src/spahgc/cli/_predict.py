@@ -20,17 +20,14 @@ def add(command: options.Command) -> None:
         "--as-x writes, block by block, for predictions larger than memory. Measured expression of the target is not "
         "read.",
     )
-    parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="folder that `spahgc train` made")
+    parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="folder that `spahgc train` wrote")
     parser.add_argument("target", metavar="TARGET", type=Path, help=f"target table: {options.TABLE_FILE}")
     parser.add_argument("out", metavar="OUT.h5ad", type=Path, help="file to write, or OUT.zarr")
     parser.add_argument(
         "--as-x", action="store_true", help="write the prediction as a table of its own, in X, for scanpy and squidpy"
     )
     parser.add_argument("--key-added", default=keys.PREDICTION, help="key of what is written (%(default)s)")
-    options.device(parser)
-    options.table(parser)
-    options.columns(parser)
-    options.overwrite(parser)
+    options.output(parser)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -39,25 +36,21 @@ def _predict(arguments: argparse.Namespace) -> None:
     from ..tl import Model, predict
     from . import _files
 
-    store = arguments.out if arguments.out.suffix == ".zarr" else None
-    # Before the work, so that a name that is taken does not cost a prediction.
-    (_files if store is None else _disk).check_free(arguments.out, overwrite=arguments.overwrite)
+    out, key = arguments.out, arguments.key_added
+    store = out if out.suffix == ".zarr" else None
+    # Fail before the prediction.
+    if store is None:
+        _files.check_free(out, ".h5ad", overwrite=arguments.overwrite)
+    else:
+        _disk.check_free(out, overwrite=arguments.overwrite)
     model = Model.load(arguments.model)
     target = _files.read_table(arguments.target, table_key=arguments.table_key)
-    key = arguments.key_added
-    predict(
-        model,
-        target,
-        library_key=arguments.library_key,
-        patient_key=arguments.patient_key,
-        key_added=key,
-        store=store,
-        overwrite=arguments.overwrite,
-    )
+    parameters = options.given(arguments, "library_key", "patient_key", "key_added", "overwrite")
+    predict(model, target, store=store, **parameters)
     in_x = arguments.as_x or store is not None
     if store is None:
-        _files.write_table(predicted(target, key=key) if in_x else target, arguments.out, overwrite=arguments.overwrite)
+        _files.write_table(predicted(target, key=key) if in_x else target, out)
     print(
-        f"Wrote {arguments.out}: {len(model.genes)} genes of {target.n_obs} spots in "
+        f"Wrote {out}: {len(model.genes)} genes of {target.n_obs} spots in "
         f"{'X' if in_x else f'obsm[{key!r}]'}; median support {target.obs[keys.support(key)].median():.2f}"
     )

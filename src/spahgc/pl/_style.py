@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 FONT_SIZE = 8.5
 GREY = "0.35"
+MINUS = "\N{MINUS SIGN}"
 MISSING = "0.8"
 """Colour of spots without a value."""
 

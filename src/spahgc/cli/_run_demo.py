@@ -1,0 +1,422 @@
+"""The demonstration behind ``spahgc demo``: from slides to a scored prediction and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .. import _keys as keys
+from .._disk import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+METHODS = ("spahgc", "context_ridge", "ridge", "knn", "gene_mean")
+"""The method and its controls."""
+ORACLE = "depth only (oracle)"
+PANEL = 300
+RECORD = "demo.json"
+FILES = {
+    "predictions.h5ad": "AnnData for scanpy and squidpy. X is the prediction of spahgc; layers hold the predictions of "
+    "the controls and the measured expression, obs the support of each spot, var the scores of each gene.",
+    "scores.csv": "every score of every gene and method.",
+    "report.html": "this page.",
+    "figures": "the figures of this page.",
+    "model": "the trained model, for spahgc.tl.Model.load or spahgc predict. It contains the embeddings and expression "
+    "of the reference.",
+    RECORD: "scores and seconds, for programs.",
+}
+MARKER_GENES = {
+    "ERBB2": "HER2, the receptor that these tumors overexpress",
+    "COL1A1": "collagen of the stroma",
+    "IGKC": "plasma cells",
+}
+"""Genes to draw, chosen before any prediction was seen."""
+DRAWN_GENES = {
+    "density-00": "planted: density of the nuclei",
+    "colour-00": "planted: color of the tissue",
+    "context-00": "planted: density of the nuclei around the spot",
+    "noise-00": "not linked to the image: nothing can predict it",
+}
+_MEANING = (
+    "The score is the Pearson correlation of predicted and measured expression over the spots of the slide, gene by "
+    "gene: it tests whether the spatial pattern is right. Expression is log-transformed counts per 10,000, because on "
+    "raw counts a predictor of sequencing depth alone appears accurate without any information about genes.",
+    "Ridge regression on the same embeddings is the control to beat. Context ridge also sees the surroundings of a "
+    "spot, kNN copies the most similar reference spots, and the gene mean predicts the same value everywhere. A "
+    "network is worth its cost only by its difference to these.",
+    '"Depth removed" is the correlation after the depth of each spot is regressed out of both sides; what remains '
+    "cannot come from depth.",
+    "A prediction is an expectation from what the image shows, not a measurement. Do not use genes whose score is low "
+    "here. A good score on one slide does not transfer to another tissue, stain or scanner.",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Slides of the demonstration, and genes to draw with their descriptions.
+
+    The measured expression of the target is used for the scores only.
+    """
+
+    name: str
+    origin: str
+    reference: SpatialData
+    target: SpatialData
+    genes: Mapping[str, str]
+    drawn: bool = False
+    """Synthetic slides."""
+
+
+class Stopwatch:
+    """Prints each stage when it begins and records how many seconds it takes."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._say, self._stage = say, ""
+        self._start = self._last = time.perf_counter()
+
+    def begin(self, stage: str, message: str) -> None:
+        """End the last stage and begin the next."""
+        now = time.perf_counter()
+        if self._stage:
+            self.seconds[self._stage] = now - self._last
+        self._stage, self._last = stage, now
+        self._say(f"{now - self._start:6.1f} s  {message}")
+
+
+def run(
+    out: Path,
+    *,
+    data: Path | None = None,
+    synthetic: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None],
+    cohort: Mapping[str, Any] | None = None,
+    method_params: Mapping[str, Any] | None = None,
+) -> None:
+    """Train on the reference, predict the target from its H&E, score it, and write everything to a folder.
+
+    Parameters
+    ----------
+    out
+        The folder. Files of an earlier demonstration are replaced, other files are not.
+    data
+        Folder that holds ``her2st``; `None` tries ``SPAHGC_DATA_DIR``, then ``../shared/data``.
+    synthetic
+        Use the drawn cohort even if real slides are available.
+    seed
+        Seed of everything random.
+    say
+        Receives lines of progress and results.
+    cohort, method_params
+        Parameters of the drawn cohort and of the method ``spahgc``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `data` contains no slides.
+    FileExistsError
+        If the folder contains files of these names from elsewhere.
+    """
+    prepare(out)
+    watch = Stopwatch(say)
+    folder, tried = (None, []) if synthetic else find_data(data)
+    if folder is None:
+        if tried:
+            say(f"No her2st/ in {' or '.join(map(str, tried))}; --data names another folder.")
+        say("Slides are DRAWN, not real: the scores show that the parts work together, and nothing about tissue.")
+    watch.begin("reading", "reading the slides" if folder else "drawing the slides")
+    example = drawn_slides(seed, **(cohort or {})) if folder is None else real_slides(folder)
+    # From here to the scores the target has no genes, so no step can read its measured expression.
+    reference, blind = example.reference, he_only(example.target)
+    adata_ref, adata_blind = reference.tables[keys.TABLE], blind.tables[keys.TABLE]
+
+    watch.begin("importing", "loading torch")
+    import pandas as pd
+    import torch  # noqa: F401
+
+    from .. import get, tl
+    from ..pp import image_embedding
+
+    n_tiles = adata_ref.n_obs + adata_blind.n_obs
+    watch.begin("embedding", f"embedding {n_tiles} tiles (texture, no pretrained weights)")
+    image_embedding(reference)
+    image_embedding(blind)
+
+    same_patient = set(adata_blind.obs[keys.PATIENT]) <= set(adata_ref.obs[keys.PATIENT])
+    models = {}
+    for method in METHODS:
+        watch.begin(f"training {method}", f"training {method} on {', '.join(adata_ref.obs[keys.REGION].unique())}")
+        models[method] = tl.train(
+            adata_ref,
+            panel=PANEL,
+            method=method,
+            method_params=method_params if method == "spahgc" else None,
+            split_by="slide" if same_patient else "patient",
+            rng=seed,
+        )
+    watch.begin("predicting", f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
+    predictions: dict[str, Any] = {
+        method: tl.predict(model, adata_blind, copy=True) for method, model in models.items()
+    }
+
+    watch.begin("scoring", "scoring against what was measured")
+    scored, key = {}, keys.PREDICTION
+    for method, prediction in predictions.items():
+        scored[method] = table = example.target.tables[keys.TABLE].copy()
+        table.obsm[key], table.uns[key] = prediction.obsm[key], prediction.uns[key]
+        table.obs[keys.support()] = prediction.obs[keys.support()]
+        tl.evaluate(table)
+    target = scored["spahgc"]
+    record = target.uns[key]
+    params = record[keys.PARAMS]
+    scores = pd.concat([get.scores(table) for table in scored.values()], ignore_index=True)
+    scores.insert(2, "same_patient", scores["patient"].isin(params["shared_patients"]))
+    summary = summarize(scores)
+
+    watch.begin("writing", f"writing {out}")
+    models["spahgc"].save(out / "model", overwrite=True)
+    with replacing(out / "scores.csv") as temporary:
+        scores.to_csv(temporary, index=False)
+    with replacing(out / "predictions.h5ad") as temporary:
+        table_for_scanpy(scored).write_h5ad(temporary)
+    target.uns[keys.scores()] = {name: column.to_numpy() for name, column in scores.items()}
+    write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed, seconds=watch.seconds)
+
+    say(
+        f"\n{' '.join(params['target_slides'])}: {target.n_obs} spots, {len(record['genes'])} genes chosen on the "
+        f"reference {', '.join(params['reference_slides'])}; {record['units']}; mean over genes"
+    )
+    for remark in remarks(params, drawn=example.drawn):
+        say(remark)
+    widths = [max(6, len(str(name)) + 1) for name in summary]
+    say(f"\n{formatted(summary).rename_axis(None).to_string(col_space=widths)}\n")
+    watch.begin("", f"done. Look at {out / 'report.html'}")
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("index")
+    _write_record(out, {"seed": seed, "drawn": example.drawn, "seconds": watch.seconds, "scores": rows})
+
+
+def find_data(data: Path | None) -> tuple[Path | None, list[Path]]:
+    """Return the folder of the real slides (`None` if there is none) and the folders that were tried."""
+    if data is not None:
+        if not (data / "her2st").is_dir():
+            raise FileNotFoundError(f"There is no folder her2st in {data} (--data).")
+        return data, [data]
+    tried = [Path(os.environ.get("SPAHGC_DATA_DIR") or Path("..") / "shared" / "data")]
+    return next((folder for folder in tried if (folder / "her2st").is_dir()), None), tried
+
+
+def real_slides(folder: Path) -> Example:
+    """HER2+ breast cancer: the target C4 and three of the reference slides are of patient C."""
+    from ..datasets import her2st
+
+    path = folder / "her2st"
+    return Example(
+        name="HER2+ breast cancer",
+        origin=f"{path} (Andersson et al., Nature Communications 2021)",
+        reference=her2st(path, slides=["B4", "C2", "C3", "C5"]),
+        target=her2st(path, slides=["C4"]),
+        genes=MARKER_GENES,
+    )
+
+
+def drawn_slides(seed: int, **parameters: Any) -> Example:
+    """Drawn slides: the last one, of a patient of its own, is the target."""
+    from ..datasets import synthetic_cohort
+
+    cohort = synthetic_cohort(**{"n_slides": 5, "n_patients": 3, "rng": seed, **parameters})
+    *reference, target = cohort.tables[keys.TABLE].obs[keys.REGION].cat.categories
+    return Example(
+        name="Synthetic cohort",
+        origin="spahgc.datasets.synthetic_cohort",
+        reference=cohort.filter_by_coordinate_system(reference),
+        target=cohort.filter_by_coordinate_system(target),
+        genes=DRAWN_GENES,
+        drawn=True,
+    )
+
+
+def he_only(sdata: SpatialData) -> SpatialData:
+    """The same images and spots with a table without genes."""
+    from spatialdata import SpatialData
+
+    blind = sdata.tables[keys.TABLE][:, :0].copy()
+    return SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={keys.TABLE: blind})
+
+
+def summarize(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean score over genes, one row per method and one for the oracle that knows depth alone.
+
+    Undefined scores are NaN, such as the correlation of the gene mean, which is constant.
+    """
+    import pandas as pd
+
+    from ..metrics import share_above
+
+    values = scores.groupby(["method", "metric"])["value"]
+    means, shares = values.mean().unstack(), values.agg(share_above).unstack()
+    # The depth of a spot, and so the score of the oracle, is the same for all methods.
+    means.loc[ORACLE, "pearson"], shares.loc[ORACLE, "pearson"] = (
+        means["depth_only"]["ridge"],
+        shares["depth_only"]["ridge"],
+    )
+    return pd.DataFrame(
+        {
+            "Pearson": means["pearson"],
+            "to ridge": means["pearson"] - means["pearson"]["ridge"],
+            "Spearman": means["spearman"],
+            "RMSE": means["rmse"],
+            "Pearson, depth removed": means["pearson_depth_removed"],
+            "genes above 0.3": shares["pearson"],
+        },
+        index=pd.Index([*METHODS, ORACLE], name="method"),
+    )
+
+
+def formatted(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as text."""
+    text = summary.astype(object).map("{:.3f}".format)
+    text["to ridge"] = summary["to ridge"].map("{:+.3f}".format)
+    text["genes above 0.3"] = (100 * summary["genes above 0.3"]).map("{:.0f} %".format)
+    return text.where(summary.notna(), "n/a")
+
+
+def table_for_scanpy(scored: Mapping[str, AnnData]) -> AnnData:
+    """Table for scanpy: spahgc in ``X``, controls and measurement in ``layers``, scores in ``var``."""
+    import numpy as np
+
+    from .. import get
+    from .._tables._cohorts import measured_expression
+
+    main = scored["spahgc"]
+    table = get.predicted(main)
+    for method in METHODS[1:]:
+        table.layers[method] = get.predicted(scored[method])[:, table.var_names].X
+    both = table.var_names.isin(main.var_names)
+    unit = main.uns[keys.PREDICTION][keys.PARAMS]["normalize"]
+    table.layers[keys.MEASURED] = np.full(table.shape, np.nan, dtype=np.float32)
+    table.layers[keys.MEASURED][:, both] = measured_expression(main, list(table.var_names[both]), unit, layer=None)[0]
+    return table
+
+
+def remarks(params: Mapping[str, Any], *, drawn: bool) -> list[str]:
+    """What limits the scores."""
+    name, shared = " ".join(params["target_slides"]), params["shared_patients"]
+    pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
+    same = [slide for slide, patient in pairs if patient in shared]
+    texts = ["Drawn slides, not real ones: the scores say nothing about tissue."] if drawn else []
+    if same:
+        texts.append(
+            f"Same patient: {name} is of patient {', '.join(shared)}, as the reference slides {', '.join(same)} are. "
+            "On another patient's slide expect less."
+        )
+    else:
+        texts.append(f"{name} is of a patient that the reference does not have.")
+    return [*texts, "One target slide: an interval over slides or patients cannot be given."]
+
+
+def write_page(
+    out: Path,
+    example: Example,
+    target: AnnData,
+    summary: pd.DataFrame,
+    *,
+    history: Mapping[str, Any],
+    seed: int,
+    seconds: Mapping[str, float],
+) -> None:
+    """Write the report and its figures."""
+    from ..pl._report import MINUS, ReportSection, html_table, write_report
+
+    record = target.uns[keys.PREDICTION]
+    params, panel = record[keys.PARAMS], [str(gene) for gene in record["genes"]]
+    name, patient = " ".join(params["target_slides"]), " (same patient)" if params["shared_patients"] else ""
+    own: dict[str, Any] = summary.T.to_dict()["spahgc"]
+    result = ReportSection(
+        "Result",
+        text=[
+            f"The expression of {len(panel)} genes in {target.n_obs} spots of {name} was predicted from its H&E image, "
+            f"by training on {len(params['reference_slides'])} slides that have both. The prediction was made from a "
+            "table without genes; the measured expression of the slide was joined for the scores only. The mean "
+            f"correlation over genes is {own['Pearson']:.2f} ({own['to ridge']:+.3f} compared with ridge on the same "
+            f"embeddings), and {100 * own['genes above 0.3']:.0f} % of the genes are above 0.3.",
+            "A constant has no correlation, so the gene mean has none (n/a). The last row is an oracle that knows the "
+            "measured depth of each spot, which no method does, and nothing about genes.",
+        ],
+        warnings=remarks(params, drawn=example.drawn),
+        table=html_table(formatted(summary).replace("-", MINUS, regex=True), classes="summary"),
+        table_caption=f"Scores of {name} over {len(panel)} genes{patient}: mean over genes of the score over spots. "
+        "RMSE is in the unit of the expression.",
+    )
+    encoder = record["encoder"]
+    fields = ", ".join(f"{encoder['tile_um'] * field:.0f}" for field in encoder["fields_of_view"])
+    pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
+    facts = {
+        "Slides": f"{example.name}: {example.origin}",
+        "Reference": [f"{slide} (patient {patient})" for slide, patient in pairs],
+        "Target": params["target_slides"],
+        "Embedding": f"{encoder['encoder']}, tiles of {fields} um, standardized per slide",
+        "Panel": f"{len(panel)} genes with the best mean dispersion rank over the reference slides, detected in more "
+        "than 5 % of their spots",
+        "Unit": record["units"],
+        "Held out while tuning": f"one {params['split_by']} of the reference at a time",
+        "Seed": str(seed),
+        "Model": record["model"],
+        "Seconds": [f"{stage} {value:.1f}" for stage, value in seconds.items()],
+        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "Versions": [f"{name} {version(name)}" for name in ("spahgc", "torch", "torch-geometric", "anndata")],
+    }
+    write_report(
+        target,
+        out / "report.html",
+        genes={gene: text for gene, text in example.genes.items() if gene in panel}
+        or dict.fromkeys(panel[:3], "of the panel"),
+        result=result,
+        history=history,
+        closing=[
+            ReportSection("What the numbers mean", text=_MEANING),
+            ReportSection("How it was made", facts=facts),
+            ReportSection("Files", entries=[f"{file}: {text}" for file, text in FILES.items()]),
+        ],
+        title=f"spahgc: expression of {name} from its H&E",
+        subtitle=f"{example.name}. {'Drawn slides, not real ones. ' if example.drawn else ''}"
+        "Research software, not for diagnosis.",
+        figures=out / "figures",
+    )
+
+
+def prepare(out: Path) -> None:
+    """Make the folder and mark it as a demonstration's; raise if it contains files from elsewhere."""
+    from ..tl._model import check_free
+
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file. Choose another folder: --out.")
+    taken = [name for name in FILES if (out / name).exists()]
+    try:
+        ours = json.loads((out / RECORD).read_text(encoding="utf-8")).get("written_by") == "spahgc demo"
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if taken and not ours:
+        raise FileExistsError(
+            f"{out} contains {', '.join(taken)}, and not from a demonstration; nothing was touched. Choose another "
+            "folder: --out."
+        )
+    check_free(out / "model", overwrite=True)
+    _write_record(out, {})
+
+
+def _write_record(out: Path, content: dict[str, Any]) -> None:
+    with replacing(out / RECORD) as temporary:
+        record = {"written_by": "spahgc demo", "version": __version__, **content}
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

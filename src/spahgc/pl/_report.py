@@ -1,0 +1,219 @@
+"""Report page: a prediction's figures and tables in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib.pyplot as plt
+
+from .. import _keys as keys
+from .. import get
+from .._disk import replacing
+from ._expression import expression
+from ._scores import gene_scores
+from ._style import MINUS
+from ._support import support
+from ._training import training
+from ._trust import trust
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+_DPI = 200
+_CSS_DPI = 120
+"""Pixels of the page per inch of a figure: text of 8.5 points is a little smaller than the page's."""
+_BEST = 10
+_SIZE = 1.5
+"""Spots of legacy arrays are half as wide as their pitch; patterns are easier to see on larger ones."""
+
+
+class EmbeddedPicture(NamedTuple):
+    """A PNG as the page holds it; width and height in pixels of the page."""
+
+    base64: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A section of the page; the template escapes all text."""
+
+    heading: str
+    text: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    picture: EmbeddedPicture | None = None
+    caption: str = ""
+    alt: str = ""
+    table: str | None = None
+    """HTML of a DataFrame."""
+    table_caption: str = ""
+    facts: Mapping[str, Any] | None = None
+    entries: Sequence[str] = ()
+
+
+def write_report(
+    adata: AnnData,
+    path: Path,
+    *,
+    genes: Mapping[str, str],
+    result: ReportSection,
+    key: str = keys.PREDICTION,
+    history: Mapping[str, Any] | None = None,
+    closing: Sequence[ReportSection] = (),
+    title: str,
+    subtitle: str = "",
+    figures: Path | None = None,
+) -> None:
+    """Write the report of a prediction as one HTML file without scripts or links to other files.
+
+    Parameters
+    ----------
+    adata
+        Table with measured expression of one slide, after :func:`spahgc.tl.predict` and :func:`spahgc.tl.evaluate`.
+    path
+        File to write.
+    genes
+        Genes to draw, with a description of each.
+    result
+        First section.
+    key
+        Key of the prediction.
+    history
+        Training curves.
+    closing
+        Sections after the figures.
+    title, subtitle
+        Head of the page.
+    figures
+        Also write the figures to this folder, as PNG files.
+    """
+    import jinja2
+
+    sections = [result, *_sections(adata, key, genes, history or {}, figures), *closing]
+    # Autoescape: names of slides and genes come from files.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("spahgc.pl").joinpath("_report.html").read_text(encoding="utf-8"))
+    footer = f"Written by spahgc {version('spahgc')} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}."
+    page = template.render(title=title, subtitle=subtitle, sections=sections, footer=footer)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def html_table(frame: pd.DataFrame, *, digits: int = 3, classes: str | None = None) -> str:
+    """Escaped HTML of a table, with the name of its index in the corner; NaN is "n/a"."""
+    import pandas as pd
+
+    headed = frame.rename_axis(None).rename_axis(str(frame.index.name), axis="columns")
+    with pd.option_context("display.max_colwidth", None):
+        return headed.to_html(
+            border=0,
+            classes=classes,
+            escape=True,
+            float_format=lambda value: f"{value:.{digits}f}".replace("-", MINUS),
+            na_rep="n/a",
+        )
+
+
+def _sections(
+    adata: AnnData, key: str, genes: Mapping[str, str], history: Mapping[str, Any], figures: Path | None
+) -> list[ReportSection]:
+    name = " ".join(map(str, adata.uns[key][keys.PARAMS]["target_slides"]))
+    scores = get.scores(adata, key=key)
+
+    def picture(stem: str, figure: Any) -> EmbeddedPicture:
+        return _embed(figure, None if figures is None else figures / f"{stem}.png")
+
+    sections = [
+        ReportSection(
+            "Predicted and measured",
+            picture=picture("expression", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0].figure),
+            caption=f"{', '.join(f'{gene} ({meaning})' for gene, meaning in genes.items())}: measured, predicted from "
+            f"H&E alone, and the difference, on {name}. The genes were chosen before the prediction. r is the Pearson "
+            "correlation over spots. A prediction contains no sampling noise and varies less than a measurement; both "
+            "share one color scale. Where the difference has one color everywhere, the level of the gene on this slide "
+            f"is off, whatever its pattern. Spots are drawn at {_SIZE:g} times their width.",
+            alt=f"Spots of slide {name} colored by measured and predicted expression, one row per gene.",
+        ),
+        ReportSection(
+            "Scores by gene",
+            picture=picture("gene_scores", gene_scores(adata, key=key, show=False).figure),
+            caption=f"Correlation of every gene on {name}; the genes of each method are sorted by their own scores. "
+            f"The best and worst genes of {key} are labeled; they are known only after scoring.",
+            alt="Falling curves of Pearson correlation over genes, one per method.",
+            table=html_table(_best_genes(scores, key), digits=2),
+            table_caption=f"Pearson correlation of the {_BEST} genes with the best score of {key}, sorted after "
+            f"scoring; for {key} also with depth removed, and the correlation of the gene with log depth.",
+        ),
+    ]
+    if "trust" in adata.uns[key]:
+        frame = get.trust(adata, key=key)
+        columns = {"expected_pearson": "expected Pearson", "low": "low", "high": "high", "verdict": "verdict"}
+        sections.append(
+            ReportSection(
+                "Genes to trust",
+                picture=picture("trust", trust(adata, key=key, show=False).figure),
+                caption="Correlation expected of each gene from cross-validation on the reference, known before the "
+                f"target was scored, with the interval that contains the next slide's correlation with a probability "
+                f"of {100 * frame.attrs['level']:g} %.",
+                alt="Falling curve of expected Pearson correlation over genes with intervals, colored by verdict.",
+                table=html_table(frame.head(_BEST)[list(columns)].rename(columns=columns), digits=2),
+                table_caption=f"The {_BEST} genes with the highest expected correlation. {frame.attrs['rule']}.",
+            )
+        )
+    sections.append(
+        ReportSection(
+            "Where the reference covers the slide",
+            picture=picture("support", support(adata, key=key, size=_SIZE, show=False).figure),
+            caption="Support of each spot: the fraction of reference spots that lie at least as far from the other "
+            "reference slides, in the image embedding, as this spot does. Near 0 the slide shows tissue that the "
+            "reference lacks, and the prediction should not be used. Measured expression is not involved.",
+            alt=f"Spots of slide {name} colored by support, from 0 to 1.",
+        )
+    )
+    if history:
+        sections.append(
+            ReportSection(
+                "Training",
+                picture=picture("training", training(history, show=False).figure),
+                caption="Training of the networks on the reference slides, averaged over networks; the number of "
+                "epochs is fixed. The correlation is that of the training slides. The target slide is not involved.",
+                alt="Curves of loss and correlation over epochs.",
+            )
+        )
+    return sections
+
+
+def _best_genes(scores: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Scores of the genes that the prediction gets best, one column per method."""
+    table = scores[scores["metric"] == "pearson"].pivot(index="gene", columns="method", values="value")
+    own = scores[scores["method"] == key].pivot(index="gene", columns="metric", values="value")
+    others = [method for method in scores["method"].unique() if method != key and table[method].notna().any()]
+    table = table[[key, *others]]
+    table[f"{key}, depth removed"] = own["pearson_depth_removed"]
+    table["log depth"] = own["depth_only"]
+    return table.nlargest(_BEST, key)
+
+
+def _embed(figure: Figure, path: Path | None) -> EmbeddedPicture:
+    """Render a figure, close it, and write it to a file if there is a path."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    plt.close(figure)
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    width, height = (round(_CSS_DPI * inches) for inches in figure.get_size_inches())
+    return EmbeddedPicture(base64.b64encode(buffer.getvalue()).decode("ascii"), width, height)
