@@ -228,7 +228,7 @@ def vit(path: Path, n_tiles: int) -> dict[str, Any]:
     import timm
 
     import spahgc
-    from spahgc.encoders._base import resolve
+    from spahgc.encoders._table import resolve
     from spahgc.pp._locate import locate
     from spahgc.pp._tiles import TileReader
 

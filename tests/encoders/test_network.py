@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.encoders import _network
-from spahgc.encoders._base import resolve
-from spahgc.encoders._weights import state_sha256
+from spahgc.encoders import _network, load
+from spahgc.encoders._network import state_sha256
+from spahgc.encoders._table import resolve
 
 
 class Mean(torch.nn.Module):
@@ -26,7 +26,7 @@ class Mean(torch.nn.Module):
         return self.map(images.mean(dim=(2, 3)))
 
 
-def test_a_module_gets_normalised_tiles(tiles: Any) -> None:
+def test_a_module_gets_normalized_tiles(tiles: Any) -> None:
     module = Mean().train()
     encoder = resolve(module)
     assert (encoder.name, encoder.tile_px, encoder.fields_of_view) == ("Mean", 224, (1.0,))
@@ -45,7 +45,7 @@ def test_recipe_of_a_module() -> None:
     assert recipe == {
         "source": "torch",
         "model": f"{Mean.__module__}.Mean",
-        "transform": "scale to 0..1; normalise mean (0.485, 0.456, 0.406) sd (0.229, 0.224, 0.225)",
+        "transform": "scale to 0..1; normalize mean (0.485, 0.456, 0.406) sd (0.229, 0.224, 0.225)",
         "pooling": "output of the module",
         "weights_sha256": state_sha256(Mean()),
         "width": 3,
@@ -81,16 +81,16 @@ def test_outputs_that_are_no_embedding() -> None:
         resolve(Returns(lambda images: {"features": images}))
     with pytest.raises(ValueError, match="NaN or infinite"):
         resolve(Returns(lambda images: images.mean(dim=(2, 3)) * float("nan")))
-    with pytest.raises(ValueError, match=r"the shape \(1, 3, 224, 224\)"):
+    with pytest.raises(ValueError, match=r"returned shape \(1, 3, 224, 224\)"):
         resolve(Returns(lambda images: images))
     # And a width that changes between one call and the next.
     encoder = resolve(Returns(lambda images: images.mean(dim=(2, 3))[:, : 4 - min(len(images), 2)]))
-    with pytest.raises(ValueError, match=r"should return floats \(2, 3\), but returned the shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"should return floats \(2, 3\), but returned shape \(2, 2\)"):
         encoder.encode(np.zeros((2, 3, 224, 224), np.uint8))
 
 
 def test_mixed_precision(tiles: Any) -> None:
-    """bfloat16 is what the network computes in; tiles are normalised in float32, embeddings come back in it."""
+    """bfloat16 is what the network computes in; tiles are normalized in float32, embeddings come back in it."""
     seen = []
 
     class Watched(Mean):
@@ -118,9 +118,9 @@ def test_precision_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
         assert _network.precision_on(cuda, None) == expected
     assert _network.precision_on(cuda, "float32") == "float32"
-    with pytest.raises(ValueError, match="precision is one of float32, bfloat16, float16, or None, not 'half'"):
-        _network.precision_on(cpu, "half")
-    with pytest.raises(ValueError, match="'float16' is for GPUs"):
+    with pytest.raises(ValueError, match="`precision` must be one of 'float32', .*, got 'half'"):
+        load("resnet50", precision="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'float16' needs a GPU"):
         resolve(Mean(), precision="float16")
     with pytest.raises(ValueError, match="`device` must be .* got 'gpu'"):
         resolve(Mean(), device="gpu")
@@ -148,7 +148,7 @@ def test_a_timm_module_is_evaluated_as_timm_does(torchvision: None, tiles: Any, 
     config = resolve_model_data_config(module)
     assert (encoder.name, config["input_size"], config["crop_pct"]) == ("test_vit", (3, 160, 160), 0.95)
     assert encoder.tile_px == 168  # of which the centre of 160 is taken
-    assert "centre crop 160; " in encoder.recipe["transform"]
+    assert "center crop 160; " in encoder.recipe["transform"]
     transform = create_transform(**config, is_training=False)
     given = tiles(3, 168)
     images = torch.stack([transform(Image.fromarray(tile.transpose(1, 2, 0))) for tile in given])

@@ -7,13 +7,10 @@ import logging
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 
-from spahgc.encoders import _table, load, table, texture_names
-from spahgc.encoders._build import BUILT_IN, EXPORTED
-from spahgc.encoders._lazyslide import MPP, NOT_TILES, REPOSITORIES, registry
-from spahgc.encoders._transforms import described
+from spahgc.encoders import _hub, _table, load, table, texture_names
+from spahgc.encoders._hub import MPP, NOT_TILES, REPOSITORIES, describe_transform, registry
 
 
 @pytest.fixture
@@ -29,7 +26,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_table(torchvision: None, no_network: None) -> None:
     found = table()
     assert found.index.name == "encoder"
-    assert list(found.columns) == list(_table.COLUMNS)
     assert found.index.is_unique
     named = ["texture", "resnet50", "uni", "uni2", "conch", "conch_v1.5", "virchow2", "gigapath", "h-optimus-0"]
     named += ["h-optimus-1", "phikonv2", "ctranspath", "midnight", "hibou-l"]
@@ -39,7 +35,7 @@ def test_table(torchvision: None, no_network: None) -> None:
         found.index
     )
     uni2 = found.loc["uni2"]
-    assert (uni2["width"], uni2["tile_px"], uni2["microns_per_pixel"], uni2["licence"]) == (
+    assert (uni2["width"], uni2["tile_px"], uni2["microns_per_pixel"], uni2["license"]) == (
         1536,
         224,
         0.5,
@@ -47,7 +43,7 @@ def test_table(torchvision: None, no_network: None) -> None:
     )
     assert (uni2["gated"], uni2["commercial"], uni2["download"], uni2["parameters"]) == (True, False, True, 681.4e6)
     assert uni2["page"] == "https://huggingface.co/MahmoodLab/UNI2-h"
-    assert found.loc["crisp", "licence"] == "MIT and CC-BY-NC-ND-4.0"
+    assert found.loc["crisp", "license"] == "MIT and CC-BY-NC-ND-4.0"
     texture = found.loc["texture"]
     assert (texture["width"], texture["tile_px"], texture["download"]) == (len(texture_names()), 112, False)
     assert texture["tile_px"] == load("texture").tile_px
@@ -67,8 +63,9 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 
 def test_what_is_said_of_models_is_of_models_that_there_are(torchvision: None) -> None:
     names = set(registry())
-    said = {*_table.SIDES, *_table.REMOTE_CODE, *_table.REQUIRES, *MPP, *EXPORTED, *BUILT_IN, *REPOSITORIES}
-    assert said - names == {"resnet50"}
+    tables = [_table.SIDES, _table.REMOTE_CODE, _hub.REQUIRES, MPP, REPOSITORIES, _hub.EXPORTED, _hub.READ_FILES]
+    tables += [_hub.TRANSFORMERS, _hub.ARCHITECTURES, _hub.OPTIONS, _hub.SWIGLU]
+    assert set().union(*tables) - names == {"resnet50"}
     assert set(NOT_TILES.values()) <= names
     assert all(value > 0 for value in MPP.values())
 
@@ -94,33 +91,59 @@ def test_sides_of_tiles_are_those_of_the_transforms(torchvision: None) -> None:
         except AttributeError:  # it asks the network, or its processor
             continue
         if transform is not None:
-            held[name] = described(transform)[0]
+            held[name] = describe_transform(transform)[0]
     assert len(held) > 30
     found = table()["tile_px"]
     assert {name: (found[name], side) for name, side in held.items() if found[name] != side} == {}
 
 
-def test_described() -> None:
+def test_options_of_timm_are_those_of_lazyslide_models(torchvision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models built from files get the options that their class passes to timm when it downloads them."""
+    import timm
+    import torch
+    from lazyslide_models import TimmModel
+
+    asked: dict[str, Any] = {}
+
+    def create_model(name: str, **options: Any) -> None:
+        asked.update(options, name=name)
+        raise KeyError  # nothing is built
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    layers = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    common = {"pretrained": True, "num_classes": 0}
+    compared = 0
+    for name, model in registry().items():
+        if name in _hub.READ_FILES or not issubclass(model, TimmModel):
+            continue
+        asked.clear()
+        with pytest.raises(KeyError):
+            model(**({"model_path": "a.bin"} if name in {"uni", "uni2"} else {}))
+        source = _hub.ARCHITECTURES.get(name, asked["name"])
+        expected = {**common, **_hub.OPTIONS.get(name, {}), **(layers if name in _hub.SWIGLU else {})}
+        assert set(expected) <= set(asked), name
+        # What gigapath-flash repeats of its architecture.
+        same = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "reg_tokens": 0, "class_token": True}
+        expected = {"global_pool": "token", **same, **expected, "name": source}
+        differs = {key: value for key, value in asked.items() if expected.get(key) != value}
+        assert differs == ({"pretrained": False} if name in _hub.ARCHITECTURES else {}), name
+        compared += 1
+    assert compared > 15
+
+
+def test_a_transform_as_text() -> None:
     class Step:
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, text: str, **kwargs: Any) -> None:
+            self.text = text
             vars(self).update(kwargs)
 
-    def step(kind: str, **kwargs: Any) -> Any:
-        return type(kind, (Step,), {})(**kwargs)
+        def __str__(self) -> str:
+            return self.text
 
     class Transform:
-        transforms = [
-            step("ToImage"),
-            step("Resize", size=[256], interpolation=type("Mode", (), {"value": "bicubic"})),
-            step("CenterCrop", size=(224, 224)),
-            step("ToDtype", scale=True),
-            step("Normalize", mean=[np.float32(0.1)] * 3, std=[0.5] * 3),
-        ]
+        transforms = [Step("Resize(256)", size=[256]), Step("CenterCrop(224)", size=(224, 224)), Step("ToDtype()")]
 
-    assert described(Transform) == (
-        256,
-        "resize 256 bicubic; centre crop 224; scale to 0..1; normalise mean (0.1, 0.1, 0.1) sd (0.5, 0.5, 0.5)",
-    )
-    Transform.transforms = [step("Resize", size=[224, 448], interpolation=None)]
-    with pytest.raises(ValueError, match="not square"):
-        described(Transform)
+    assert describe_transform(Transform) == (256, "Resize(256); CenterCrop(224); ToDtype()")
+    Transform.transforms = [Step("Resize", size=[224, 448])]
+    with pytest.raises(ValueError, match="tiles are square"):
+        describe_transform(Transform)

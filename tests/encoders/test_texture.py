@@ -13,7 +13,7 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-from spahgc.encoders import _colour, _patterns, _scales, texture, texture_names
+from spahgc.encoders import _texture, _texture_scales, texture, texture_names
 
 
 def _nuclei_tile(seed: int = 0, size: int = 64, n: int = 12) -> NDArray[np.uint8]:
@@ -35,7 +35,7 @@ def tile() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return _colour.planes(tile)
+    return _texture.planes(tile)
 
 
 def test_one_row_a_tile_one_column_a_name(tile: NDArray[np.uint8]) -> None:
@@ -49,16 +49,16 @@ def test_one_row_a_tile_one_column_a_name(tile: NDArray[np.uint8]) -> None:
 
 def test_every_feature_is_written(tile: NDArray[np.uint8], planes: NDArray[np.float32]) -> None:
     """Each kernel fills its part of the row, and no more."""
-    for module, run in [
-        (_colour, lambda out: _colour.colour(tile, planes, out)),
-        (_patterns, lambda out: _patterns.patterns(planes, out)),
-        (_scales, lambda out: _scales.scales(planes, out)),
+    for names, run in [
+        (_texture.COLOR_NAMES, lambda out: _texture.color(tile, planes, out)),
+        (_texture.PATTERN_NAMES, lambda out: _texture.patterns(planes, out)),
+        (_texture_scales.SCALE_NAMES, lambda out: _texture_scales.scales(planes, out)),
     ]:
-        n = len(module.NAMES)
+        n = len(names)
         out = np.full(n + 9, np.nan)
         run(out)
-        assert np.isfinite(out[:n]).all(), module.__name__
-        assert np.isnan(out[n:]).all(), module.__name__
+        assert np.isfinite(out[:n]).all(), names
+        assert np.isnan(out[n:]).all(), names
 
 
 def test_no_tiles() -> None:
@@ -70,10 +70,10 @@ def test_planes_are_those_of_skimage(tile: NDArray[np.uint8]) -> None:
     edge[:, 0, 0], edge[:, 0, 1] = 0, 255
     for rgb in (edge, np.random.default_rng(3).integers(0, 256, (3, 40, 48), dtype=np.uint8)):
         last = np.moveaxis(rgb, 0, -1)
-        grey, saturation, haematoxylin, eosin = _colour.planes(rgb)
-        np.testing.assert_allclose(grey, rgb2gray(last), atol=1e-6)
+        gray, saturation, hematoxylin, eosin = _texture.planes(rgb)
+        np.testing.assert_allclose(gray, rgb2gray(last), atol=1e-6)
         np.testing.assert_allclose(saturation, rgb2hsv(last)[..., 1], atol=1e-6)
-        np.testing.assert_allclose(haematoxylin, rgb2hed(last)[..., 0], atol=1e-5)
+        np.testing.assert_allclose(hematoxylin, rgb2hed(last)[..., 0], atol=1e-5)
         np.testing.assert_allclose(eosin, rgb2hed(last)[..., 1], atol=1e-5)
 
 
@@ -81,17 +81,17 @@ def test_moments(planes: NDArray[np.float32]) -> None:
     from scipy.stats import skew
 
     out = np.empty(6)
-    _colour.moments(planes[2], _colour.STAIN_TOP, out)
+    _texture.moments(planes[2], _texture.STAIN_TOP, out)
     values = planes[2].astype(np.float64)
     np.testing.assert_allclose(out[:3], [values.mean(), values.std(), skew(values, axis=None)], rtol=1e-5)
-    step = _colour.STAIN_TOP / _colour.N_BINS
-    np.testing.assert_allclose(out[3:], np.quantile(values, _colour.QUANTILES), atol=2 * step)
+    step = _texture.STAIN_TOP / _texture.N_BINS
+    np.testing.assert_allclose(out[3:], np.quantile(values, _texture.QUANTILES), atol=2 * step)
 
 
 def test_correlation(planes: NDArray[np.float32]) -> None:
     expected = np.corrcoef(planes[0].ravel(), planes[2].ravel())[0, 1]
-    assert _colour.correlation(planes[0], planes[2], 1e-3) == pytest.approx(expected, abs=1e-5)
-    assert _colour.correlation(planes[0], np.zeros_like(planes[0]), 1e-3) == 0
+    assert _texture.correlation(planes[0], planes[2], 1e-3) == pytest.approx(expected, abs=1e-5)
+    assert _texture.correlation(planes[0], np.zeros_like(planes[0]), 1e-3) == 0
 
 
 @pytest.mark.filterwarnings("ignore:Applying `local_binary_pattern` to floating-point images")
@@ -99,7 +99,7 @@ def test_lbp_is_that_of_skimage(planes: NDArray[np.float32]) -> None:
     patterns = local_binary_pattern(planes[0].astype(np.float64), P=8, R=1, method="uniform")[1:-1, 1:-1]
     expected = np.bincount(patterns.astype(int).ravel(), minlength=10) / patterns.size
     out = np.empty(10)
-    _patterns.lbp(planes[0], out)
+    _texture.lbp(planes[0], out)
     # Single and double precision may part on a tie.
     np.testing.assert_allclose(out, expected, atol=2 / patterns.size)
     assert (expected > 0).all()
@@ -107,15 +107,15 @@ def test_lbp_is_that_of_skimage(planes: NDArray[np.float32]) -> None:
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
 def test_cooccurrence_is_that_of_skimage(planes: NDArray[np.float32], distance: int) -> None:
-    levels = _patterns.quantize(planes[2], 0.3)
+    levels = _texture.quantize(planes[2], 0.3)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
-    each = graycomatrix(levels, [distance], angles, levels=_patterns.LEVELS, symmetric=True, normed=True)
+    each = graycomatrix(levels, [distance], angles, levels=_texture.LEVELS, symmetric=True, normed=True)
     expected = each.mean(axis=3, keepdims=True)
-    matrix = _patterns.cooccurrence(levels, distance)
+    matrix = _texture.cooccurrence(levels, distance)
     np.testing.assert_allclose(matrix, expected[:, :, 0, 0], atol=1e-12)
-    out = np.empty(len(_patterns.PROPERTIES))
-    _patterns.properties(matrix, out)
-    for value, name in zip(out, _patterns.PROPERTIES, strict=True):
+    out = np.empty(len(_texture.PROPERTIES))
+    _texture.properties(matrix, out)
+    for value, name in zip(out, _texture.PROPERTIES, strict=True):
         if name == "entropy":
             positive = expected[expected > 0]
             assert value == pytest.approx(-(positive * np.log2(positive)).sum())
@@ -123,21 +123,21 @@ def test_cooccurrence_is_that_of_skimage(planes: NDArray[np.float32], distance: 
             assert value == pytest.approx(graycoprops(expected, name)[0, 0]), name
 
 
-@pytest.mark.parametrize("sigma", _scales.SIGMAS)
+@pytest.mark.parametrize("sigma", _texture_scales.SIGMAS)
 def test_blur_is_that_of_scipy(planes: NDArray[np.float32], sigma: int) -> None:
     expected = ndimage.gaussian_filter(planes[2].astype(np.float64), sigma, truncate=3.0, mode="reflect")
-    np.testing.assert_allclose(_scales.blur(planes[2], _scales._taps(sigma)), expected, atol=1e-6)
+    np.testing.assert_allclose(_texture_scales.blur(planes[2], _texture_scales._taps(sigma)), expected, atol=1e-6)
 
 
 def test_blobs_and_threshold_are_those_of_skimage(planes: NDArray[np.float32]) -> None:
-    smooth = _scales.blur(planes[2], _scales._TAPS1)
-    step = _scales.STAIN_TOP / 256
-    threshold = _scales.otsu(smooth)
+    smooth = _texture_scales.blur(planes[2], _texture_scales._TAPS1)
+    step = _texture_scales.STAIN_TOP / 256
+    threshold = _texture_scales.otsu(smooth)
     assert threshold == pytest.approx(threshold_otsu(smooth, nbins=256), abs=3 * step)
     mask = smooth > threshold
     areas = [region.area for region in regionprops(label(mask, connectivity=1))]
-    expected = sorted(area for area in areas if area >= _scales.SMALLEST)
-    assert sorted(_scales.blob_areas(mask)) == expected
+    expected = sorted(area for area in areas if area >= _texture_scales.SMALLEST)
+    assert sorted(_texture_scales.blob_areas(mask)) == expected
     assert len(expected) > 5
 
 
@@ -149,7 +149,7 @@ def test_blobs_of_a_difficult_shape() -> None:
     comb[:, ::2] = True
     comb[8] = True
     for mask in (spiral, comb):
-        assert _scales.blob_areas(mask).tolist() == [mask.sum()]
+        assert _texture_scales.blob_areas(mask).tolist() == [mask.sum()]
 
 
 def test_peaks() -> None:
@@ -157,14 +157,14 @@ def test_peaks() -> None:
     band[5, 5], band[5, 12], band[14, 3], band[0, 0] = 0.03, 0.05, 0.001, 1.0
     band[15, 15] = band[15, 16] = 0.015  # a plateau is one peak
     out = np.empty(4)
-    _scales.count_peaks(band, out)
+    _texture_scales.count_peaks(band, out)
     assert out.tolist() == [3, 3, 2, 1]
 
 
 def test_gradient_of_a_ramp() -> None:
     ramp = np.tile(np.arange(30, dtype=np.float32) * 0.01, (30, 1))
     out = np.empty(3)
-    _scales.gradient_statistics(ramp, out)
+    _texture_scales.gradient_statistics(ramp, out)
     np.testing.assert_allclose(out, [0.01, 0, 1], atol=1e-4)
 
 
@@ -181,7 +181,7 @@ def test_counts_nuclei() -> None:
     assert values["nuclei_count"] == 4
     assert values["nuclei_area_mean"] == pytest.approx(disc.sum() / 4, rel=0.25)
     assert values["nuclei_contrast"] > 0.03
-    assert values["peaks_haematoxylin_4_above_0.005"] == 4
+    assert values["peaks_hematoxylin_4_above_0.005"] == 4
 
 
 @pytest.mark.parametrize("turn", ["rot90", "fliplr", "transpose"])
@@ -192,7 +192,7 @@ def test_turning_a_tile_changes_little(tile: NDArray[np.uint8], turn: str) -> No
         "transpose": tile.transpose(0, 2, 1),
     }[turn]
     before, after = texture(np.stack([tile, np.ascontiguousarray(turned)]))
-    # Ties between a pixel and an interpolated neighbour may break the other way.
+    # Ties between a pixel and an interpolated neighbor may break the other way.
     lbp = np.array([name.startswith("lbp") for name in texture_names()])
     np.testing.assert_allclose(after[~lbp], before[~lbp], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(after[lbp], before[lbp], atol=5e-3)

@@ -156,7 +156,7 @@ def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Callable[...
 
 
 def test_unknown_encoder(make_sdata: Callable[..., Any], torchvision: None) -> None:
-    _fails(make_sdata(), ValueError, r"No encoder 'uni22'. Like it: .*'uni2'.*encoders.table", encoder="uni22")
+    _fails(make_sdata(), ValueError, r"Unknown encoder 'uni22'. Similar: .*'uni2'.*encoders.table", encoder="uni22")
     _fails(make_sdata(), TypeError, "not NoneType", encoder=None)
 
 
@@ -169,8 +169,8 @@ def test_callable_without_a_usable_name(make_sdata: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("encoder", "error", "message"),
     [
-        (lambda tiles: mean(tiles)[:-1], ValueError, r"was given 20 tiles.*returned the shape \(19, 3\)"),
-        (lambda tiles: mean(tiles) * np.nan, ValueError, "20 of its rows hold NaN"),
+        (lambda tiles: mean(tiles)[:-1], ValueError, r"was given 20 tiles.*returned shape \(19, 3\)"),
+        (lambda tiles: mean(tiles) * np.nan, ValueError, "20 of its rows have NaN"),
         (lambda tiles: [str(tile.mean()) for tile in tiles], TypeError, "returned list of <U"),
         (lambda tiles: 1 / 0, ZeroDivisionError, "division"),
     ],

@@ -13,7 +13,7 @@ from skimage.color import rgb2hed
 
 import spahgc
 from spahgc.encoders import texture_names
-from spahgc.encoders._colour import haematoxylin
+from spahgc.encoders._texture import hematoxylin
 
 KEY = "cellularity"
 
@@ -27,7 +27,7 @@ def test_kernel_against_skimage() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 40), dtype=np.uint8)
     tiles[3], tiles[4] = 255, 0
     expected = rgb2hed(np.moveaxis(tiles, 1, -1))[..., 0].mean(axis=(1, 2))
-    found = haematoxylin(tiles)
+    found = hematoxylin(tiles)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found[3] == 0
@@ -39,7 +39,7 @@ def test_it_is_the_density_of_the_tiles_that_the_encoder_sees(make_sdata: Callab
     table = sdata["table"]
     assert table.obs[KEY].dtype == np.float32
     tiles = table.obsm["tiles"].reshape(-1, 3, 32, 32).astype(np.uint8)
-    np.testing.assert_array_equal(table.obs[KEY], haematoxylin(tiles))
+    np.testing.assert_array_equal(table.obs[KEY], hematoxylin(tiles))
     assert table.obs[KEY].nunique() > 60
     assert table.uns[KEY] == {"params": {"tile_um": 112.0, "tile_px": 32, "version": spahgc.__version__}}
 
@@ -53,7 +53,7 @@ def test_the_first_field_of_view_counts(make_sdata: Callable[..., Any]) -> None:
     assert table.uns[KEY] == other["table"].uns[KEY]
     assert table.uns[KEY]["params"]["tile_um"] == 224
     # It is what the texture encoder calls so.
-    column = texture_names().index("haematoxylin_mean")
+    column = texture_names().index("hematoxylin_mean")
     np.testing.assert_allclose(table.obs[KEY], table.obsm["image_texture"][:, column], rtol=1e-6)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import spahgc
 from spahgc.encoders import texture, texture_names
-from spahgc.encoders._base import resolve
+from spahgc.encoders._table import resolve
 from spahgc.pp._engine import AHEAD, Job, Tiling, embed
 from spahgc.pp._locate import locate
 from spahgc.pp._tiles import TileReader
@@ -275,7 +275,7 @@ def test_real_slide(data_dir: Path) -> None:
     assert table.uns[KEY]["params"]["n_padded"] == 0
     names = texture_names()
     total = np.asarray(table.X.sum(axis=1)).ravel()
-    dense = table.obsm[KEY][:, 126 + names.index("haematoxylin_mean")]
+    dense = table.obsm[KEY][:, 126 + names.index("hematoxylin_mean")]
     assert np.corrcoef(np.log(total), dense)[0, 1] > 0.3
 
 

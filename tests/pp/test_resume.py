@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import spahgc
-from spahgc.encoders._base import resolve
+from spahgc.encoders._table import resolve
 from spahgc.pp import _parts
 from spahgc.pp._engine import Job, Tiling
 from spahgc.pp._jobs import run_here

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._base import Encoder, load
-from ._table import table
+from ._base import Encoder
+from ._table import load, table
 from ._texture import texture, texture_names
 
 __all__ = ["Encoder", "load", "table", "texture", "texture_names"]

@@ -1,132 +1,413 @@
-"""The Hugging Face hub: may these weights be had, from where, and what to say if not."""
+"""Pathology encoders of lazyslide-models and networks of timm, with weights from the Hugging Face hub or from files."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import distribution
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any
 
-TIMEOUT = 5.0
-"""Seconds that the hub has for the answer whether a model may be downloaded."""
+from ._base import Encoder, Precision
+from ._network import from_network
 
+EXTRA = "pip install 'spahgc[models]'"
+TIMEOUT = 5.0  # Seconds that the hub has to answer whether a model may be downloaded.
+
+# Training resolution in micrometers per pixel: H-optimus-0 by its card, the others by the spacings in the
+# documentation of slide2vec. Models with several (Virchow2, Midnight, MUSK, CONCH, ...) or unknown ones are not listed.
+MPP = dict.fromkeys(
+    ("gigapath", "h-optimus-0", "h-optimus-1", "h0-mini", "hibou-b", "hibou-l")
+    + ("phikon", "phikonv2", "uni", "uni2", "virchow"),
+    0.5,
+)
+# Repositories on the hub that the card of a model does not name as its class requests them.
+REPOSITORIES = {
+    "chief": "RendeiroLab/LazySlide-models-gpl",
+    "ctranspath": "RendeiroLab/LazySlide-models-gpl",
+    "hibou-l": "histai/hibou-l",
+    "uni": "MahmoodLab/uni",
+}
+# A slide encoder whose tile encoder has another name.
+NOT_TILES = {"titan": "conch_v1.5"}
+# Packages that a model requires and lazyslide-models does not install.
+REQUIRES = {
+    **dict.fromkeys(("conch", "conch-madeleine"), "conch (github.com/mahmoodlab/CONCH)"),
+    **dict.fromkeys(("hibou-b", "hibou-l"), "transformers<5"),
+    **dict.fromkeys(("biomedclip", "omiclip", "quiltnet-b16", "quiltnet-b16-pmb", "quiltnet-b32"), "open_clip_torch"),
+    "musk": "musk (github.com/lilab-stanford/MUSK)",
+}
+
+# How a model is built from a local file or folder. Exported programs, by their path in the repository:
+EXPORTED = {"chief": "CHIEF/CHIEF_patch_encoder_exported.pt2", "ctranspath": "CTransPath/CTransPath_exported.pt2"}
+# Classes that read a file (plip: a folder) themselves:
+READ_FILES = {"conch", "conch-madeleine", "crisp", "crown", "omiclip", "plip"}
+# Models of transformers: classes of the network and of the image processor.
+TRANSFORMERS = {
+    "medsiglip": ("SiglipModel", "AutoProcessor"),
+    "midnight": ("Dinov2Model", None),
+    "phikon": ("ViTModel", "AutoImageProcessor"),
+    "phikonv2": ("Dinov2Model", "AutoImageProcessor"),
+}
+# Architectures of timm for which the weights are enough; other networks of timm need the config.json of their folder.
+ARCHITECTURES = {
+    "gigapath-flash": "vit_small_patch16_224",
+    "gpfm": "vit_large_patch14_dinov2.lvd142m",
+    "uni": "vit_large_patch16_224",
+    "uni2": "vit_giant_patch14_224",
+}
+# Options of timm.create_model that lazyslide-models passes besides (a test compares both).
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gigapath-flash": {"img_size": 224, "mlp_ratio": 2048 / 384.0, "init_values": 1e-5},
+    "gpfm": {"img_size": 224, "init_values": 1e-5},
+    **dict.fromkeys(("h-optimus-0", "h-optimus-1", "path_orchestra"), {"init_values": 1e-5, "dynamic_img_size": False}),
+    "mstar": {"init_values": 1e-5, "dynamic_img_size": True},
+    "uni": {"img_size": 224, "patch_size": 16, "init_values": 1e-5, "dynamic_img_size": True},
+    "uni2": {
+        **{"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536, "reg_tokens": 8},
+        **{"mlp_ratio": 2.66667 * 2, "init_values": 1e-5, "no_embed_class": True, "dynamic_img_size": True},
+    },
+}
+
+SWIGLU = {"gigapath-flash", "h0-mini", "uni2", "virchow", "virchow2"}  # with SwiGLUPacked and SiLU
+
+SUFFIXES = (".bin", ".ckpt", ".pt", ".pt2", ".pth", ".safetensors")
+# Weights in a folder of the Hugging Face hub, by preference.
+NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _LOCK = threading.RLock()
 
 
-def cached(repository: str) -> Path:
-    """Where a repository lies in this machine's cache of the hub, if it does."""
-    from huggingface_hub import constants
+def registry(wanted: str = "") -> dict[str, Any]:
+    """Classes of lazyslide-models that embed tiles, by name; raises for the encoder `wanted` if it is not installed."""
+    try:
+        from lazyslide_models import MODEL_REGISTRY, ModelTask
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
+        raise ImportError(
+            f"Encoder {wanted!r} requires lazyslide-models, which cannot be imported ({error}). Run: {EXTRA}"
+        ) from error
+    return {
+        name: model
+        for name, model in MODEL_REGISTRY.items()
+        if name not in NOT_TILES
+        and callable(getattr(model, "encode_image", None))
+        and {ModelTask.vision, ModelTask.multimodal} & set(model.task if isinstance(model.task, list) else [model.task])
+    }
 
-    return Path(constants.HF_HUB_CACHE) / _folder(repository)
+
+def repository_of(name: str, model: Any) -> str:
+    """Repository on the hub that holds the weights of a model."""
+    return REPOSITORIES.get(name) or "/".join(str(model.hf_url).rstrip("/").split("/")[-2:])
 
 
-def _folder(repository: str) -> str:
-    return "models--" + repository.replace("/", "--")
+def load_registered(name: str, *, weights: Path | None, device: str | None, precision: Precision | None) -> Encoder:
+    """Load an encoder of :func:`registry`."""
+    model = registry(name)[name]
+    from lazyslide_models import TimmModel
+
+    repository = repository_of(name, model)
+
+    def from_file(path: Path) -> Any:
+        return _from_file(name, model, path)
+
+    timm = issubclass(model, TimmModel) and name not in READ_FILES
+    cached = from_file if timm or name in {*EXPORTED, *TRANSFORMERS, *ARCHITECTURES} else None
+    built = from_file(weights) if weights else _from_hub(name, repository, model, cached)
+    # lazyslide-models pools the output of the network, which may change between its versions.
+    origin = {"source": "lazyslide-models", "versions": {"lazyslide-models": version("lazyslide-models")}}
+    return _encoder(name, built, {**origin, "repository": repository}, model.encode_dim, device, precision)
+
+
+def load_timm(name: str, *, weights: Path | None, device: str | None, precision: Precision | None) -> Encoder:
+    """Load a network of timm by its name there, such as ``resnet50`` or ``vit_small_patch16_224.dino``."""
+    registry(f"timm:{name}")
+    import timm
+    from lazyslide_models import TimmModel
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        similar = ", ".join(timm.list_models(f"*{architecture[:6]}*")[:8])
+        raise ValueError(
+            f"timm has no network {architecture!r} (encoder 'timm:{name}'). Similar: {similar or 'none'}. All: "
+            "timm.list_models()."
+        )
+    config = timm.get_pretrained_cfg(name if tag else architecture)
+    repository = str(config.hf_hub_id or "")
+    if repository.endswith("/"):
+        repository += f"{architecture}.{config.tag}"
+    if not (weights or repository):
+        raise ValueError(
+            f"The hub has no pretrained weights of timm's {name!r}. Pass a file: "
+            f"spahgc.encoders.load('timm:{name}', weights=...)."
+        )
+
+    def from_file(path: Path) -> Any:
+        file = find_file(path, model=name)
+        with _explained(file, name):
+            return TimmModel(name, pretrained_cfg_overlay=_overlay(read_state(file), config.classifier))
+
+    built = from_file(weights) if weights else _from_hub(name, repository, lambda: TimmModel(name), from_file)
+    return _encoder(name, built, {"source": "timm", "repository": repository}, None, device, precision)
+
+
+def _encoder(
+    name: str,
+    built: Any,
+    origin: dict[str, Any],
+    width: int | None,
+    device: str | None,
+    precision: Precision | None,
+) -> Encoder:
+    transform = built.get_transform()
+    if transform is None:  # Models of transformers call their processor in encode_image.
+        processor = getattr(built, "img_processor", None) or built.processor
+        tile_px, text = describe_processor(getattr(processor, "image_processor", processor))
+    else:
+        tile_px, text = describe_transform(transform)
+    encode = type(built).encode_image
+    pooling = f"{encode.__module__}.{encode.__qualname__}"
+    if isinstance(getattr(built.model, "global_pool", None), str):
+        pooling += f", timm global_pool={built.model.global_pool}"
+    return from_network(
+        re.sub(r"[^A-Za-z0-9_.-]", "_", name),
+        built.model,
+        prepare=transform or (lambda tiles: tiles),
+        forward=built.encode_image,
+        tile_px=tile_px,
+        device=device,
+        precision=precision,
+        recipe={**origin, "model": name, "transform": text, "pooling": pooling},
+        width=width,
+        microns_per_pixel=MPP.get(name),
+    )
+
+
+def describe_transform(transform: Any) -> tuple[int, str]:
+    """Side of the tiles that a transform of torchvision does not resize, and its steps as text."""
+    steps = [step for step in transform.transforms if type(step).__name__ != "ToImage"]
+    sizes = [step.size for step in steps if hasattr(step, "size")]
+    sides = set(sizes[0] if isinstance(sizes[0], list | tuple) else [sizes[0]]) if sizes else {224}
+    if len(sides) > 1:
+        raise ValueError(f"{transform} resizes images to {sizes[0]}, but tiles are square.")
+    return int(sides.pop()), "; ".join(map(str, steps))
+
+
+def describe_processor(processor: Any) -> tuple[int, str]:
+    """Side of the tiles that an image processor of transformers does not resize, and its settings as text."""
+    settings = processor.to_dict()
+    size = settings.get("size") or {}
+    wanted = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+    text = [f"{key}={settings[key]}" for key in (*wanted, "do_normalize", "image_mean", "image_std") if key in settings]
+    return int(size.get("height") or size.get("shortest_edge") or 224), "; ".join(text)
+
+
+def _from_hub(
+    name: str, repository: str, download: Callable[[], Any], from_folder: Callable[[Path], Any] | None
+) -> Any:
+    """Build a model from the cache of the hub, without contacting the hub if `from_folder` can, or by downloading."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        if from_folder is not None:
+            return from_folder(folder)
+    except FileNotFoundError:  # The cache holds nothing of it, or not all.
+        check_access(name, repository)
+    try:
+        with _weights_only():
+            return download()
+    except GatedRepoError:  # The hub may know the repository under another name.
+        raise _refused(name, repository) from None
+
+
+def _from_file(name: str, model: Any, weights: Path) -> Any:
+    """Build a model of lazyslide-models from a weight file, or from a folder made by ``hf download``."""
+    import torch
+    from lazyslide_models import TimmModel
+
+    file = find_file(weights, model=name)
+    built = object.__new__(model)  # Most constructors download the weights.
+    with _explained(file, name):
+        if name in EXPORTED:
+            built.model = torch.export.load(file).module()
+            return built
+        state = read_state(file)  # No file that contains code gets further than this.
+        if name in READ_FILES:
+            return model(model_path=str(file.parent if name == "plip" else file))
+        if name in TRANSFORMERS:
+            return _load_transformers(name, built, state, file.parent)
+        if name in ARCHITECTURES or issubclass(model, TimmModel):
+            return _load_timm(name, built, state, file.parent)
+    raise ValueError(
+        f"Encoder {name!r} cannot be loaded from {file}, because its class only reads the cache of the hub. Load it by "
+        f"name on a machine with a network, copy the folder models--{repository_of(name, model).replace('/', '--')} of "
+        "that cache into the cache here, and load it by name with the environment variable HF_HUB_OFFLINE=1."
+    )
+
+
+def _load_timm(name: str, built: Any, state: dict[str, Any], folder: Path) -> Any:
+    """Construct a model on the architecture that is known for it, or that the config.json of its folder describes."""
+    import timm
+    from lazyslide_models import TimmModel, TimmViTModel
+    from torch import nn
+
+    source, classifier = ARCHITECTURES.get(name), "head"
+    if source is None:
+        source = f"local-dir:{folder}"
+        config = json.loads(_needed(folder / "config.json", name, type(built)).read_text())
+        classifier = config.get("pretrained_cfg", config).get("classifier")
+    swiglu = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU} if name in SWIGLU else {}
+    base: Any = TimmViTModel if isinstance(built, TimmViTModel) else TimmModel
+    # The constructor of the class itself would download the weights.
+    base.__init__(built, source, pretrained_cfg_overlay=_overlay(state, classifier), **OPTIONS.get(name, {}), **swiglu)
+    return built
+
+
+def _overlay(state: dict[str, Any], classifier: Any) -> dict[str, Any]:
+    """Settings with which timm loads all of a state dict into a network without classifier."""
+    heads = {classifier} if isinstance(classifier, str) else set(classifier or ())
+    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in heads}
+    return {"state_dict": state, "source": "", "file": None, "classifier": None, "custom_load": False}
+
+
+def _load_transformers(name: str, built: Any, state: dict[str, Any], folder: Path) -> Any:
+    """Construct a model of transformers from a state dict and the configuration in its folder."""
+    import transformers
+
+    network, processor = TRANSFORMERS[name]
+    config = transformers.AutoConfig.from_pretrained(_needed(folder / "config.json", name, type(built)))
+    if processor is not None:
+        _needed(folder / "preprocessor_config.json", name, type(built))
+        built.img_processor = built.processor = getattr(transformers, processor).from_pretrained(folder)
+    options = {"add_pooling_layer": False} if name == "phikon" else {}
+    built.model, info = getattr(transformers, network).from_pretrained(
+        None, config=config, state_dict=state, output_loading_info=True, **options
+    )
+    missing = sorted(set(info["missing_keys"]) & set(built.model.state_dict()))
+    if missing:  # transformers only warns and leaves them random.
+        raise RuntimeError(f"{len(missing)} missing keys: {', '.join(missing)}")
+    return built
+
+
+def _needed(path: Path, name: str, model: Any) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent} has no {path.name}, which describes encoder {name!r}. Run `hf download "
+            f"{repository_of(name, model)} --local-dir <folder>` on a machine with a network and pass that folder."
+        )
+    return path
 
 
 @contextmanager
-def loading(*, offline: bool = False, cache: Path | None = None) -> Iterator[None]:
-    """Within this, no file that torch loads can run code, and the hub is asked as told.
-
-    Parameters
-    ----------
-    offline
-        Take what is in the cache, and do not ask the hub.
-    cache
-        Another cache of the hub than this machine's.
-    """
-    from huggingface_hub import constants
-
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch obeys it even where a library asks for the contrary
-    with _LOCK:  # these are settings of the process
-        before = os.environ.get(name), constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE
-        os.environ[name] = "1"
-        constants.HF_HUB_OFFLINE = offline or before[1]
-        constants.HF_HUB_CACHE = str(cache) if cache else before[2]
+def _weights_only() -> Iterator[None]:
+    """Keep torch from running code in weight files, even if a library requests it, and silence warnings."""
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = os.environ.get(FORCE)
+        os.environ[FORCE] = "1"
         try:
             yield
         finally:
-            _, constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = before
-            if before[0] is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before[0]
+            os.environ.pop(FORCE)
+            os.environ.update({} if before is None else {FORCE: before})
 
 
 @contextmanager
-def as_cache(repository: str, files: dict[str, Path]) -> Iterator[Path]:
-    """A cache of the hub that holds one repository, made of links to local files."""
-    revision = "0" * 40
-    with TemporaryDirectory(prefix="spahgc-") as folder:
-        root = Path(folder) / _folder(repository)
-        (root / "refs").mkdir(parents=True)
-        (root / "refs" / "main").write_text(revision)
-        for name, file in files.items():
-            link = root / "snapshots" / revision / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.resolve())
-        yield Path(folder)
+def _explained(file: Path, name: str) -> Iterator[None]:
+    """Turn errors of loading a weight file into one that names the file and the encoder."""
+    try:
+        with _weights_only():
+            yield
+    except FileNotFoundError:
+        raise
+    except ImportError as error:
+        raise ImportError(f"Encoder {name!r} requires {REQUIRES.get(name, EXTRA)}: {error}") from error
+    except Exception as error:
+        why = shorten(str(error), 300, placeholder=" ...").rstrip(".") or type(error).__name__
+        if "weights_only" in why or "Weights only" in why:
+            why = "it is damaged, or contains code that would run when it is loaded. It was not loaded"
+        raise ValueError(
+            f"{file} ({file.stat().st_size} bytes) does not hold the weights of encoder {name!r}: {why}. If it is "
+            "damaged or truncated, download it again; if it belongs to another model, pass the right file."
+        ) from error
 
 
-def login_command() -> str:
-    """How to log in with the installed version of huggingface_hub."""
-    commands = {entry.name for entry in distribution("huggingface_hub").entry_points}
-    return "hf auth login" if "hf" in commands else "huggingface-cli login"
+def find_file(path: Path, *, model: str) -> Path:
+    """Weight file at a path: the file itself, or the one in a folder made by ``hf download``."""
+    if not path.exists():
+        raise FileNotFoundError(f"Weight file {path} of encoder {model!r} does not exist.")
+    found = [path]
+    if path.is_dir():
+        usual = [path / name for name in (EXPORTED.get(model, ""), *NAMES) if (path / name).is_file()]
+        found = usual[:1] or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"The folder {path} contains no file {', '.join(SUFFIXES)} for encoder {model!r}.")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"The folder {path} contains several weight files: {names}. Pass the one of {model!r}.")
+    return found[0]
 
 
-def no_access(name: str, repository: str) -> PermissionError:
-    """The error for a model whose conditions have not been accepted, or accepted by somebody who is not logged in."""
+def read_state(path: Path) -> dict[str, Any]:
+    """Tensors of a weight file by name, from safetensors or ``torch.save``; never runs code in the file."""
+    import torch
+    from timm.models import load_state_dict
+
+    with path.open("rb") as file:
+        head = file.read(512).lstrip()
+    if not head or head.startswith((b"<", b"version https://git-lfs")):
+        raise ValueError("it is empty, a web page, or a pointer of Git LFS (run `git lfs pull`)")
+    state = load_state_dict(str(path), device="cpu", weights_only=True)
+    odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd or not state:
+        raise ValueError(f"it is not a state dict: {', '.join(odd[:3]) or 'nothing'} in place of tensors")
+    return state
+
+
+def no_access(what: str, page: str, alternative: str) -> PermissionError:
+    """Error for gated files of the hub: conditions not accepted, or not logged in with the account that did."""
     return PermissionError(
-        f"The hub does not give the weights of encoder {name!r} to this machine: the model is gated, and nobody is "
-        "logged in here who accepted its conditions (or the token is no longer valid). Accept them on "
-        f"https://huggingface.co/{repository}, then run `{login_command()}` here with a token of the same account. "
-        f"Files that you have already: spahgc.encoders.load({name!r}, weights=<file or folder>)."
+        f"The Hugging Face hub refuses to give {what} to this machine: access is gated, and no account that accepted "
+        f"the conditions is logged in here (or its token is no longer valid). Accept them on {page}, then run `hf auth "
+        f"login` (`huggingface-cli login` before huggingface_hub 0.34) here with a token of that account. {alternative}"
     )
 
 
-def no_network(name: str, repository: str) -> ConnectionError:
-    """The error for a model that is not on this machine while the hub cannot be reached."""
-    from huggingface_hub import constants
-
-    return ConnectionError(
-        f"The weights of encoder {name!r} are not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) "
-        + ("is switched off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "cannot be reached")
-        + f". On a machine with a network run `hf download {repository} --local-dir {repository.split('/')[-1]}`, copy "
-        f"that folder here and take it with spahgc.encoders.load({name!r}, weights=<the folder>). encoder='texture' "
-        "needs no weights."
-    )
+def _refused(name: str, repository: str) -> PermissionError:
+    alternative = f"If you have the files: spahgc.encoders.load({name!r}, weights=<file or folder>)."
+    return no_access(f"the weights of encoder {name!r}", f"https://huggingface.co/{repository}", alternative)
 
 
 def check_access(name: str, repository: str) -> None:
-    """Ask the hub, once, whether the weights of a model may be downloaded from here.
+    """Ask the hub once whether the weights of a model may be downloaded; raise an error that says what to do if not."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    Raises
-    ------
-    PermissionError
-        If the model is gated for whoever is logged in on this machine.
-    ConnectionError
-        If the hub cannot be reached, or is switched off.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
-
-    # Nothing that was raised goes on from here (`from None`): a request knows the token that it was made with.
+    # Errors are not chained (`from None`): a request holds the token it was made with.
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=TIMEOUT)
     except EntryNotFoundError:
-        return  # not every repository has this file; that it may be asked for is the answer
-    except GatedRepoError:
-        raise no_access(name, repository) from None
+        return  # Not every repository has this file; the answer shows that access is granted.
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        if status in {401, 403, 404}:  # the hub does not tell the hidden from the missing, or refuses a bad token
-            raise no_access(name, repository) from None
+        if status in {401, 403, 404}:  # 404 for hidden repositories, 401 for an invalid token
+            raise _refused(name, repository) from None
         raise ConnectionError(
             f"The Hugging Face hub answered {status} when asked for the weights of encoder {name!r} ({repository}). "
-            f"Try again later, or take files that you have: spahgc.encoders.load({name!r}, weights=<file or folder>)."
+            "Try again later."
         ) from None
-    except Exception:  # noqa: BLE001 (what it raises depends on the HTTP client of its version)
-        raise no_network(name, repository) from None
+    except Exception:  # noqa: BLE001 (the type depends on the HTTP client of huggingface_hub)
+        reason = "is switched off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        raise ConnectionError(
+            f"The weights of encoder {name!r} are not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) "
+            f"{reason}. On a machine with a network run `hf download {repository} --local-dir "
+            f"{repository.split('/')[-1]}`, copy that folder here and pass it: spahgc.encoders.load({name!r}, "
+            "weights=<the folder>). encoder='texture' needs no weights."
+        ) from None

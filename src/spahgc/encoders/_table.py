@@ -1,155 +1,244 @@
-"""The encoders that are known by name, as a table."""
+"""Encoders by name: the table of known ones, and loading."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._base import ENCODERS
+from .._checks import checked, format_names
+from ._base import Encode, Encoder, Precision
+from ._texture import texture, texture_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("spahgc")
 
-# Sides of tiles, in pixels, of models whose transform is not the usual 224; a test holds those that can be built
-# without their weights against the transform of lazyslide-models.
+ALIASES = {"resnet50": "timm:resnet50"}
+# Sides of tiles in pixels of models whose transform is not the usual 224; a test compares them with the transforms of
+# lazyslide-models.
 SIDES = {
-    "conceptclip": 384,
-    "conch": 448,
-    "conch_v1.5": 448,
-    "gigapath": 256,
-    "gigapath-flash": 256,
+    **dict.fromkeys(("conch", "conch_v1.5", "medsiglip"), 448),
+    **dict.fromkeys(("conceptclip", "musk"), 384),
+    **dict.fromkeys(("gigapath", "gigapath-flash"), 256),
     "lunit-dino-s8-moozy": 248,
-    "medsiglip": 448,
-    "musk": 384,
     "resnet50": 235,
 }
 # Models whose network is Python code of their repository on the hub: loading them runs it.
 REMOTE_CODE = {
-    "conceptclip",
-    "conch_v1.5",
-    "genbio-pathfm",
-    "hibou-b",
-    "hibou-l",
-    "mascaret",
-    "open-midnight",
-    "phaet",
-    "rudolfv2",
-    "rudolfv2-b",
-    "rudolfv2-s",
+    *("conceptclip", "conch_v1.5", "genbio-pathfm", "hibou-b", "hibou-l", "mascaret", "open-midnight", "phaet"),
+    *("rudolfv2", "rudolfv2-b", "rudolfv2-s"),
 }
-# Models that need a package which lazyslide-models does not bring.
-REQUIRES = {
-    "biomedclip": "open_clip_torch",
-    "conch": "conch (github.com/mahmoodlab/CONCH)",
-    "conch-madeleine": "conch (github.com/mahmoodlab/CONCH)",
-    "hibou-b": "transformers<5",
-    "hibou-l": "transformers<5",
-    "musk": "musk (github.com/lilab-stanford/MUSK)",
-    "omiclip": "open_clip_torch",
-    "quiltnet-b16": "open_clip_torch",
-    "quiltnet-b16-pmb": "open_clip_torch",
-    "quiltnet-b32": "open_clip_torch",
-}
-COLUMNS = (
-    "width",
-    "tile_px",
-    "microns_per_pixel",
-    "licence",
-    "commercial",
-    "gated",
-    "download",
-    "parameters",
-    "remote_code",
-    "requires",
-    "page",
-)
 
 
-def table() -> pd.DataFrame:
-    """The encoders that have a name, one row each; nothing is downloaded.
+def resolve(
+    encoder: str | Encode | Encoder, *, device: str | None = None, precision: Precision | None = None
+) -> Encoder:
+    """Encoder of a name (see :func:`load`), a `torch.nn.Module` or a callable; an :class:`Encoder` is returned as is.
 
-    Beside these, ``"timm:<name>"`` is any network of timm, and a `torch.nn.Module` or a callable need no name.
+    A callable gets one field of view of 224 pixels and is called from one thread. `device` and `precision` apply to
+    names and modules.
+    """
+    if isinstance(encoder, str):
+        return load(encoder, device=device, precision=precision)
+    if isinstance(encoder, Encoder):
+        if precision not in (None, encoder.precision):
+            raise ValueError(
+                f"precision={precision!r}, but encoder {encoder.name!r} was loaded in {encoder.precision}. Pass the "
+                "precision to spahgc.encoders.load."
+            )
+        return encoder
+    given: Any = encoder
+    if not callable(given):
+        hint = f" For weights of a known model: spahgc.encoders.load('uni2', weights={str(given)!r})."
+        raise TypeError(
+            "`encoder` must be a name in spahgc.encoders.table(), a torch.nn.Module, a result of spahgc.encoders.load, "
+            "or a function from tiles, uint8 (n, 3, h, w), to embeddings (n, d), got an object of type "
+            f"{type(given).__name__}.{hint if isinstance(given, Path) else ''}"
+        )
+    torch = sys.modules.get("torch")  # Whoever has a module has imported torch.
+    if torch is not None and isinstance(given, torch.nn.Module):
+        from ._network import from_module
+
+        return from_module(given, device=device, precision=precision)
+    name = str(getattr(given, "__name__", type(given).__name__))
+    _check_no_network(name, precision)
+    recipe = {"source": "callable", "model": name}
+    return Encoder(name, given, fields_of_view=(1.0,), tile_px=224, threads=False, recipe=recipe)
+
+
+@checked()
+def load(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> Encoder:
+    """Load an encoder by name, with weights from the Hugging Face hub or a file, for :func:`spahgc.pp.image_embedding`.
+
+    Weights in this machine's cache of the hub are used from there; others are downloaded. Code in weight files is
+    never run. One gray tile is encoded on loading, so that invalid weights are found before a slide is read.
+
+    Parameters
+    ----------
+    name
+        A name in :func:`table` (``"texture"``, ``"uni2"``, ``"h-optimus-1"``, ``"resnet50"``, ...), or ``"timm:"`` and
+        the name of any network of timm. All but ``"texture"`` require lazyslide-models
+        (``pip install 'spahgc[models]'``).
+    weights
+        Weight file of that model as published (``pytorch_model.bin``, ``model.safetensors``, ``.pth``, ``.pt2``), or
+        the folder made by ``hf download <repository> --local-dir <folder>``. `None`: from the hub.
+    device
+        Torch device; `None`: :data:`spahgc.settings`.
+    precision
+        Precision in which the network computes; weights and embeddings are float32. `None`: bfloat16 on CUDA (float16
+        on GPUs without it), and float32 elsewhere.
 
     Returns
     -------
-    A table with the name as index and the columns
+    The encoder. Its ``recipe`` records source, model, repository, fingerprint of the weights, transform, pooling,
+    width, tile side, and the version of lazyslide-models if that pools.
 
-    ``width``
-        Values of an embedding (of one field of view), -1 where the model's card does not say.
-    ``tile_px``
-        Side of a tile in pixels; the model may take less of it, where its transform cuts out the centre.
-    ``microns_per_pixel``
-        Resolution that it was trained at; NaN where that is not known, or where there were several.
-    ``licence``, ``commercial``
-        As its card says; may it be used commercially?
-    ``gated``
-        Its conditions have to be accepted on ``page``, once, by whoever is logged in.
-    ``download``
-        It has weights, which come from the Hugging Face hub unless they are on this machine.
-    ``parameters``
-        Number of weights, NaN where the card does not say.
-    ``remote_code``
-        Loading it runs Python code from its repository on the hub.
-    ``requires``
-        A package that it needs besides ``spahgc[models]``, or "".
-    ``page``
-        Its page.
-
-    Without lazyslide-models it has the row ``texture`` alone, and ``attrs["missing"]`` (and the log) says what to
-    install.
+    Raises
+    ------
+    ImportError
+        If the model requires a package that is not installed.
+    FileNotFoundError
+        If the weight file or folder does not exist, or lacks a file that the model requires.
+    PermissionError
+        If the model is gated and this machine has no access to it.
+    ConnectionError
+        If the weights are not on this machine and the hub cannot be reached.
+    ValueError
+        If the name is unknown, a weight file is damaged, malicious or of another model, the embeddings have another
+        width than published or are not finite, or the device or precision does not exist.
 
     Examples
     --------
+    >>> import spahgc
+    >>> spahgc.encoders.load("texture").tile_px
+    112
+    >>> encoder = spahgc.encoders.load("uni2", weights="UNI2-h/pytorch_model.bin")  # doctest: +SKIP
+    """
+    path = None if weights is None else Path(weights).expanduser()
+    if name == "texture":
+        if path is not None:
+            raise ValueError(f"Encoder 'texture' has no weights; remove weights={str(path)!r}.")
+        _check_no_network(name, precision)
+        # Increase `revision` when the statistics change, so that embeddings of both versions are not mixed.
+        recipe = {"source": "spahgc", "model": name, "revision": 1, "width": len(texture_names())}
+        return Encoder(name, texture, fields_of_view=(1.0, 2.0, 4.0), tile_px=112, threads=True, recipe=recipe)
+    from ._hub import NOT_TILES, SUFFIXES, load_registered, load_timm, registry
+
+    full = ALIASES.get(name, name)
+    if full.startswith("timm:"):
+        return load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
+    if Path(name).suffix in SUFFIXES or "/" in name or "\\" in name:
+        raise ValueError(
+            f"{name!r} is a path, but weights do not say which model they belong to. Pass the result of "
+            f"spahgc.encoders.load(<model>, weights={name!r}), with a name in spahgc.encoders.table(). For an exported "
+            "program (.pt2), pass torch.export.load(<file>).module()."
+        )
+    names = ["texture", *ALIASES, *registry(name)]
+    if name not in names:
+        similar = f"Similar: {format_names(get_close_matches(name.lower(), names, n=3, cutoff=0.5))}"
+        known = f"{NOT_TILES[name]!r} is its tile encoder" if name in NOT_TILES else similar
+        raise ValueError(
+            f"Unknown encoder {name!r}. {known}. All: spahgc.encoders.table(), and 'timm:<name>' for any network of "
+            f"timm. Store existing embeddings in adata.obsm['image_{name}']."
+        )
+    return load_registered(name, weights=path, device=device, precision=precision)
+
+
+def _check_no_network(name: str, precision: Precision | None) -> None:
+    if precision not in (None, "float32"):
+        raise ValueError(f"precision={precision!r} does not apply to encoder {name!r}, which is not a torch network.")
+
+
+def table() -> pd.DataFrame:
+    """List the encoders that can be loaded by name, without downloading anything.
+
+    In addition, ``"timm:<name>"`` is any network of timm, and a `torch.nn.Module` or a callable needs no name.
+
+    Returns
+    -------
+    A table with one row per encoder (index ``encoder``) and the columns
+
+    ``width``
+        Length of an embedding of one field of view, -1 if the card of the model does not say.
+    ``tile_px``
+        Side of a tile in pixels; the model may use only its center.
+    ``microns_per_pixel``
+        Resolution at which the model was trained; NaN if unknown or several.
+    ``license``, ``commercial``
+        License on the card of the model, and whether it allows commercial use.
+    ``gated``
+        Whether its conditions must be accepted on ``page`` once, with an account.
+    ``download``
+        Whether it has weights, which come from the Hugging Face hub unless they are on this machine.
+    ``parameters``
+        Number of weights, NaN if the card does not say.
+    ``remote_code``
+        Whether loading it runs Python code of its repository on the hub.
+    ``requires``
+        Package that it requires besides ``spahgc[models]``, or "".
+    ``page``
+        Web page of the model.
+
+    Without lazyslide-models, only ``texture`` is listed, and ``attrs["missing"]`` (and the log) says what to install.
+
+    Examples
+    --------
+    >>> import spahgc
     >>> encoders = spahgc.encoders.table()
-    >>> encoders[~encoders["gated"] & (encoders["microns_per_pixel"] == 0.5)].index.tolist()
-    ['h-optimus-0', 'phikon', 'phikonv2']
+    >>> encoders.loc["texture", ["width", "tile_px", "license"]].tolist()
+    [126, 112, 'BSD-3-Clause']
     """
     import pandas as pd
 
-    rows: dict[str, list[Any]] = {}
-    texture = ENCODERS["texture"]()
-    rows["texture"] = [
-        texture.recipe["width"], texture.tile_px, float("nan"), "BSD-3-Clause", True, False, False, 0.0, False, "", ""
-    ]  # fmt: skip
-    missing = ""
+    row: dict[str, Any] = {
+        **{"encoder": "texture", "width": len(texture_names()), "tile_px": 112, "microns_per_pixel": float("nan")},
+        **{"license": "BSD-3-Clause", "commercial": True, "gated": False, "download": False, "parameters": 0.0},
+        **{"remote_code": False, "requires": "", "page": ""},
+    }
+    rows, missing = [row], ""
     try:
-        from ._lazyslide import MPP, registry, repository_of
+        from ._hub import MPP, REQUIRES, registry, repository_of
 
-        models = registry()
+        models = registry("uni2")
     except ImportError as error:
-        missing = str(error)
+        models, missing = {}, str(error)
         logger.warning("%s", missing)
-    else:
-        rows["resnet50"] = [
-            2048, SIDES["resnet50"], float("nan"), "Apache-2.0", True, False, True, 25.6e6, False, "",
-            "https://huggingface.co/timm/resnet50.a1_in1k",
-        ]  # fmt: skip
-        for name in sorted(models):
-            card = models[name]
-            licence = card.license if isinstance(card.license, list) else [card.license]
-            rows[name] = [
-                card.encode_dim or -1,
-                SIDES.get(name, 224),
-                MPP.get(name, float("nan")),
-                " and ".join(licence),
-                bool(card.commercial),
-                bool(card.is_gated),
-                True,
-                _count(card.param_size),
-                name in REMOTE_CODE,
-                REQUIRES.get(name, ""),
-                card.hf_url or card.github_url or f"https://huggingface.co/{repository_of(name, card)}",
-            ]
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS)).rename_axis("encoder")
+    if models:
+        resnet = {"encoder": "resnet50", "width": 2048, "license": "Apache-2.0", "download": True, "parameters": 25.6e6}
+        page = "https://huggingface.co/timm/resnet50.a1_in1k"
+        rows.append({**row, **resnet, "tile_px": SIDES["resnet50"], "page": page})
+    for name in sorted(models):
+        card = models[name]
+        size = re.fullmatch(r"([\d.]+)([MB])", str(card.param_size))
+        rows.append(
+            {
+                "encoder": name,
+                "width": card.encode_dim or -1,
+                "tile_px": SIDES.get(name, 224),
+                "microns_per_pixel": MPP.get(name, float("nan")),
+                "license": " and ".join(card.license if isinstance(card.license, list) else [card.license]),
+                "commercial": bool(card.commercial),
+                "gated": bool(card.is_gated),
+                "download": True,
+                "parameters": float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else float("nan"),
+                "remote_code": name in REMOTE_CODE,
+                "requires": REQUIRES.get(name, ""),
+                "page": card.hf_url or card.github_url or f"https://huggingface.co/{repository_of(name, card)}",
+            }
+        )
+    found = pd.DataFrame(rows).set_index("encoder")
     if missing:
         found.attrs["missing"] = missing
     return found
-
-
-def _count(size: Any) -> float:
-    """A number of parameters as a card writes it: ``"303.4M"``, ``"1.13B"``."""
-    found = re.fullmatch(r"([\d.]+)([MB])", str(size))
-    return float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]] if found else float("nan")

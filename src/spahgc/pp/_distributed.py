@@ -10,7 +10,8 @@ from socket import gethostname
 from typing import Any
 
 from .._settings import settings
-from ..encoders._base import Encode, Encoder, Tiles, resolve
+from ..encoders._base import Encode, Encoder, Tiles
+from ..encoders._table import resolve
 from ._engine import Batch, Embedded, Job, Tiling, embed, probe
 from ._jobs import Todo
 from ._locate import LocatedSlide

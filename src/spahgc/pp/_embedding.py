@@ -18,7 +18,8 @@ from .._links import pick_table
 from .._run import dask_client
 from .._settings import settings
 from .._tables._slots import check_table
-from ..encoders._base import Encode, Encoder, check_key, resolve
+from ..encoders._base import Encode, Encoder, check_key
+from ..encoders._table import resolve
 from ._alignment_quick import check_spots
 from ._engine import Job, Tiling
 from ._jobs import Result, Run, run_here, run_jobs

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._slides import Float32
-from ..encoders._base import Encoder, checked
+from ..encoders._base import Encoder, check_embeddings
 from ._locate import LocatedSlide
 from ._tiles import CACHE_BYTES, Cache, TileReader
 
@@ -147,7 +147,7 @@ def embed(
     cache_bytes
         Decoded blocks of images that are kept.
     """
-    from ..encoders._colour import haematoxylin
+    from ..encoders._texture import hematoxylin
 
     cache = Cache(cache_bytes)
     pool = ThreadPoolExecutor(workers)
@@ -160,11 +160,11 @@ def embed(
             for k, spot in enumerate(spots):
                 of_width[k], outside = source.read(int(spot), width)
                 padded += outside
-        density[:] = haematoxylin(tiles[0])  # before the encoder gets its hands on the tiles
+        density[:] = hematoxylin(tiles[0])  # before the encoder gets its hands on the tiles
         return padded, sum(not tile.any() for tile in tiles[0])
 
     def encode(tiles: list[NDArray[np.uint8]]) -> Float32:
-        fields = [checked(encoder.encode(of_width), len(of_width), name=encoder.name) for of_width in tiles]
+        fields = [check_embeddings(encoder.encode(of_width), len(of_width), name=encoder.name) for of_width in tiles]
         return np.concatenate(fields, axis=1)
 
     def start(batch: Batch) -> Callable[[], Embedded]:

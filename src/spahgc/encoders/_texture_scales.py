@@ -1,4 +1,4 @@
-"""Compiled kernels: structure at several scales (differences of Gaussians, gradients, peaks) and nuclei."""
+"""Compiled kernels of the texture encoder: differences of Gaussians, gradients, peaks and nuclei."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ SIGMAS = (1, 2, 4, 8)  # pixels; each band lies between two of them
 PEAKS = np.array([0.005, 0.01, 0.02, 0.04])  # height of a peak of a band, in units of stain
 STAIN_TOP = 0.5
 SMALLEST = 8  # pixels; smaller blobs are noise
-_BANDS = SIGMAS[:-1]
-NAMES = (
-    *(f"band_{p}_{sigma}_{w}" for p in ("haematoxylin", "grey") for sigma in _BANDS for w in ("energy", "rms", "skew")),
+SCALE_NAMES = (
+    *(
+        f"band_{p}_{sigma}_{w}"
+        for p in ("hematoxylin", "gray")
+        for sigma in SIGMAS[:-1]
+        for w in ("energy", "rms", "skew")
+    ),
     *(
         f"gradient_{plane}_{sigma}_{what}"
-        for plane in ("haematoxylin", "grey")
-        for sigma in _BANDS
+        for plane in ("hematoxylin", "gray")
+        for sigma in SIGMAS[:-1]
         for what in ("mean", "sd", "coherence")
     ),
-    *(f"peaks_haematoxylin_{sigma}_above_{height:g}" for sigma in _BANDS for height in PEAKS),
+    *(f"peaks_hematoxylin_{sigma}_above_{height:g}" for sigma in SIGMAS[:-1] for height in PEAKS),
     *(f"nuclei_{what}" for what in ("share", "count", "area_mean", "area_sd", "contrast", "eosin", "threshold")),
 )
 
 
 def _taps(sigma: float) -> NDArray[np.float32]:
-    """Half of a Gaussian kernel, from the centre outwards, cut at three standard deviations."""
+    """Half of a Gaussian kernel, from the center outwards, cut at three standard deviations."""
     taps = np.exp(-0.5 * (np.arange(3 * sigma + 1) / sigma) ** 2)
     return (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
 
@@ -35,10 +39,7 @@ _TAPS1, _TAPS2, _TAPS4, _TAPS8 = (_taps(sigma) for sigma in SIGMAS)
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def blur(plane: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Separable convolution with symmetric `taps`; borders mirrored (`scipy.ndimage` mode ``"reflect"``).
-
-    A plane is at least as large as the reach of the taps.
-    """
+    """Separable convolution with symmetric `taps`; borders mirrored (`scipy.ndimage` mode ``"reflect"``)."""
     height, width = plane.shape
     reach = taps.size - 1
     padded = np.empty(width + 2 * reach, np.float32)
@@ -68,7 +69,7 @@ def blur(plane: NDArray[np.float32], taps: NDArray[np.float32]) -> NDArray[np.fl
 
 @numba.njit(nogil=True, cache=True)
 def band_statistics(band: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """Mean absolute value, root mean square and skewness about 0 of a band, into `out` (3,)."""
+    """Write mean absolute value, root mean square and skewness about 0 of a band into `out` (3,)."""
     flat = band.ravel()
     absolute = second = third = 0.0
     for i in range(flat.size):
@@ -83,7 +84,7 @@ def band_statistics(band: NDArray[np.float32], out: NDArray[np.float64]) -> None
 
 @numba.njit(nogil=True, cache=True)
 def gradient_statistics(plane: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """Mean and deviation of the gradient's length, and how far it agrees on one axis (0..1), into `out` (3,)."""
+    """Write mean and deviation of the gradient length, and its coherence (0 to 1), into `out` (3,)."""
     height, width = plane.shape
     total = xx = yy = xy = 0.0
     for y in range(1, height - 1):
@@ -103,7 +104,7 @@ def gradient_statistics(plane: NDArray[np.float32], out: NDArray[np.float64]) ->
 
 @numba.njit(nogil=True, cache=True)
 def count_peaks(band: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """Number of local maxima (3 x 3) of a band above each of :data:`PEAKS`, into `out` (4,)."""
+    """Write the number of local maxima (3 x 3) of a band above each of :data:`PEAKS` into `out` (4,)."""
     height, width = band.shape
     out[:] = 0
     for y in range(1, height - 1):
@@ -114,7 +115,7 @@ def count_peaks(band: NDArray[np.float32], out: NDArray[np.float64]) -> None:
             peak = True
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
-                    # Of equal neighbours the first in reading order is the peak.
+                    # Of equal neighbors the first in reading order is the peak.
                     first = dy < 0 or (dy == 0 and dx < 0)
                     other = band[y + dy, x + dx]
                     if other > value or (first and other == value):
@@ -126,7 +127,7 @@ def count_peaks(band: NDArray[np.float32], out: NDArray[np.float64]) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def otsu(plane: NDArray[np.float32]) -> float:
-    """Threshold that parts the values of a plane best into two classes (Otsu 1979), from 256 bins up to STAIN_TOP."""
+    """Otsu threshold (1979) of a plane, from 256 bins up to :data:`STAIN_TOP`."""
     counts = np.zeros(256, np.int64)
     flat = plane.ravel()
     total = 0.0
@@ -158,7 +159,7 @@ def _root(parent: NDArray[np.int64], i: int) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def blob_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Areas in pixels of the 4-connected blobs of a mask that are no smaller than :data:`SMALLEST`."""
+    """Areas in pixels of the 4-connected blobs of a mask that have at least :data:`SMALLEST` pixels."""
     height, width = mask.shape
     parent = np.arange(height * width)
     area = np.zeros(height * width, np.int64)
@@ -181,7 +182,7 @@ def blob_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 def nuclei(
     smooth: NDArray[np.float32], haem: NDArray[np.float32], eosin: NDArray[np.float32], out: NDArray[np.float64]
 ) -> None:
-    """Where the smoothed haematoxylin is dense: share, number and areas of blobs, stains inside minus outside (7,)."""
+    """Write share, number and areas of dense hematoxylin blobs, and stains inside minus outside, into `out` (7,)."""
     height, width = smooth.shape
     threshold = otsu(smooth)
     mask = smooth > threshold
@@ -208,15 +209,7 @@ def nuclei(
 
 @numba.njit(nogil=True, cache=True)
 def scales(four: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """Bands, gradients, peaks and nuclei, in the order of :data:`NAMES`, into `out`.
-
-    Parameters
-    ----------
-    four
-        Grey, saturation, haematoxylin and eosin, (4, h, w).
-    out
-        Receives the features.
-    """
+    """Write the :data:`SCALE_NAMES` of the gray, saturation and stain planes of a tile (4, h, w) into `out`."""
     for p in range(2):
         plane = four[2 - 2 * p]
         fine = blur(plane, _TAPS1)
