@@ -10,7 +10,7 @@ from socket import gethostname
 from typing import Any
 
 from .._settings import settings
-from ..encoders._base import Encode, Encoder, Tiles
+from ..encoders._base import Encode, Encoder, Precision, Tiles
 from ..encoders._table import resolve
 from ._engine import Batch, Embedded, Job, Tiling, embed, probe
 from ._jobs import Todo
@@ -37,7 +37,7 @@ class EncoderSpec:
     token: str
     encoder: Any
     device: str | None
-    precision: str | None
+    precision: Precision | None
     default_device: str
     """What the client's settings say."""
     recipe: dict[str, Any]

@@ -18,7 +18,7 @@ from .._links import pick_table
 from .._run import dask_client
 from .._settings import settings
 from .._tables._slots import check_table
-from ..encoders._base import Encode, Encoder, check_key
+from ..encoders._base import Encode, Encoder, Precision, check_key
 from ..encoders._table import resolve
 from ._alignment_quick import check_spots
 from ._engine import Job, Tiling
@@ -53,7 +53,7 @@ def image_embedding(
     image_key: str | Mapping[str, str] | None = None,
     key_added: str | None = None,
     device: str | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     resume: bool = True,
     n_jobs: int | None = None,
     batch_size: int | None = None,
