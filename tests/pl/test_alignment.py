@@ -93,7 +93,7 @@ def test_which_slide() -> None:
     spahgc.pp.check_alignment(both)
     with pytest.raises(ValueError, match=r"2 slides were checked. Pass slide=<one of them>; available: 'A', 'B'"):
         spahgc.pl.alignment(both)
-    with pytest.raises(KeyError, match="No slide 'C' among those that were checked"):
+    with pytest.raises(KeyError, match="No slide 'C' was checked"):
         spahgc.pl.alignment(both, slide="C")
     assert spahgc.pl.alignment(both, slide="B")[0].get_title() == "B: x and y swapped"
 
@@ -104,7 +104,7 @@ def test_needs_the_check_and_two_axes() -> None:
         spahgc.pl.alignment(sdata)
     spahgc.pp.check_alignment(sdata)
     figure, axes = plt.subplots(1, 2)
-    assert spahgc.pl.alignment(sdata, axes=axes) == list(axes)
+    assert spahgc.pl.alignment(sdata, ax=axes) == list(axes)
     assert len(figure.axes) == 2
-    with pytest.raises(ValueError, match="1 Axes, but 2 are drawn"):
-        spahgc.pl.alignment(sdata, axes=axes[0])
+    with pytest.raises(ValueError, match="`ax` must hold 2 Axes, one per panel, got 1"):
+        spahgc.pl.alignment(sdata, ax=axes[0])

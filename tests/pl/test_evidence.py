@@ -34,7 +34,7 @@ def test_tiles_and_what_is_said_of_them(slides: tuple[SpatialData, SpatialData])
     target, reference = slides
     table = target["table"]
     gene, spot = table.obsm["spahgc"].columns[0], table.obs_names[7]
-    axes = spahgc.pl.evidence(target, reference, spot, gene=gene, n=3)
+    axes = spahgc.pl.evidence(reference, target, spot, gene=gene, n_tiles=3)
     behind = spahgc.get.evidence(table, spot, adata_ref=reference["table"]).head(3)
     assert len(axes) == 4
     assert axes[0].get_title() == spot
@@ -50,9 +50,9 @@ def test_tiles_and_what_is_said_of_them(slides: tuple[SpatialData, SpatialData])
         assert ax.get_title() == f"weight {100 * row['weight']:.0f} %"
         assert ax.get_xlabel() == f"{row['slide']} ({row['patient']})\nmeasured {value:.2f}"
     # Tiles are those of the spots: the same spot of the same slide gives the same picture.
-    own = spahgc.pl.evidence(target, reference, spot, n=1)[0].images[0].get_array()
+    own = spahgc.pl.evidence(reference, target, spot, n_tiles=1)[0].images[0].get_array()
     np.testing.assert_array_equal(own, axes[0].images[0].get_array())
-    others = spahgc.pl.evidence(target, reference, table.obs_names[8], n=1)[0].images[0].get_array()
+    others = spahgc.pl.evidence(reference, target, table.obs_names[8], n_tiles=1)[0].images[0].get_array()
     assert not np.array_equal(own, others)
 
 
@@ -60,7 +60,7 @@ def test_tiles_are_cut_around_the_spots(slides: tuple[SpatialData, SpatialData])
     """The picture of a reference spot is the image around its place, of the width that was asked for."""
     target, reference = slides
     row = spahgc.get.evidence(target["table"], target["table"].obs_names[0]).iloc[0]
-    drawn = spahgc.pl.evidence(target, reference, target["table"].obs_names[0], n=1, tile_um=60)[1].images[0]
+    drawn = spahgc.pl.evidence(reference, target, target["table"].obs_names[0], n_tiles=1, tile_um=60)[1].images[0]
     tile = np.asarray(drawn.get_array(), dtype=float)
     image = next(image for name, image in reference.images.items() if name.startswith(row["slide"]))
     pixels = np.moveaxis(np.asarray(image["scale0"].ds["image"] if hasattr(image, "groups") else image), 0, -1)
@@ -85,7 +85,7 @@ def test_slides_of_the_model_that_are_blocks_of_an_image(slides: tuple[SpatialDa
     spahgc.tl.predict(model, own, library_key="block", key_added="knn")
     spahgc.tl.explain(model, own, library_key="block", key="knn")
     again = SpatialData(images=dict(target.images), shapes=dict(target.shapes), tables={"table": own})
-    axes = spahgc.pl.evidence(again, reference, own.obs_names[0], n=2, key="knn")
+    axes = spahgc.pl.evidence(reference, again, own.obs_names[0], n_tiles=2, key="knn")
     assert {ax.get_xlabel() for ax in axes[1:]} <= {"even", "odd"}
 
 
@@ -93,18 +93,18 @@ def test_own_axes_and_other_widths(slides: tuple[SpatialData, SpatialData]) -> N
     target, reference = slides
     spot = target["table"].obs_names[3]
     _, axes = plt.subplots(1, 3)
-    assert spahgc.pl.evidence(target, reference, spot, n=2, tile_um=60, axes=axes) == list(axes)
+    assert spahgc.pl.evidence(reference, target, spot, n_tiles=2, tile_um=60, ax=axes) == list(axes)
     assert axes[0].get_xlim() == (0, 60)
-    with pytest.raises(ValueError, match="axes holds 3 Axes, but 4"):
-        spahgc.pl.evidence(target, reference, spot, n=3, axes=axes)
-    with pytest.raises(ValueError, match="at least 1, not 0"):
-        spahgc.pl.evidence(target, reference, spot, n=0)
+    with pytest.raises(ValueError, match="`ax` must hold 4 Axes, one per panel, got 3"):
+        spahgc.pl.evidence(reference, target, spot, n_tiles=3, ax=axes)
+    with pytest.raises(ValueError, match="`n_tiles` must be an integer of at least 1, got 0"):
+        spahgc.pl.evidence(reference, target, spot, n_tiles=0)
     with pytest.raises(KeyError, match="Gene 'NONE' is not in the panel"):
-        spahgc.pl.evidence(target, reference, spot, gene="NONE")
-    with pytest.raises(TypeError, match="sdata_ref is a SpatialData, which holds the images, not AnnData"):
-        spahgc.pl.evidence(target, reference["table"], spot)
+        spahgc.pl.evidence(reference, target, spot, gene="NONE")
+    with pytest.raises(TypeError, match="`sdata_target` must be a SpatialData, got an object of type AnnData"):
+        spahgc.pl.evidence(reference, target["table"], spot)
     with pytest.raises(KeyError, match="No spot 'nowhere'"):
-        spahgc.pl.evidence(target, reference, "nowhere")
+        spahgc.pl.evidence(reference, target, "nowhere")
 
 
 def test_agreement_on_tissue(slides: tuple[SpatialData, SpatialData]) -> None:
@@ -113,7 +113,7 @@ def test_agreement_on_tissue(slides: tuple[SpatialData, SpatialData]) -> None:
     values = target["table"].obs["spahgc_agreement"].to_numpy()
     np.testing.assert_allclose(ax.collections[0].get_array(), values, rtol=1e-6)
     assert ax.get_title() == f"agreement, median {np.median(values):.2f}"
-    with pytest.raises(ValueError, match="what is 'support', 'agreement', not 'other'"):
+    with pytest.raises(ValueError, match="`what` must be one of 'support', 'agreement', got 'other'"):
         spahgc.pl.support(target, what="other")  # type: ignore[arg-type]
     bare = target["table"].copy()
     del bare.obs["spahgc_agreement"]

@@ -257,14 +257,14 @@ def test_missing_values_are_grey(slide: ad.AnnData) -> None:
 def test_draws_into_given_axes_and_leaves_settings_alone(slide: ad.AnnData) -> None:
     before = dict(mpl.rcParams)
     figure, grid = plt.subplots(1, 3)
-    axes = spahgc.pl.expression(slide, "STRIPE", axes=grid)
+    axes = spahgc.pl.expression(slide, "STRIPE", ax=grid)
     assert axes == list(grid)
     assert axes[0].figure is figure
     assert dict(mpl.rcParams) == before
-    with pytest.raises(ValueError, match=r"2 Axes, but 3 are drawn \(1 genes x measured, predicted, difference\)"):
-        spahgc.pl.expression(slide, "STRIPE", axes=grid[:2])
-    with pytest.raises(TypeError, match="axes holds matplotlib Axes, not str"):
-        spahgc.pl.expression(slide, "STRIPE", axes="here")
+    with pytest.raises(ValueError, match="`ax` must hold 3 Axes, one per panel, got 2"):
+        spahgc.pl.expression(slide, "STRIPE", ax=grid[:2])
+    with pytest.raises(TypeError, match="`ax` must hold matplotlib Axes, got str"):
+        spahgc.pl.expression(slide, "STRIPE", ax="here")
 
 
 def test_show(slide: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_show(slide: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     with plt.ion():
         spahgc.pl.expression(slide, "STRIPE")
         spahgc.pl.expression(slide, "STRIPE", show=False)
-        spahgc.pl.expression(slide, "STRIPE", axes=plt.subplots(1, 3)[1])
+        spahgc.pl.expression(slide, "STRIPE", ax=plt.subplots(1, 3)[1])
     assert shown == [True, True]
 
 
@@ -338,23 +338,23 @@ def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
             "STRIPE",
             {"key": "other"},
             KeyError,
-            r"no prediction 'other'. Available in obsm: 'spatial', 'spahgc'.*tl.predict first",
+            r"no prediction 'other'.*tl.predict.*first.*'spahgc'",
         ),
-        ("STRIPE", {"key": "spatial"}, TypeError, r"is a ndarray; a prediction is a DataFrame"),
+        ("STRIPE", {"key": "spatial"}, KeyError, "no prediction 'spatial'"),
         ("STRIPE", {"slide": "S9"}, KeyError, r"No slide 'S9'. Available: 'S1'"),
         ("STRIPE", {"library_key": "sample"}, KeyError, r"no column 'sample' \(library_key\). Available: 'region'"),
         (
             "STRIPE",
             {"what": "residual"},
             ValueError,
-            r"what is one or several of 'measured', 'predicted', 'difference'",
+            r"`what` must be one of 'measured', 'predicted', 'difference' or a sequence",
         ),
-        ("STRIPE", {"what": ("predicted", "predicted")}, ValueError, "each at most once"),
-        ("STRIPE", {"what": ()}, ValueError, "what is one or several"),
-        ("STRIPE", {"scale": "log"}, ValueError, "scale is 'shared' or 'own', not 'log'"),
-        ("STRIPE", {"quantiles": (0.9, 0.1)}, ValueError, "two rising numbers"),
-        ("STRIPE", {"size": 0}, ValueError, "size is a multiple above 0"),
-        ([], {}, ValueError, "genes is empty"),
+        ("STRIPE", {"what": ()}, ValueError, "at least one gene of the panel and one kind of panel"),
+        ("STRIPE", {"scale": "log"}, ValueError, "`scale` must be one of 'shared', 'own', got 'log'"),
+        ("STRIPE", {"quantiles": (0.9, 0.1)}, ValueError, "two increasing numbers between 0 and 1"),
+        ("STRIPE", {"quantiles": (0.5, 1.5)}, ValueError, "two increasing numbers between 0 and 1"),
+        ("STRIPE", {"size": 0}, ValueError, "`size` must be a finite number greater than 0"),
+        ([], {}, ValueError, "at least one gene of the panel"),
     ],
 )
 def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exception], message: str) -> None:

@@ -131,9 +131,9 @@ def test_errors(slide: ad.AnnData, scores: pd.DataFrame) -> None:
         spahgc.pl.gene_scores(slide, metric="r2")
     with pytest.raises(KeyError, match=r"no slide 'S3'. Available: 'S1', 'S2'"):
         spahgc.pl.gene_scores(slide, slide="S3")
-    with pytest.raises(ValueError, match="kind is 'rank' or 'hist'"):
+    with pytest.raises(ValueError, match="`kind` must be one of 'rank', 'hist'"):
         spahgc.pl.gene_scores(slide, kind="box")
-    with pytest.raises(ValueError, match="n_genes is at least 0"):
+    with pytest.raises(ValueError, match="`n_genes` must be an integer of at least 0"):
         spahgc.pl.gene_scores(slide, n_genes=-1)
     slide.uns["spahgc_scores"] = scores.assign(value=np.nan).to_dict("list")
     with pytest.raises(ValueError, match="No gene has a pearson"):

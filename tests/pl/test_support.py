@@ -29,7 +29,7 @@ def test_support_of_one_of_two_slides(two_slides: ad.AnnData) -> None:
 def test_errors(slide: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"no 'other_support'.*'spahgc_support'.*tl.predict first"):
         spahgc.pl.support(slide, key="other")
-    with pytest.raises(TypeError, match="ax is one matplotlib Axes, not list"):
+    with pytest.raises(TypeError, match="`ax` must be an Axes or None"):
         spahgc.pl.support(slide, ax=[plt.subplots()[1]])
-    with pytest.raises(ValueError, match="size is a multiple"):
+    with pytest.raises(ValueError, match="`size` must be a finite number greater than 0"):
         spahgc.pl.support(slide, size=-1)

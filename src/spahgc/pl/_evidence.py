@@ -1,26 +1,24 @@
-"""A tile of the target beside the reference tiles behind its prediction."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .. import get
+from .._checks import above, at_least, checked
 from .._links import pick_table
 from .._slides import UNITS
 from .._tables._cohorts import measured_expression
-from .._tables._predictions import values
-from ..pp._locate import LocatedSlide, locate
+from .._tables._predictions import panel, values
+from ..pp._locate import locate
 from ..pp._tiles import TileReader
-from ._data import check_panel, panel_of
-from ._style import GREY, finish, given_axes, style
-from ._tissue import bar_length, length_label, shortened
+from ._expression import check_panel
+from ._style import GRAY, panels
+from ._tissue import bar_length, length_label, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,141 +26,115 @@ if TYPE_CHECKING:
 
 _PIXELS = 224
 _TILE_UM = 112.0
-"""Side of a tile where the embedding does not say how large its tiles were."""
+"""Side of the tiles if the embedding does not record it."""
 _WIDTH = 1.35
 """Inches of a panel."""
 
 
+@checked(n_tiles=at_least(1), tile_um=above(0))
 def evidence(
-    sdata_target: SpatialData,
     sdata_ref: SpatialData,
+    sdata_target: SpatialData,
     spot: str,
     *,
     gene: str | None = None,
-    n: int = 5,
+    n_tiles: int = 5,
     tile_um: float | None = None,
     layer: str | None = None,
     table_key: str | None = None,
     key: str = keys.PREDICTION,
-    axes: Sequence[Axes] | NDArray[Any] | None = None,
+    ax: Sequence[Axes] | NDArray[Any] | None = None,
     show: bool | None = None,
 ) -> list[Axes]:
-    """Draw the tile of a spot beside the reference tiles that its prediction looks at most.
+    """Draw the tile of a spot beside the reference tiles with the largest weights in its prediction.
 
-    Above each reference tile is its weight, below it its slide and patient; with `gene`, what was measured there,
-    beside what is predicted for the spot, and whether they agree over the panel (:func:`spahgc.tl.explain`).
+    Reference tiles show their weight, slide and patient. With `gene`, they also show its measured expression, beside
+    the predicted expression of the spot and the agreement of both over the panel (:func:`spahgc.tl.explain`).
 
     Parameters
     ----------
-    sdata_target
-        The target slides, with their images, after :func:`spahgc.tl.predict` and :func:`spahgc.tl.explain`.
     sdata_ref
-        The reference slides, with their images.
+        Reference slides with their images.
+    sdata_target
+        Target slides with their images, after :func:`spahgc.tl.predict` and :func:`spahgc.tl.explain`.
     spot
-        Name of the spot, in ``obs_names`` of the target's table.
+        Name of the spot in ``obs_names`` of the target's table.
     gene
-        A gene of the panel.
-    n
-        Reference tiles to draw.
+        Gene of the panel.
+    n_tiles
+        Number of reference tiles.
     tile_um
-        Side of the tiles in micrometres; `None` takes that of the embedding.
+        Side of the tiles in micrometers; `None` takes that of the embedding.
     layer
-        Layer of the reference with the counts; `None` is ``X``.
+        Layer of the reference with the raw counts; `None` takes ``X``.
     table_key
         Name of the table in both; `None` takes the only one, or ``table``.
     key
-        The prediction's key.
-    axes
-        ``n + 1`` axes to draw into; `None` makes a figure.
+        Key of the prediction.
+    ax
+        ``n_tiles + 1`` axes to draw into; `None` makes a figure.
     show
-        Show the figure; `None` does so in an interactive session where no `axes` were given.
+        Show the figure. `None` shows a new figure in an interactive session.
 
     Returns
     -------
-    The axes: the target's, then one for each reference tile.
+    Axes of the target tile, then of the reference tiles.
 
     Raises
     ------
-    TypeError
-        If a table is given instead of a SpatialData.
     KeyError
         If there is no evidence, no such spot, or no such gene.
     ValueError
-        If a reference spot is not in `sdata_ref`, `n` is below 1, or `axes` are not as many as tiles.
+        If a reference spot is not in `sdata_ref`.
     """
-    if n < 1:
-        raise ValueError(f"n is the number of reference tiles, at least 1, not {n!r}.")
-    for name, sdata in (("sdata_target", sdata_target), ("sdata_ref", sdata_ref)):
-        if not hasattr(sdata, "tables"):
-            raise TypeError(f"{name} is a SpatialData, which holds the images, not {type(sdata).__name__}.")
-    target, reference = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_target, sdata_ref))
+    reference, target = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_ref, sdata_target))
     if gene is not None:
-        check_panel([gene], panel_of(target, key), target.var_names)
+        check_panel([gene], panel(target, key), target.var_names)
     params: Mapping[str, Any] = target.uns.get(key, {}).get(keys.PARAMS, {})
-    library = params.get("library_key")  # what was a slide for the model need not be one of the images
-    behind = get.evidence(
+    library = params.get("library_key")  # slides of the model need not be slides of the images
+    found = get.evidence(
         target, spot, adata_ref=reference, library_key=library if library in reference.obs else None, key=key
-    ).head(n)
-    width = _tile_um(target, params) if tile_um is None else tile_um
-    own = _tile(_located(sdata_target, target), target, spot, width)
-    slides = _located(sdata_ref, reference)
-    tiles = [_tile(slides, reference, name, width) for name in behind["reference"]]
-    below, own_below = [""] * len(tiles), ""
+    ).head(n_tiles)
+    if tile_um is None:
+        tile_um = float(target.uns.get(params["use_rep"], {}).get(keys.PARAMS, {}).get("tile_um", _TILE_UM))
+    tiles = [*_tiles(sdata_target, target, [spot], tile_um), *_tiles(sdata_ref, reference, found["reference"], tile_um)]
+    titles, labels = [shorten(spot)], [f"agreement {target.obs[keys.agreement(key)][spot]:.2f}"]
+    for _, row in found.iterrows():
+        patient = "" if row["patient"] == row["slide"] else f" ({row['patient']})"
+        titles.append(f"weight {100 * row['weight']:.0f} %")
+        labels.append(f"{shorten(row['slide'])}{patient}")
     if gene is not None:
-        rows = reference[list(behind["reference"])]
+        rows = reference[list(found["reference"])]
         measured, _, _ = measured_expression(rows, [gene], params["normalize"], layer=layer or params.get("layer"))
-        below = [f"\nmeasured {value:.2f}" for value in measured[:, 0]]
-        own_below = f"{gene} predicted {values(target[[spot]], key, [gene])[0, 0]:.2f}\n"
-    with style():
-        panels = _panels(axes, len(tiles) + 1)
-        for ax, tile in zip(panels, [own, *tiles], strict=True):
-            ax.imshow(tile, extent=(0, width, width, 0), interpolation="antialiased")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(True)
-        panels[0].spines[:].set_linewidth(1.8)
-        panels[0].set_title(shortened(spot))
-        panels[0].set_xlabel(f"{own_below}agreement {target.obs[keys.agreement(key)][spot]:.2f}")
+        labels[0] = f"{gene} predicted {values(target[[spot]], key, [gene])[0, 0]:.2f}\n{labels[0]}"
+        labels[1:] = [f"{label}\nmeasured {value:.2f}" for label, value in zip(labels[1:], measured[:, 0], strict=True)]
+    with panels(ax, len(tiles), (_WIDTH * len(tiles), _WIDTH + 0.75), show=show) as axes:
+        for one, tile, title, label in zip(axes, tiles, titles, labels, strict=True):
+            one.imshow(tile, extent=(0, tile_um, tile_um, 0), interpolation="antialiased")
+            one.set(xticks=[], yticks=[], xlabel=label)
+            one.set_title(title, color="black" if one is axes[0] else GRAY)
+            one.spines[:].set_visible(True)
+        axes[0].spines[:].set_linewidth(1.8)
         if gene is not None:
-            panels[0].set_ylabel(UNITS[params["normalize"]], color=GREY)
-        _scale_bar(panels[0], width)
-        for ax, (_, row), text in zip(panels[1:], behind.iterrows(), below, strict=True):
-            ax.set_title(f"weight {100 * row['weight']:.0f} %", color=GREY)
-            patient = "" if row["patient"] == row["slide"] else f" ({row['patient']})"
-            ax.set_xlabel(f"{shortened(row['slide'])}{patient}{text}")
-        finish(panels, own=axes is None, show=show)
-    return panels
+            axes[0].set_ylabel(UNITS[params["normalize"]], color=GRAY)
+        _scale_bar(axes[0], tile_um)
+    return axes
 
 
-def _panels(axes: Sequence[Axes] | NDArray[Any] | None, n: int) -> list[Axes]:
-    if axes is not None:
-        return given_axes(axes, n, why="the spot and its reference tiles")
-    figure, made = plt.subplots(1, n, figsize=(_WIDTH * n, _WIDTH + 0.75), layout="constrained", squeeze=False)
-    return list(made[0])
+def _tiles(sdata: SpatialData, table: AnnData, spots: Any, tile_um: float) -> list[NDArray[np.uint8]]:
+    """Tiles of spots, uint8 (pixels, pixels, 3)."""
+    slides, tiles = locate(sdata, table, microns_per_pixel=None, image_key=None), []
+    for row in table.obs_names.get_indexer(list(spots)):
+        slide = next(slide for slide in slides if row in slide.rows)
+        reader = TileReader(slide.levels, slide.centres[slide.rows == row], _PIXELS, image=slide.image)
+        tiles.append(np.moveaxis(reader.read(0, tile_um)[0], 0, -1))
+    return tiles
 
 
 def _scale_bar(ax: Axes, width: float) -> None:
-    """A bar of a round length in the lower right corner, on white so that it is seen on any tissue."""
+    """Bar of a round length in the lower right corner, with a label on white that is legible on any tissue."""
     length = bar_length(0.45 * width)
     left, y = 0.95 * width - length, 0.93 * width
     ax.plot([left, left + length], [y, y], color="black", linewidth=1.8, solid_capstyle="butt")
     label = ax.text(left + length / 2, y - 0.03 * width, length_label(length), ha="center", va="bottom")
     label.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0})
-
-
-def _tile_um(target: AnnData, params: Mapping[str, Any]) -> float:
-    embedding = target.uns.get(params["use_rep"], {})
-    return float(embedding.get(keys.PARAMS, {}).get("tile_um", _TILE_UM))
-
-
-def _located(sdata: SpatialData, table: AnnData) -> list[LocatedSlide]:
-    return locate(sdata, table, microns_per_pixel=None, image_key=None)
-
-
-def _tile(slides: list[LocatedSlide], table: AnnData, spot: str, width_um: float) -> NDArray[np.uint8]:
-    """Tile of a spot, uint8 (pixels, pixels, 3)."""
-    row = table.obs_names.get_loc(spot)
-    slide = next(slide for slide in slides if row in slide.rows)
-    centre = slide.centres[slide.rows == row]
-    tile, _ = TileReader(slide.levels, centre, _PIXELS, image=slide.image).read(0, width_um)
-    return np.moveaxis(tile, 0, -1)

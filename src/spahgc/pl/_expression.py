@@ -1,24 +1,26 @@
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._slides import Float64
+from .._checks import above, between, checked, format_names
+from .._slides import Float64, normalize
+from .._tables._predictions import panel as panel_of
 from .._tables._predictions import values as predicted_values
 from .._tables._slots import counts
 from .._tables._slots import expression as any_expression
-from ..get import VERDICTS
-from ._data import check_panel, log, panel_of, slide_of, table_of, verdicts_of
-from ._style import GREY, finish, given_axes, style
-from ._tissue import Tissue, colour_bar, draw_scale_bar, draw_spots, draw_tissue
+from ..get import VERDICTS, trust_frame
+from ..metrics import pearson
+from ._style import GRAY, MINUS, panels
+from ._tissue import draw_spots, draw_tissue, log, slide_of, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,265 +32,225 @@ _PANEL_WIDTH = 1.9
 _BAR_WIDTH = 0.55
 _MOST_COLUMNS = 3
 _DEFAULT = 3
-"""Genes that are drawn where none is named."""
-_DIVERGING = "RdBu_r"
+"""Genes that are drawn if none is named."""
 
 
+@checked(size=above(0), alpha=between(0, 1))
 def expression(
-    data: AnnData | SpatialData,
+    adata: AnnData | SpatialData,
     genes: str | Sequence[str] | None = None,
     *,
+    what: Panel | Sequence[Panel] = ("measured", "predicted", "difference"),
     slide: str | None = None,
     library_key: str | None = None,
-    key: str = keys.PREDICTION,
     layer: str | None = None,
-    what: Panel | Sequence[Panel] = ("measured", "predicted", "difference"),
+    key: str = keys.PREDICTION,
     scale: Literal["shared", "own"] = "shared",
     quantiles: tuple[float, float] = (0.01, 0.99),
     cmap: str = "viridis",
     size: float = 1.0,
     alpha: float = 1.0,
     img: bool = True,
-    axes: Any = None,
+    ax: Axes | Sequence[Axes] | NDArray[Any] | None = None,
     show: bool | None = None,
 ) -> list[Axes]:
-    """Draw measured and predicted expression of genes side by side on the tissue, and their difference.
+    """Draw measured and predicted expression of genes on the tissue, and their difference.
 
-    Spots are circles of their true size on the H&E thumbnail, y pointing down as in the image. Measured expression is
-    put into the unit of the prediction (``uns[key]["params"]["normalize"]``). A prediction varies less than a
-    measurement, because it holds no sampling noise: on the shared scale it looks flatter, and that is how it is. Where
-    a slide has H&E only, the predicted panel alone is drawn, and its title says so. Where the slide's patient is one of
-    the reference's, it says "same patient" below the correlation. Where the prediction has trust per gene, a gene that
-    is not trusted has its verdict beside its name.
+    Spots are circles of their true size on the H&E thumbnail. Measured expression is converted to the unit of the
+    prediction. A prediction varies less than a measurement, because it contains no sampling noise, so it looks flatter
+    on the shared scale. For a slide with H&E only, the predicted panel is drawn alone. "same patient" below a panel
+    means that the reference contains slides of this patient. A gene that is not trusted has its verdict beside its
+    name.
 
     Parameters
     ----------
-    data
-        A SpatialData, whose table ``table`` is taken, or the table itself, after :func:`spahgc.tl.predict`.
+    adata
+        Table after :func:`spahgc.tl.predict`, or a SpatialData with this ``table``.
     genes
-        One gene or several, from the panel; one row of panels a gene. `None` takes the three that are trusted most
-        (:func:`spahgc.get.trust`).
-    slide
-        Name of the slide; `None` where the table holds one slide.
-    library_key
-        Column of ``obs`` with the slide of each spot; `None` takes the table's region key.
-    key
-        ``obsm`` entry of the prediction.
-    layer
-        Layer with the measured raw counts; `None` takes ``X``.
+        Genes of the panel, one row each. `None` draws the three most trusted genes (:func:`spahgc.get.trust`).
     what
         Panels to draw, in this order. The difference is predicted minus measured.
+    slide
+        Name of the slide; `None` if there is only one.
+    library_key
+        Column of ``obs`` with the slide of each spot; `None` takes the table's region key.
+    layer
+        Layer with the measured raw counts; `None` takes ``X``.
+    key
+        Key of the prediction.
     scale
-        ``"shared"``: one colour scale for measured and predicted, where both are drawn. ``"own"``: one for each.
+        ``"shared"``: one color scale for measured and predicted expression. ``"own"``: one for each.
     quantiles
-        Quantiles of the values at which a colour scale starts and ends; the difference is scaled symmetrically around
-        zero, to the larger distance that the two quantiles have from it.
+        Quantiles of the values at which a color scale starts and ends. The scale of the difference is symmetric, up to
+        the larger absolute value of its two quantiles.
     cmap
-        Colour map of measured and predicted expression.
+        Color map of measured and predicted expression.
     size
-        Spot diameter as a multiple of the true one; about 1.8 fills the gaps of a Visium array.
+        Spot diameter as a multiple of the true one; about 1.8 closes the gaps of a Visium array.
     alpha
         Opacity of the spots.
     img
         Draw the H&E thumbnail ``uns["spatial"][slide]["images"]["hires"]``.
-    axes
-        Axes to draw into, as many as there are panels; `None` makes a figure. Colour bars are drawn beside the panels:
-        make your figure with ``layout="constrained"``, which leaves room for them.
+    ax
+        Axes to draw into, one per panel; `None` makes a figure. Color bars are drawn beside the panels, so use a
+        figure with ``layout="constrained"``.
     show
-        Show the figure; `None` does so in an interactive session where no `axes` were given.
+        Show the figure. `None` shows a new figure in an interactive session.
 
     Returns
     -------
-    The axes of the panels, gene by gene, always as a list.
+    Axes of the panels, gene by gene.
 
     Raises
     ------
     KeyError
         If there is no prediction, no such slide, or a gene is not in the panel.
     ValueError
-        If an argument has a bad value, several slides are there and none was named, measured values are not the raw
-        counts that the unit starts from, or only measured values were asked for and the slide has none.
+        If the slide is ambiguous, the measured values are not the raw counts that the unit starts from, or only
+        measured values are wanted and there are none.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2)  # doctest: +SKIP
+    >>> spahgc.pl.expression(sdata, ["ERBB2", "CD74"], slide="S2", size=1.5)  # doctest: +SKIP
     """
-    wanted = _check_panels(what)
-    adata = table_of(data)
-    predicted = panel_of(adata, key)
-    verdicts = verdicts_of(adata, key)
-    genes = _default_genes(verdicts) if genes is None else [genes] if isinstance(genes, str) else list(genes)
-    _check_options(genes, scale, quantiles, size)
-    check_panel(genes, predicted, adata.var_names)
-    rows, tissue = slide_of(adata, slide, library_key)
-    ledger = adata.uns.get(key, {})
-    values = predicted_values(rows, key, genes).astype(np.float64)
-    measured = _measured(rows, genes, layer=layer, normalize=ledger.get(keys.PARAMS, {}).get("normalize", "none"))
-    if not measured:
-        none = f"Slide {tissue.name!r} has no measured expression of {', '.join(genes)}"
-        if "predicted" not in wanted:
-            raise ValueError(f"{none}: only what='predicted' can be drawn.")
-        log.info("%s: only the prediction is drawn.", none)
-        wanted = ("predicted",)
-
-    plan = [(row, gene, panel) for row, gene in enumerate(genes) for panel in wanted]
-    n_cols = len(wanted) if len(wanted) > 1 else min(len(genes), _MOST_COLUMNS)
-    units = str(ledger.get("units", "expression"))
-    same_patient = _same_patient(rows, ledger.get(keys.PARAMS, {}))
-    with style():
-        own = axes is None
-        why = f"{len(genes)} genes x {', '.join(wanted)}"
-        flat = _grid(tissue, len(plan), n_cols, wanted, scale, size) if own else given_axes(axes, len(plan), why=why)
-        for i, (ax, (row, gene, panel)) in enumerate(zip(flat, plan, strict=True)):
-            draw_tissue(ax, tissue, img=img, size=size)
-            note = "same patient" if same_patient and panel == "predicted" and gene in measured else ""
-            if i % n_cols == 0:
-                name = ", ".join(part for part in (tissue.name, note) if part)
-                draw_scale_bar(ax, replace(tissue, name=name), size=size)
-            elif note:
-                draw_scale_bar(ax, replace(tissue, name=note, microns_per_pixel=None), size=size)
-            if panel == wanted[0]:
-                _name_gene(ax, gene, verdicts.get(gene))
-            ax.set_title(_title(panel, measured.get(gene), values[:, row]))
-            shown = _values(panel, measured.get(gene), values[:, row])
-            if shown is None:
-                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
-                continue
-            shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
-            norm = _norm(panel, measured.get(gene), values[:, row], quantiles, shared=shared)
-            diverging = panel == "difference"
-            colours = plt.get_cmap(_DIVERGING if diverging else cmap)
-            spots = draw_spots(ax, tissue, shown, cmap=colours, norm=norm, size=size, alpha=alpha, outline=diverging)
-            if _has_bar(panel, wanted, scale):
-                # Where one kind of panel fills the rows, the unit stands once a row.
-                last = (i + 1) % n_cols == 0 or i == len(plan) - 1
-                colour_bar(ax, spots, units if last or len(wanted) > 1 or not own else "")
-        finish(flat, own=own, show=show)
-    return flat
-
-
-def _default_genes(verdicts: Mapping[str, str]) -> list[str]:
-    """The most trusted genes, best first."""
-    if not verdicts:
+    wanted: list[str] = [what] if isinstance(what, str) else list(dict.fromkeys(what))
+    table = table_of(adata)
+    panel = panel_of(table, key)
+    record = table.uns.get(key, {})
+    verdicts = trust_frame(record["trust"])["verdict"].to_dict() if "trust" in record else {}
+    chosen = (
+        list(map(str, verdicts))[:_DEFAULT] if genes is None else [genes] if isinstance(genes, str) else list(genes)
+    )
+    if not chosen or not wanted:
         raise ValueError(
-            "genes was not given, and the prediction has no trust per gene to choose by. Name genes of the panel, or "
-            "run spahgc.tl.cross_validate on the reference before spahgc.tl.predict."
+            "Name at least one gene of the panel and one kind of panel. Without `genes`, the most trusted genes are "
+            "drawn, but this prediction has no trust per gene: run spahgc.tl.cross_validate on the reference before "
+            "spahgc.tl.predict."
         )
-    return list(verdicts)[:_DEFAULT]
-
-
-def _name_gene(ax: Axes, gene: str, verdict: str | None) -> None:
-    """The gene at the left of its row, with its verdict unless it is trusted."""
-    ax.set_ylabel(gene, style="italic", fontsize=10)
-    if verdict is not None and verdict != VERDICTS[0]:
-        ax.set_ylabel(f"{gene}\n", style="italic", fontsize=10)
-        label = ax.yaxis.label
-        ax.annotate(
-            verdict, (1, 0.5), xycoords=label, rotation=90, ha="right", va="center", color=GREY, annotation_clip=False
-        )
-
-
-def _check_panels(what: str | Sequence[str]) -> tuple[str, ...]:
-    panels = (what,) if isinstance(what, str) else tuple(what)
-    unknown = [panel for panel in panels if panel not in get_args(Panel)]
-    if unknown or not panels or len(set(panels)) != len(panels):
-        known = ", ".join(map(repr, get_args(Panel)))
-        raise ValueError(f"what is one or several of {known}, each at most once, not {what!r}.")
-    return panels
-
-
-def _check_options(genes: Sequence[str], scale: str, quantiles: tuple[float, float], size: float) -> None:
-    if not genes:
-        raise ValueError("genes is empty: name at least one gene of the panel.")
-    if scale not in ("shared", "own"):
-        raise ValueError(f"scale is 'shared' or 'own', not {scale!r}.")
     if not 0 <= quantiles[0] < quantiles[1] <= 1:
-        raise ValueError(f"quantiles are two rising numbers between 0 and 1, not {quantiles!r}.")
-    if not size > 0:
-        raise ValueError(f"size is a multiple above 0 of the true spot diameter, not {size!r}.")
+        raise ValueError(f"`quantiles` must be two increasing numbers between 0 and 1, got {quantiles}.")
+    check_panel(chosen, panel, table.var_names)
+    drawn = slide_of(table, slide, library_key, size)
+    params = record.get(keys.PARAMS, {})
+    predicted = predicted_values(drawn.rows, key, chosen).astype(np.float64)
+    measured = _measured(drawn.rows, chosen, layer, params.get("normalize", "none"))
+    if not measured:
+        none = f"Slide {drawn.name!r} has no measured expression of {', '.join(chosen)}"
+        if "predicted" not in wanted:
+            raise ValueError(f"{none}, so only what='predicted' can be drawn.")
+        log.info("%s: only the prediction is drawn.", none)
+        wanted = ["predicted"]
+    same_patient = _is_shared(drawn.rows, params)
+    units = str(record.get("units", "expression"))
+    # With one scale for measured and predicted expression, the latter of the two panels has the color bar.
+    shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
+    bars = [kind for kind in wanted if not shared or kind != min("measured", "predicted", key=wanted.index)]
+    plan = [(row, gene, panel) for row, gene in enumerate(chosen) for panel in wanted]
+    n_columns = len(wanted) if len(wanted) > 1 else min(len(chosen), _MOST_COLUMNS)
+    n_bars = len(bars) if len(wanted) > 1 else n_columns
+    width = n_columns * (_PANEL_WIDTH + 0.1) + n_bars * _BAR_WIDTH + 0.2
+    height = -(-len(plan) // n_columns) * (_PANEL_WIDTH * drawn.aspect + 0.25)
+    layout = ConstrainedLayoutEngine(compress=True, w_pad=0.06)
+    with panels(ax, len(plan), (width, height), show=show, n_columns=n_columns, layout=layout) as axes:
+        for i, (one, (row, gene, kind)) in enumerate(zip(axes, plan, strict=True)):
+            first = i % n_columns == 0
+            notes = [drawn.name] if first else []
+            notes += ["same patient"] if same_patient and kind == "predicted" and gene in measured else []
+            draw_tissue(one, drawn, img=img, name=", ".join(filter(None, notes)), scale_bar=first)
+            if kind == wanted[0]:
+                _name_gene(one, gene, verdicts.get(gene))
+            values = _panel_values(measured.get(gene), predicted[:, row])
+            one.set_title(_title(kind, values))
+            if kind not in values:
+                one.text(0.5, 0.5, "not measured", transform=one.transAxes, ha="center", va="center")
+                continue
+            both = shared and kind != "difference" and "measured" in values
+            pool = np.concatenate([values["measured"], values["predicted"]]) if both else values[kind]
+            # If one kind of panel fills the rows, the unit appears once per row.
+            labeled = len(wanted) > 1 or (i + 1) % n_columns == 0 or i == len(plan) - 1 or ax is not None
+            draw_spots(
+                one,
+                drawn,
+                values[kind],
+                cmap="RdBu_r" if kind == "difference" else cmap,
+                norm=_norm(pool, quantiles, diverging=kind == "difference"),
+                alpha=alpha,
+                outline=kind == "difference",
+                label=(units if labeled else "") if kind in bars else None,
+            )
+    return axes
 
 
-def _measured(rows: AnnData, genes: Sequence[str], *, layer: str | None, normalize: str) -> dict[str, Float64]:
+def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> None:
+    """Raise if a gene is not in the panel."""
+    for gene in genes:
+        if gene in panel:
+            continue
+        close = difflib.get_close_matches(gene, panel, n=3) or difflib.get_close_matches(gene.upper(), panel, n=3)
+        closest = f" Closest: {format_names(close)}." if close else ""
+        here = " It was measured, not predicted: pass panel=[...] to spahgc.tl.predict." if gene in measured else ""
+        raise KeyError(f"Gene {gene!r} is not in the panel of {len(panel)} predicted genes.{closest}{here}")
+
+
+def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: str) -> dict[str, Float64]:
     """Measured expression of the genes that were measured, in the unit of the prediction."""
-    from .._slides import normalize as normalized
-
     here = [gene for gene in genes if gene in rows.var_names]
     if not here or (layer is None and rows.X is None):
         return {}
-    matrix = any_expression(rows, layer, what="data")
+    matrix = any_expression(rows, layer, what="adata")
     # In a table of several slides, a slide with H&E only has rows of zeros.
     if not abs(matrix).sum() > 0:
         return {}
-    if normalize != "none":
-        matrix = counts(rows, layer, what="data", normalize=normalize)
+    if unit != "none":
+        matrix = counts(rows, layer, what="adata", normalize=unit)
     columns = rows.var_names.get_indexer(here)
-    values = normalized(matrix, normalize, genes=columns).astype(np.float64)  # type: ignore[arg-type]
-    return {gene: values[:, i] for i, gene in enumerate(here)}
+    values: Any = normalize(matrix, unit, genes=columns)  # type: ignore[arg-type]
+    return dict(zip(here, values.T.astype(np.float64), strict=True))
 
 
-def _values(panel: str, measured: Float64 | None, predicted: Float64) -> Float64 | None:
-    if panel == "predicted":
-        return predicted
-    if measured is None:
-        return None
-    return measured if panel == "measured" else predicted - measured
-
-
-def _same_patient(rows: AnnData, params: Mapping[str, Any]) -> bool:
-    """Whether the slide is of a patient that the prediction was trained on."""
-    shared = set(map(str, params.get("shared_patients", ())))
-    patient_key = params.get("patient_key")
+def _is_shared(rows: AnnData, params: Mapping[str, Any]) -> bool:
+    """Whether the reference of the prediction has slides of all patients of these spots."""
+    shared, patient_key = set(map(str, params.get("shared_patients", ()))), params.get("patient_key")
     return bool(shared) and patient_key in rows.obs and set(rows.obs[patient_key].astype(str)) <= shared
 
 
-def _title(panel: str, measured: Float64 | None, predicted: Float64) -> str:
-    from ..metrics import pearson
+def _name_gene(ax: Axes, gene: str, verdict: str | None) -> None:
+    """Write the gene to the left of its row, with its verdict unless it is trusted."""
+    ax.set_ylabel(gene, style="italic", fontsize=10)
+    if verdict is not None and verdict != VERDICTS[0]:
+        ax.set_ylabel(f"{gene}\n", style="italic", fontsize=10)
+        place: dict[str, Any] = {"xycoords": ax.yaxis.label, "ha": "right", "va": "center", "annotation_clip": False}
+        ax.annotate(verdict, (1, 0.5), rotation=90, color=GRAY, **place)
 
-    if panel == "difference":
-        return "predicted \N{MINUS SIGN} measured"
-    if panel == "measured":
-        return "measured"
+
+def _panel_values(measured: Float64 | None, predicted: Float64) -> dict[str, Float64]:
+    """Values of each kind of panel; only the predicted ones if the gene was not measured."""
     if measured is None:
+        return {"predicted": predicted}
+    return {"measured": measured, "predicted": predicted, "difference": predicted - measured}
+
+
+def _title(kind: str, values: Mapping[str, Float64]) -> str:
+    if kind != "predicted":
+        return kind if kind == "measured" else f"predicted {MINUS} measured"
+    if "measured" not in values:
         return "predicted (not measured)"
-    if len(predicted) < 2:
+    if len(values["predicted"]) < 2:
         return "predicted"
-    r = float(pearson(measured[:, None], predicted[:, None])[0])
-    return "predicted (r not defined)" if np.isnan(r) else f"predicted, r = {r:.2f}".replace("-", "\N{MINUS SIGN}")
+    r = float(pearson(values["measured"][:, None], values["predicted"][:, None])[0])
+    return "predicted (r not defined)" if np.isnan(r) else f"predicted, r = {r:.2f}".replace("-", MINUS)
 
 
-def _norm(
-    panel: str, measured: Float64 | None, predicted: Float64, quantiles: tuple[float, float], *, shared: bool
-) -> Normalize:
-    if panel == "difference":
-        difference = np.abs(_limits(predicted - measured if measured is not None else predicted, quantiles))
-        return TwoSlopeNorm(0.0, -float(difference.max()), float(difference.max()))
-    own = predicted if panel == "predicted" else measured
-    pool = [predicted, measured] if shared else [own]
-    low, high = _limits(np.concatenate([part for part in pool if part is not None]), quantiles)
-    return Normalize(float(low), float(high))
-
-
-def _limits(values: Float64, quantiles: tuple[float, float]) -> Float64:
-    """The two quantiles of the values that are there, never equal."""
+def _norm(values: Float64, quantiles: tuple[float, float], *, diverging: bool) -> Normalize:
+    """Color scale between two quantiles of the finite values, or symmetric around zero."""
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite, quantiles) if finite.size else (0.0, 1.0)
     if low == high and finite.size:
-        # A gene found in very few spots: its quantiles coincide, its extremes may not.
+        # Of a gene found in very few spots the quantiles coincide, but perhaps not the extremes.
         low, high = finite.min(), finite.max()
-    return np.array([low, high if high > low else low + 1.0])
-
-
-def _has_bar(panel: str, wanted: Sequence[str], scale: str) -> bool:
-    """With one scale for both, the latter of measured and predicted carries the colour bar."""
-    if panel == "difference" or scale == "own":
-        return True
-    return panel == [name for name in wanted if name != "difference"][-1]
-
-
-def _grid(tissue: Tissue, n_panels: int, n_cols: int, wanted: Sequence[str], scale: str, size: float) -> list[Axes]:
-    n_rows = -(-n_panels // n_cols)
-    bars = sum(_has_bar(panel, wanted, scale) for panel in wanted) if len(wanted) > 1 else n_cols
-    width = n_cols * (_PANEL_WIDTH + 0.1) + bars * _BAR_WIDTH + 0.2
-    height = n_rows * (_PANEL_WIDTH * tissue.aspect(size) + 0.25)
-    layout = ConstrainedLayoutEngine(compress=True, w_pad=0.06)
-    _, grid = plt.subplots(n_rows, n_cols, figsize=(width, height), layout=layout, squeeze=False)
-    flat = list(grid.ravel())
-    for ax in flat[n_panels:]:
-        ax.remove()
-    return flat[:n_panels]
+    low, high = float(low), float(high if high > low else low + 1.0)
+    if diverging:
+        return TwoSlopeNorm(0.0, -max(abs(low), abs(high)), max(abs(low), abs(high)))
+    return Normalize(low, high)

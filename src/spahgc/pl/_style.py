@@ -1,20 +1,19 @@
-"""Look of the figures, and what every plotting function does at its start and end."""
+"""Look of the figures, and the axes that every plotting function draws into."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 FONT_SIZE = 8.5
-GREY = "0.35"
+GRAY = "0.35"
 MINUS = "\N{MINUS SIGN}"
-MISSING = "0.8"
-"""Colour of spots without a value."""
 
 _RC: dict[Any, Any] = {
     "axes.labelpad": 3,
@@ -38,42 +37,44 @@ _RC: dict[Any, Any] = {
 }
 
 
-def style() -> Any:
-    """Context in which the figures are drawn; the user's own settings come back after it."""
-    return mpl.rc_context(_RC)
+@contextmanager
+def panels(
+    ax: Any, n: int, size: tuple[float, float], *, show: bool | None, n_columns: int = 0, layout: Any = "constrained"
+) -> Iterator[list[Axes]]:
+    """Yield the user's `n` axes, or those of a new figure of `size` inches, and show the figure at the end."""
+    with mpl.rc_context(_RC):
+        if ax is None:
+            n_columns = n_columns or n
+            grid = plt.subplots(-(-n // n_columns), n_columns, figsize=size, layout=layout, squeeze=False)[1]
+            axes = list(grid.ravel())
+            for spare in axes[n:]:
+                spare.remove()
+            del axes[n:]
+        else:
+            axes = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
+            wrong = [type(item).__name__ for item in axes if not isinstance(item, Axes)]
+            if wrong:
+                raise TypeError(f"`ax` must hold matplotlib Axes, got {wrong[0]}.")
+            if len(axes) != n:
+                raise ValueError(f"`ax` must hold {n} Axes, one per panel, got {len(axes)}.")
+        yield axes
+        if show or (show is None and ax is None and mpl.is_interactive()):
+            plt.show()
 
 
 def palette(n: int) -> list[Any]:
-    """`n` colours that colour-blind readers can tell apart (up to ten)."""
+    """`n` colors (up to ten) that color-blind readers can tell apart."""
     import seaborn as sns
 
     return list(sns.color_palette("colorblind", n))
 
 
-def single_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """The given axes, or those of a new figure of `size` inches."""
-    if ax is None:
-        return plt.subplots(figsize=size, layout="constrained")[1]
-    if not isinstance(ax, Axes):
-        raise TypeError(f"ax is one matplotlib Axes, not {type(ax).__name__}.")
-    return ax
+def legend_above(ax: Axes, **options: Any) -> None:
+    """Add a legend above the axes, where it covers nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    ax.legend(**{**place, **options}).set_alignment("left")
 
 
-def given_axes(axes: Any, n: int, *, why: str) -> list[Axes]:
-    """`n` axes that the user passed: one Axes, or a sequence or array of them."""
-    import numpy as np
-
-    flat = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
-    wrong = [type(entry).__name__ for entry in flat if not isinstance(entry, Axes)]
-    if wrong:
-        raise TypeError(f"axes holds matplotlib Axes, not {wrong[0]}.")
-    if len(flat) != n:
-        raise ValueError(f"axes holds {len(flat)} Axes, but {n} are drawn ({why}).")
-    return flat
-
-
-def finish(axes: Sequence[Axes], *, own: bool, show: bool | None) -> None:
-    """Show the figure: if asked to, or if the figure is our own and the session is interactive."""
-    figures: list[Any] = [ax.figure for ax in axes if isinstance(ax.figure, Figure)]
-    if figures and (show or (show is None and own and mpl.is_interactive())):
-        plt.show()
+def count(n: int, noun: str) -> str:
+    """Number and noun, in the plural unless `n` is 1."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"

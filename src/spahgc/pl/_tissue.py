@@ -1,10 +1,13 @@
-"""Drawing spots on tissue, on arrays."""
+"""Slides as they are drawn: H&E thumbnail, spots, scale bar and color bar."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
@@ -12,127 +15,196 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from .. import _keys as keys
+from .._checks import format_names
+from .._geometry import spatial_knn
 from .._slides import Float64
-from ._style import GREY, MISSING
+from .._tables._slots import check_table, coordinates, library_column
+from ._style import GRAY
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+log = logging.getLogger("spahgc")
 
 _MARGIN = 0.02
-"""Margin around the spots, as a share of the longer side."""
+"""Margin around the spots, as a fraction of the longer side."""
 _STRIP = 0.1
-"""Height of the white strip for scale bar and name below the tissue, as a share of the longer side."""
-# The H&E picture is drawn paler and greyer than it is: pink and purple between the spots change how their colours look.
+"""Height of the white strip below the tissue, as a fraction of the longer side."""
+# H&E is drawn paler and grayer than it is, because pink and purple between spots change how their colors look.
 _STRENGTH = 0.5
 _SATURATION = 0.6
 _LONGEST_NAME = 16
-# Usual width of a panel.
 _PANEL_POINTS = 137
+"""Usual width of a panel."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tissue:
-    """One slide as it is drawn; lengths are in pixels of the full-resolution image.
+class DrawnSlide:
+    """A slide to draw; lengths are in pixels of the full-resolution image."""
 
-    Parameters
-    ----------
-    name
-        Name of the slide; empty if it has none.
-    coordinates
-        Spot centres (x, y), float64 (n_spots, 2).
-    diameter
-        Spot diameter.
-    image
-        H&E thumbnail (height, width, 3 or 4), or `None`.
-    image_scale
-        Thumbnail pixels per full-resolution pixel.
-    microns_per_pixel
-        Micrometres per full-resolution pixel, or `None` where that is not known.
-    """
-
+    rows: AnnData
+    """Its spots, a view."""
     name: str
+    """Empty if unknown."""
     coordinates: Float64
+    """Spot centers (x, y), (n_spots, 2)."""
     diameter: float
-    image: NDArray[Any] | None = None
-    image_scale: float = 1.0
-    microns_per_pixel: float | None = None
+    """Of the spots as they are drawn."""
+    image: NDArray[Any] | None
+    """H&E thumbnail (height, width, 3 or 4)."""
+    image_scale: float
+    """Thumbnail pixels per full-resolution pixel."""
+    microns_per_pixel: float | None
 
-    def box(self, size: float = 1.0) -> tuple[float, float, float, float]:
-        """Left, right, top and bottom of what is drawn: all spots and a margin."""
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, right, top and bottom of the drawn tissue: all spots and a margin."""
         low, high = self.coordinates.min(axis=0), self.coordinates.max(axis=0)
-        margin = 0.6 * self.diameter * max(size, 1.0) + _MARGIN * float((high - low).max())
+        margin = 0.6 * self.diameter + _MARGIN * float((high - low).max())
         return float(low[0] - margin), float(high[0] + margin), float(low[1] - margin), float(high[1] + margin)
 
-    def strip(self, size: float = 1.0) -> float:
+    @property
+    def strip(self) -> float:
         """Height of the strip below the tissue."""
-        left, right, top, bottom = self.box(size)
+        left, right, top, bottom = self.box
         return _STRIP * max(right - left, bottom - top)
 
-    def aspect(self, size: float = 1.0) -> float:
+    @property
+    def aspect(self) -> float:
         """Height over width of a panel."""
-        left, right, top, bottom = self.box(size)
-        return (bottom - top + self.strip(size)) / (right - left)
+        left, right, top, bottom = self.box
+        return (bottom - top + self.strip) / (right - left)
 
 
-def draw_tissue(ax: Axes, tissue: Tissue, *, img: bool, size: float = 1.0) -> None:
-    """Set the axes up for a slide, y pointing down as in the image, and draw its H&E picture, cropped to the spots."""
-    left, right, top, bottom = tissue.box(size)
-    if img and tissue.image is not None:
-        height, width = tissue.image.shape[:2]
-        scale = tissue.image_scale
+def table_of(adata: AnnData | SpatialData) -> AnnData:
+    """Table of a SpatialData, or the AnnData itself."""
+    tables = getattr(adata, "tables", None)
+    if tables is None:
+        return check_table(adata, what="adata")
+    if keys.TABLE not in tables:
+        raise KeyError(
+            f"adata has no table '{keys.TABLE}'. Available: {format_names(tables)}. Pass one of them: sdata[<name>]."
+        )
+    return check_table(tables[keys.TABLE], what=f"adata['{keys.TABLE}']")
+
+
+def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: float) -> DrawnSlide:
+    """One slide of a table; a table without a column of slides is one slide."""
+    pictures: Mapping[str, Any] = adata.uns.get(keys.SPATIAL, {})
+    if library_key is None and "region_key" not in adata.uns.get(keys.SPATIALDATA_ATTRS, {}):
+        name = next(iter(pictures)) if len(pictures) == 1 else ""
+        if slide is not None and slide != name:
+            raise KeyError(
+                f"No slide {slide!r}: the table does not say which slide each spot is on. "
+                f"Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
+            )
+        return _drawn(adata, name, size)
+    libraries = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
+    names = list(libraries.unique())
+    if slide is None and len(names) > 1:
+        raise ValueError(
+            f"The table holds {len(names)} slides. Pass slide=<one of them>; available: {format_names(names)}."
+        )
+    if slide is not None and slide not in names:
+        raise KeyError(f"No slide {slide!r}. Available: {format_names(names)}.")
+    name = names[0] if slide is None else slide
+    return _drawn(adata[(libraries == name).to_numpy()], name, size)
+
+
+def _drawn(rows: AnnData, name: str, size: float) -> DrawnSlide:
+    positions = coordinates(rows, what="adata")
+    entry: Mapping[str, Any] = rows.uns.get(keys.SPATIAL, {}).get(name, {})
+    factors: Mapping[str, Any] = entry.get("scalefactors", {})
+    images = entry.get("images", {})
+    where = f"uns['{keys.SPATIAL}'][{name!r}]"
+    found = [part for part in ("hires", "lowres") if part in images and f"tissue_{part}_scalef" in factors]
+    if not found:
+        log.info("%s has no image with a scale factor: the spots are drawn without tissue.", where)
+    if keys.MPP not in factors:
+        log.info("%s['scalefactors'] has no '%s': no scale bar is drawn.", where, keys.MPP)
+    if keys.SPOT_DIAMETER in factors:
+        diameter = float(factors[keys.SPOT_DIAMETER])
+    else:
+        nearest = positions[spatial_knn(positions, 1)[:, 0]] if len(positions) > 1 else positions + 1
+        diameter = 0.5 * float(np.median(np.linalg.norm(positions - nearest, axis=1))) or 0.5
+        log.info("%s['scalefactors'] has no '%s': spots are drawn at half their pitch.", where, keys.SPOT_DIAMETER)
+    return DrawnSlide(
+        rows=rows,
+        name=name,
+        coordinates=positions,
+        diameter=size * diameter,
+        image=np.asarray(images[found[0]]) if found else None,
+        image_scale=float(factors[f"tissue_{found[0]}_scalef"]) if found else 1.0,
+        microns_per_pixel=float(factors[keys.MPP]) if keys.MPP in factors else None,
+    )
+
+
+def draw_tissue(ax: Axes, slide: DrawnSlide, *, img: bool, name: str, scale_bar: bool = True) -> None:
+    """Draw the thumbnail, cropped to the spots, and below it a name and a scale bar; y points down as in the image."""
+    left, right, top, bottom = slide.box
+    if img and slide.image is not None:
+        height, width = slide.image.shape[:2]
+        scale = slide.image_scale
         x0, x1 = max(0, int(np.floor(left * scale))), min(width, int(np.ceil(right * scale)))
         y0, y1 = max(0, int(np.floor(top * scale))), min(height, int(np.ceil(bottom * scale)))
         if x0 < x1 and y0 < y1:
             ax.imshow(
-                faded(tissue.image[y0:y1, x0:x1]),
+                desaturate(slide.image[y0:y1, x0:x1]),
                 extent=(x0 / scale, x1 / scale, y1 / scale, y0 / scale),
                 interpolation="antialiased",
                 zorder=0,
             )
-    ax.set_aspect("equal")
-    ax.set_xlim(left, right)
-    ax.set_ylim(bottom + tissue.strip(size), top)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(aspect="equal", xlim=(left, right), ylim=(bottom + slide.strip, top), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+    if name:
+        ax.text(left, bottom + 0.3 * slide.strip, shorten(name), ha="left", va="top", color=GRAY)
+    if scale_bar and slide.microns_per_pixel is not None:
+        microns = bar_length(0.3 * (right - left) * slide.microns_per_pixel)
+        x = right - microns / slide.microns_per_pixel
+        y = bottom + 0.25 * slide.strip
+        ax.plot([x, right], [y, y], color="black", linewidth=1.6, solid_capstyle="butt", clip_on=False)
+        ax.text((x + right) / 2, bottom + 0.4 * slide.strip, length_label(microns), ha="center", va="top")
 
 
-def faded(image: NDArray[Any]) -> NDArray[np.float64]:
-    """An image (uint8, or float in 0..1) mixed with grey and white, float64 in 0..1, without its alpha channel."""
+def desaturate(image: NDArray[Any]) -> NDArray[np.float64]:
+    """An image (uint8, or float in 0..1) mixed with gray and white, without its alpha channel."""
     rgb = np.asarray(image[..., :3], dtype=np.float64)
     if np.issubdtype(image.dtype, np.integer):
         rgb = rgb / np.iinfo(image.dtype).max
-    grey = rgb.mean(axis=2, keepdims=True)
-    return np.clip(1.0 - _STRENGTH * (1.0 - grey - _SATURATION * (rgb - grey)), 0.0, 1.0)
+    gray = rgb.mean(axis=2, keepdims=True)
+    return np.clip(1.0 - _STRENGTH * (1.0 - gray - _SATURATION * (rgb - gray)), 0.0, 1.0)
 
 
 def draw_spots(
     ax: Axes,
-    tissue: Tissue,
+    slide: DrawnSlide,
     values: Float64,
     *,
-    cmap: Any,
+    cmap: str,
     norm: Normalize,
-    size: float = 1.0,
     alpha: float = 1.0,
     outline: bool = False,
-) -> EllipseCollection:
-    """Draw every spot as a circle of its true size (times `size`), coloured by its value; a missing value is grey.
+    label: str | None = None,
+) -> None:
+    """Draw spots as circles colored by value, gray if it is missing, and a color bar if there is a label for it.
 
-    One collection in data units, so a slide of many thousand spots is one artist. With `outline` the circles have a
-    thin grey rim, so that those in the white middle of a diverging map are seen.
+    With `outline` the circles have a thin gray rim, which shows those in the white middle of a diverging map.
     """
-    n = len(tissue.coordinates)
-    left, right, _, _ = tissue.box(size)
-    points = _PANEL_POINTS * tissue.diameter * size / (right - left)
-    # On dense arrays a rim would be all one sees of a spot, and the spots show each other up anyway.
-    outline = outline and points > 2.5
-    widths = np.full(n, tissue.diameter * size)
+    n, (left, right, _, _) = len(slide.coordinates), slide.box
+    points = _PANEL_POINTS * slide.diameter / (right - left)
+    outline = outline and points > 2.5  # on dense arrays only the rim would be seen
+    widths = np.full(n, slide.diameter)
+    # One collection in data units, so a slide of many thousand spots is one artist.
     spots = EllipseCollection(
         widths,
         widths,
         np.zeros(n),
         units="xy",
-        offsets=tissue.coordinates,
+        offsets=slide.coordinates,
         offset_transform=ax.transData,
-        cmap=cmap.with_extremes(bad=MISSING),
+        cmap=plt.get_cmap(cmap).with_extremes(bad="0.8"),
         norm=norm,
         alpha=alpha,
         edgecolors="0.55" if outline else "none",
@@ -142,56 +214,40 @@ def draw_spots(
     # Thousands of circles as vector paths make a PDF of many megabytes; text and axes stay vectors.
     spots.set_rasterized(n > 2000)
     ax.add_collection(spots, autolim=False)
-    return spots
+    if label is not None:
+        _color_bar(ax, spots, values[np.isfinite(values)], label)
 
 
-def draw_scale_bar(ax: Axes, tissue: Tissue, *, size: float = 1.0) -> None:
-    """Draw the slide's name and a scale bar of a round length into the strip below the tissue."""
-    left, right, _, bottom = tissue.box(size)
-    strip = tissue.strip(size)
-    if tissue.name:
-        ax.text(left, bottom + 0.3 * strip, shortened(tissue.name), ha="left", va="top", color=GREY)
-    if tissue.microns_per_pixel is None:
-        return
-    microns = bar_length(0.3 * (right - left) * tissue.microns_per_pixel)
-    x = right - microns / tissue.microns_per_pixel
-    ax.plot([x, right], [bottom + 0.25 * strip] * 2, color="black", linewidth=1.6, solid_capstyle="butt", clip_on=False)
-    ax.text((x + right) / 2, bottom + 0.4 * strip, length_label(microns), ha="center", va="top")
+def _color_bar(ax: Axes, spots: EllipseCollection, values: Float64, label: str) -> None:
+    """Color bar at the right of a panel, with an arrow at each end that values exceed."""
+    low, high = spots.get_clim()
+    below, above = bool((values < low - 1e-9).any()), bool((values > high + 1e-9).any())
+    extend = "both" if below and above else "min" if below else "max" if above else "neither"
+    # An inset follows the height of the panel; a color bar beside a picture of fixed aspect does not.
+    bar = ax.figure.colorbar(spots, cax=ax.inset_axes((1.03, 0.2, 0.05, 0.68)), extend=extend, label=label)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1.0)  # colors of the scale, not of half-transparent spots
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    bar.update_ticks()
 
 
-def shortened(name: str) -> str:
-    """A name that fits beside the scale bar: of a long one, beginning and end, where names of slides differ."""
-    if len(name) <= _LONGEST_NAME:
-        return name
+def shorten(name: str) -> str:
+    """Beginning and end of a long name, where names of slides differ."""
     kept = _LONGEST_NAME - 1
-    return f"{name[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(kept // 2) :]}"
+    return (
+        name
+        if len(name) <= _LONGEST_NAME
+        else f"{name[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(kept // 2) :]}"
+    )
 
 
 def bar_length(longest: float) -> float:
-    """The longest of 1, 2 or 5 times a power of ten that is at most `longest`."""
+    """Longest of 1, 2 or 5 times a power of ten that is at most `longest`."""
     power = 10.0 ** np.floor(np.log10(longest))
     return float(power * max(step for step in (1.0, 2.0, 5.0) if step * power <= longest * (1 + 1e-9)))
 
 
 def length_label(microns: float) -> str:
-    """A length in micrometres, or in millimetres from 1000 micrometres on."""
+    """Length in micrometers, or in millimeters from 1000 micrometers on."""
     return f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} \N{MICRO SIGN}m"
-
-
-def colour_bar(ax: Axes, spots: EllipseCollection, label: str) -> Axes:
-    """A colour bar at the right of a tissue panel, with an arrow at each end that values go beyond."""
-    values: Float64 = np.ma.masked_invalid(np.ma.asarray(spots.get_array())).compressed()
-    low, high = spots.get_clim()
-    below = bool(values.size and values.min() < low - 1e-9)
-    above = bool(values.size and values.max() > high + 1e-9)
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    # An inset follows the panel's height, which a colour bar beside a picture of fixed aspect does not.
-    cax = ax.inset_axes((1.03, 0.2, 0.05, 0.68))
-    bar = ax.figure.colorbar(spots, cax=cax, extend=extend, label=label)
-    # The bar shows the colours of the scale, not those of half-transparent spots.
-    if bar.solids is not None:
-        bar.solids.set_alpha(1.0)
-    bar.outline.set_visible(False)
-    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10])
-    bar.update_ticks()
-    return cax
