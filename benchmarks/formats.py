@@ -146,7 +146,7 @@ def pyramid(folder: Path) -> Pair:
     reference = visium(folder).reference
     slides.pyramid_tiff(folder / "biopsy.tif", layouts.tissue(1800, 2400, 3), mpp=1.25)
     target = spahgc.io.read_wsi(folder / "biopsy.tif")
-    spahgc.pp.tissue_grid(target, pitch_um=100, spot_um=55)
+    spahgc.pp.tissue_grid(target, pitch_um=100, spot_diameter_um=55)
     return Pair(reference, target, "io.read_wsi, pp.tissue_grid", "resolution of the TIFF", "EPCAM")
 
 
@@ -253,9 +253,9 @@ def run(name: str, folder: Path, pictures: Path | None) -> Row:
 
 
 def _located(sdata: Any) -> list[Any]:
-    from spahgc.pp._locate import locate
+    from spahgc.pp._images import locate
 
-    return locate(sdata, sdata["table"], microns_per_pixel=None, image_key=None)
+    return locate(sdata, sdata["table"], microns_per_pixel=None)
 
 
 def _draw(pair: Pair, path: Path | None) -> None:

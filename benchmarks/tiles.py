@@ -87,14 +87,14 @@ def slides(path: Path, n_tiles: int) -> Any:
 
 
 def read(path: Path, n_tiles: int) -> dict[str, Any]:
-    from spahgc.pp._locate import locate
+    from spahgc.pp._images import locate
     from spahgc.pp._tiles import TileReader
 
     sdata = slides(path, n_tiles)
-    (slide,) = locate(sdata, sdata["table"], microns_per_pixel=MPP, image_key=None)
-    TileReader(slide.levels, slide.centres, TILE_PX).read(0, TILE_UM)  # compiled kernels are loaded
+    (slide,) = locate(sdata, sdata["table"], microns_per_pixel=MPP)
+    TileReader(slide.levels, slide.centers, TILE_PX).read(0, TILE_UM)  # compiled kernels are loaded
     start = time.perf_counter()
-    reader = TileReader(slide.levels, slide.centres, TILE_PX)
+    reader = TileReader(slide.levels, slide.centers, TILE_PX)
     order = reader.order([TILE_UM])
 
     def some(at: int) -> None:
@@ -104,7 +104,7 @@ def read(path: Path, n_tiles: int) -> dict[str, Any]:
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(some, range(0, len(order), 16)))
     seconds = time.perf_counter() - start
-    decoded = sum(blocks.decoded for blocks in reader._blocks.values())
+    decoded = sum(blocks.decoded for blocks in reader.blocks)
     return {"seconds": seconds, "blocks_decoded": decoded, "blocks": int(slide.levels[0].array.npartitions)}
 
 
@@ -153,9 +153,7 @@ def query(path: Path, n_tiles: int) -> dict[str, Any]:
 def counted(path: Path, n_tiles: int) -> dict[str, Any]:
     """The texture encoder as a callable that writes down how many tiles it has done."""
     import spahgc
-    from spahgc.pp import _parts
 
-    _parts.PART_SECONDS = float(os.environ["PART_SECONDS"])
     count = Path(os.environ["COUNT"])
 
     def texture(tiles: np.ndarray) -> np.ndarray:
@@ -176,7 +174,7 @@ def _done(count: Path) -> int:
     return sum(map(int, count.read_text().split())) if count.exists() else 0
 
 
-def resume(path: Path, n_tiles: int, folder: Path, part_seconds: float) -> dict[str, Any]:
+def resume(path: Path, n_tiles: int, folder: Path) -> dict[str, Any]:
     """A run that is killed with SIGKILL at 80 %, and the next: what it has still to do, and whether it is the same."""
     command = [sys.executable, __file__, "--one", "counted", "--image", str(path), "--tiles", str(n_tiles)]
 
@@ -185,7 +183,6 @@ def resume(path: Path, n_tiles: int, folder: Path, part_seconds: float) -> dict[
             "OMP_NUM_THREADS": "1",
             "SPAHGC_CACHE_DIR": str(folder / cache),
             "COUNT": str(folder / name),
-            "PART_SECONDS": str(part_seconds),
         }
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True), folder / name
 
@@ -205,7 +202,6 @@ def resume(path: Path, n_tiles: int, folder: Path, part_seconds: float) -> dict[
     row = {
         "what": "resume",
         "tiles": n_tiles,
-        "part_seconds": part_seconds,
         "encoded_before_the_kill": _done(count),
         "encoded_after": rest["encoded"],
         "seconds_whole": whole["seconds"],
@@ -229,7 +225,7 @@ def vit(path: Path, n_tiles: int) -> dict[str, Any]:
 
     import spahgc
     from spahgc.encoders._table import resolve
-    from spahgc.pp._locate import locate
+    from spahgc.pp._images import locate
     from spahgc.pp._tiles import TileReader
 
     threads = int(os.environ["OMP_NUM_THREADS"])
@@ -239,9 +235,9 @@ def vit(path: Path, n_tiles: int) -> dict[str, Any]:
     encoder = resolve(timm.create_model("vit_large_patch16_224", num_classes=0).eval())
     pixels = encoder.tile_px
     sdata = slides(path, n_tiles)
-    (slide,) = locate(sdata, sdata["table"], microns_per_pixel=MPP, image_key=None)
+    (slide,) = locate(sdata, sdata["table"], microns_per_pixel=MPP)
     start = time.perf_counter()
-    reader = TileReader(slide.levels, slide.centres, pixels)
+    reader = TileReader(slide.levels, slide.centers, pixels)
     order = reader.order([TILE_UM])
     tiles = np.stack([reader.read(int(spot), TILE_UM)[0] for spot in order])
     reading = time.perf_counter() - start
@@ -345,9 +341,7 @@ def main() -> None:
             rows += [measure(name, path, side, n) for name, n in of.items()]
             rows[-3]["image_gb"] = size / 1e9
             if side == small:
-                rows.append(
-                    resume(path, *((600, Path(folder), 0.5) if arguments.quick else (4_000, Path(folder), 10.0)))
-                )
+                rows.append(resume(path, 600 if arguments.quick else 4_000, Path(folder)))
         rows.append(measure("query", path, large, n_query))
         if not arguments.no_vit:
             rows.append(measure("vit", path, large, n_vit, threads=CORES))

@@ -38,7 +38,7 @@ def slides() -> SpatialData:
 
 @pytest.fixture(scope="module")
 def table(slides: SpatialData) -> anndata.AnnData:
-    return spahgc.pp.image_embedding(slides, copy=True, progress=False)
+    return spahgc.pp.image_embedding(slides, copy=True, progress=False)["table"]
 
 
 @pytest.fixture

@@ -169,3 +169,36 @@ def visium_pitch(obs: pd.DataFrame, centers: Float64) -> float | None:
     if not medians or min(medians) <= 0 or max(medians) > 1.05 * min(medians):
         return None
     return float(np.median(np.concatenate(distances)))
+
+
+def transformed(affine: NDArray[np.floating[Any]], points: NDArray[np.floating[Any]]) -> Float64:
+    """Points (x, y), shape (n, 2), under an affine map (3, 3)."""
+    return np.asarray(points @ affine[:2, :2].T + affine[:2, 2])
+
+
+def scale_of(affine: NDArray[np.floating[Any]]) -> float:
+    """Factor by which an affine map (3, 3) scales lengths, from its determinant."""
+    return float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+
+
+def neighbor_distance(points: Float64, k: int) -> float:
+    """Median distance of points (n, 2) to their k nearest other points.
+
+    With k=4, scatter of the positions hardly shortens it, in contrast to the distance to the nearest point alone.
+    """
+    distances, _ = cKDTree(points).query(points, k=k + 1)
+    return float(np.median(np.asarray(distances)[:, 1:]))
+
+
+def lattice(points: Float64, most: int = 20_000) -> tuple[float, float]:
+    """Area per point, and neighbor distance on the regular lattice (hexagonal or square) of that area."""
+    from scipy.spatial import Delaunay
+
+    if len(points) > most:  # a region, not a sample, so that neighbors stay neighbors
+        points = points[np.argsort(np.abs(points - np.median(points, axis=0)).max(axis=1))[:most]]
+    corners = points[Delaunay(points, qhull_options="QJ").simplices]
+    (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
+    area = float(np.median(np.abs(ax * by - ay * bx)))
+    # A hexagonal lattice has 0.866 squared distances per point, a square one 1, and more with scatter.
+    hexagonal = area < 0.93 * neighbor_distance(points, k=1) ** 2
+    return area, float(np.sqrt(area / 0.866 if hexagonal else area))

@@ -24,7 +24,40 @@ VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
 """Verdicts on a gene, from best to worst; the last one is that of a gene without any cross-validated score."""
 _COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
-__all__ = ["cross_validation", "evidence", "predicted", "scores", "trust"]
+__all__ = ["alignment", "cross_validation", "evidence", "predicted", "scores", "trust"]
+
+
+def alignment(adata: AnnData) -> pd.DataFrame:
+    """Verdict and evidence of :func:`spahgc.pp.check_alignment`.
+
+    Parameters
+    ----------
+    adata
+        Table of the SpatialData that was checked.
+
+    Returns
+    -------
+    A row per slide: ``verdict`` (``"ok"``, the fault in words, or ``"unclear"``), ``fix`` (what undoes it, in
+    full-resolution pixels), ``fixed`` (whether that was done), ``image``, ``pitch_um`` and ``platform_um`` (distance of
+    neighboring spots by the coordinates as given, and on the platform; NaN if unknown), and for the coordinates as
+    ``given`` and for the best other ``candidate`` the evidence ``inside``, ``on_tissue``, ``outline``, ``expression``
+    and their ``score``.
+
+    Raises
+    ------
+    KeyError
+        If the alignment was not checked.
+    """
+    import pandas as pd
+
+    slides = adata.uns.get(keys.ALIGNMENT, {}).get("slides")
+    if not slides:
+        raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
+    evidence = ("inside", "on_tissue", "outline", "expression", "score")
+    columns = ["verdict", "fix", "fixed", "image", "pitch_um", "platform_um", *(f"given_{name}" for name in evidence)]
+    columns += ["candidate", *(f"candidate_{name}" for name in evidence)]
+    rows = [{name: entry[name] for name in columns} for entry in slides.values()]
+    return pd.DataFrame(rows, index=pd.Index(slides, name="slide"), columns=columns)
 
 
 def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:

@@ -256,6 +256,6 @@ def test_bad_input(make_bins: Callable[..., Any]) -> None:
     with pytest.raises(KeyError, match="not linked to shapes"):
         bin_to_spots(sdata, 55)
     sdata = make_bins(("cells",))
-    with pytest.raises(ValueError, match="slide 'cells' measures is not known"):
+    with pytest.raises(ValueError, match="full-resolution pixel of slide 'cells' are not known"):
         bin_to_spots(sdata, 55)
     assert list(bin_to_spots(sdata, 55, microns_per_pixel=2.0).shapes) == ["cells_spots"]

@@ -172,7 +172,7 @@ def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="adata.obs has a column 'region', which is where the link"):
         from_anndata(adata, PICTURE, **GIVEN)
     del adata.obs["region"], adata.obs["array_col"]
-    with pytest.raises(ValueError, match="How many micrometres a full-resolution pixel of slide 'S1' measures is not"):
+    with pytest.raises(ValueError, match="micrometers per full-resolution pixel of slide 'S1' are not known"):
         from_anndata(adata, PICTURE, slide="S1", spot_diameter_um=55)
 
 

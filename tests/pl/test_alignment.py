@@ -46,7 +46,8 @@ def points(ax: plt.Axes) -> np.ndarray:
 
 def test_as_given_and_undone() -> None:
     sdata = make(swapped=True)
-    report = spahgc.pp.check_alignment(sdata).loc["S"]
+    spahgc.pp.check_alignment(sdata)
+    report = spahgc.get.alignment(sdata["table"]).loc["S"]
     given, undone = spahgc.pl.alignment(sdata)
     assert given.get_title() == "S: x and y swapped"
     assert undone.get_title() == "undone: x and y swapped"

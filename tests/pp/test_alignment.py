@@ -17,10 +17,11 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
 
-from spahgc import pp
+from spahgc import get, pp
+from spahgc._geometry import lattice as lattice_of
 from spahgc.pp import _alignment as kernel
-from spahgc.pp._alignment_quick import check_spots, on_glass
-from spahgc.pp._locate import locate
+from spahgc.pp._images import locate
+from spahgc.pp._tissue import check_spots, on_glass
 
 WIDTH, HEIGHT, MPP = 460, 560, 8.0
 PITCH = 100 / MPP
@@ -132,6 +133,12 @@ def spots() -> tuple[np.ndarray, pd.DataFrame]:
     return lattice()
 
 
+def checked(sdata: SpatialData, **options: Any) -> pd.DataFrame:
+    """What the check wrote."""
+    assert pp.check_alignment(sdata, **options) is None
+    return get.alignment(sdata["table"])
+
+
 # What is right stays.
 
 
@@ -141,7 +148,7 @@ def test_a_slide_that_is_right(
 ) -> None:
     sdata = slide(*spots, counts=counts)
     before, image, shapes = snapshot(sdata["table"]), np.asarray(sdata["S_image"]).copy(), sdata["S"].copy()
-    report = pp.check_alignment(sdata, fix=True)
+    report = checked(sdata, fix=True)
     row = report.loc["S"]
     assert (row["verdict"], row["fix"], row["fixed"], row["image"]) == ("ok", "", False, "S_image")
     assert row["given_inside"] == row["given_on_tissue"] == 1
@@ -159,7 +166,7 @@ def test_a_slide_that_is_right(
 
 def test_the_report_survives_a_file(spots: tuple[np.ndarray, pd.DataFrame], tmp_path: Path) -> None:
     sdata = slide(spoil(spots[0], "x flipped"), spots[1], at=spots[0])
-    report = pp.check_alignment(sdata, fix=True)
+    report = checked(sdata, fix=True)
     sdata["table"].write_h5ad(tmp_path / "table.h5ad")
     entry = ad.read_h5ad(tmp_path / "table.h5ad").uns["alignment"]
     assert entry["params"]["margin"] == kernel.MARGIN
@@ -185,7 +192,7 @@ def test_faults_are_named_and_undone(spots: tuple[np.ndarray, pd.DataFrame], fau
     sdata = slide(factor * spoil(spots[0], fault), spots[1], at=spots[0])
     others = {key: value.copy() for key, value in sdata["table"].obs.items()}
     transformation = get_transformation(sdata["S"], "S").to_affine_matrix(("x", "y"), ("x", "y"))
-    row = pp.check_alignment(sdata, fix=True).loc["S"]
+    row = checked(sdata, fix=True).loc["S"]
     scale = {1.0: "", 0.125: "; in pixels of the hires image", 0.5: "; 2 times too small", 4.0: "; 4 times too large"}
     assert row["verdict"] == fault + scale[factor]
     assert row["fixed"]
@@ -198,8 +205,8 @@ def test_faults_are_named_and_undone(spots: tuple[np.ndarray, pd.DataFrame], fau
 
 def test_what_was_mended_is_right_and_stays_on_record(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     sdata = slide(0.125 * spoil(spots[0], "x flipped"), spots[1], at=spots[0])
-    first = pp.check_alignment(sdata, fix=True)
-    again = pp.check_alignment(sdata, fix=True)
+    first = checked(sdata, fix=True)
+    again = checked(sdata, fix=True)
     assert again["verdict"].tolist() == ["ok"]
     assert not again["fixed"].any()
     np.testing.assert_allclose(positions(sdata), spots[0], atol=1e-6)
@@ -209,7 +216,7 @@ def test_what_was_mended_is_right_and_stays_on_record(spots: tuple[np.ndarray, p
 def test_without_fix_nothing_moves(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     wrong = spoil(spots[0], "y flipped")
     sdata = slide(wrong, spots[1], at=spots[0])
-    report = pp.check_alignment(sdata)
+    report = checked(sdata)
     assert report.loc["S", "verdict"] == "y flipped"
     assert report.loc["S", "fix"] == f"y = {HEIGHT} - y"
     assert not report.loc["S", "fixed"]
@@ -220,7 +227,7 @@ def test_without_fix_nothing_moves(spots: tuple[np.ndarray, pd.DataFrame]) -> No
 
 def test_without_counts_the_outline_is_enough_for_lopsided_tissue(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     sdata = slide(spoil(spots[0], "x and y swapped"), spots[1], counts=False)
-    assert pp.check_alignment(sdata, fix=True).loc["S", "verdict"] == "x and y swapped"
+    assert checked(sdata, fix=True).loc["S", "verdict"] == "x and y swapped"
     np.testing.assert_allclose(positions(sdata), spots[0])
 
 
@@ -229,11 +236,11 @@ def test_a_disc_is_told_by_its_counts_only(fault: str) -> None:
     xy, obs = lattice(disc)
     image = picture(disc)
     sdata = slide(spoil(xy, fault), obs, at=xy, image=image)
-    assert pp.check_alignment(sdata).loc["S", "verdict"] == fault
+    assert checked(sdata).loc["S", "verdict"] == fault
     blind = slide(spoil(xy, fault), obs, image=image, counts=False)
     before = positions(blind)
     with pytest.warns(UserWarning, match="Slide 'S' is left as it is: cannot be told apart by score"):
-        report = pp.check_alignment(blind, fix=True)
+        report = checked(blind, fix=True)
     assert report.loc["S", "verdict"] == "unclear"
     assert not report.loc["S", "fixed"]
     assert (positions(blind) == before).all()
@@ -243,14 +250,14 @@ def test_a_disc_is_told_by_its_counts_only(fault: str) -> None:
 def test_handedness_speaks_for_coordinates_as_given_and_never_against_them() -> None:
     xy, obs = lattice(arrow)
     build = {"image": picture(arrow), "counts": False}
-    assert pp.check_alignment(slide(xy, obs, **build)).loc["S", "verdict"] == "unclear"
-    assert pp.check_alignment(slide(xy, obs, drop=(), **build)).loc["S", "verdict"] == "ok"
+    assert checked(slide(xy, obs, **build)).loc["S", "verdict"] == "unclear"
+    assert checked(slide(xy, obs, drop=(), **build)).loc["S", "verdict"] == "ok"
     # Exchanged columns of the array make the right coordinates look mirrored: no alarm.
     exchanged = obs.rename(columns={"array_row": "array_col", "array_col": "array_row"})
-    assert pp.check_alignment(slide(xy, exchanged, drop=(), **build)).loc["S", "verdict"] == "unclear"
+    assert checked(slide(xy, exchanged, drop=(), **build)).loc["S", "verdict"] == "unclear"
     # Where the coordinates as given are no rival, it settles between the mirrored fix and the other.
     turned = slide(spoil(xy, "turned by 180 degrees"), obs, drop=(), **build)
-    assert pp.check_alignment(turned).loc["S", "verdict"] == "turned by 180 degrees"
+    assert checked(turned).loc["S", "verdict"] == "turned by 180 degrees"
 
 
 def test_spots_off_tissue_show_where_the_array_was() -> None:
@@ -261,14 +268,14 @@ def test_spots_off_tissue_show_where_the_array_was() -> None:
     array = xy[:, 0] < 300
     xy, obs = xy[array], obs[array]
     image = picture(lambda x, y: small(x, y) | (x > 320))  # a second section beside the array
-    report = pp.check_alignment(slide(xy, obs, image=image, counts=False))
+    report = checked(slide(xy, obs, image=image, counts=False))
     assert report.loc["S", "verdict"] == "ok"
     assert report.loc["S", "given_outline"] > 0.9
     on = obs["in_tissue"].to_numpy() == 1
-    few = pp.check_alignment(slide(xy[on], obs[on], image=image, counts=False))
+    few = checked(slide(xy[on], obs[on], image=image, counts=False))
     assert few.loc["S", "given_outline"] < 0.8
     wrong = slide(spoil(xy, "y flipped"), obs, at=xy, image=image)
-    assert pp.check_alignment(wrong).loc["S", "verdict"] == "y flipped"
+    assert checked(wrong).loc["S", "verdict"] == "y flipped"
 
 
 def test_pixels_of_another_image(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
@@ -284,7 +291,7 @@ def test_pixels_of_another_image(spots: tuple[np.ndarray, pd.DataFrame]) -> None
         dims=("y", "x", "c"),
         transformations={"S": Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))},
     )
-    report = pp.check_alignment(sdata, image_key="S_image", fix=True)
+    report = checked(sdata, image_key="S_image", fix=True)
     assert report.loc["S", "verdict"] == "in pixels of image 'cytassist'"
     np.testing.assert_allclose(positions(sdata), spots[0], atol=1e-6)
 
@@ -296,7 +303,7 @@ def test_the_image_of_another_slide(counts: bool) -> None:
     sdata = slide(xy, obs, counts=counts)
     sdata["table"].X = None if not counts else np.random.default_rng(0).permutation(sdata["table"].X)
     with pytest.warns(UserWarning, match="Slide 'S' is left as it is: nothing fits well: best is '.*; is 'S_image'"):
-        row = pp.check_alignment(sdata, fix=True).loc["S"]
+        row = checked(sdata, fix=True).loc["S"]
     assert (row["verdict"], row["fixed"]) == ("unclear", False)
     assert (positions(sdata) == xy).all()
 
@@ -305,13 +312,13 @@ def test_a_shift_is_told_and_not_guessed(spots: tuple[np.ndarray, pd.DataFrame])
     """An image that was cropped, and a flip by the wrong side of the image."""
     cropped = slide(spots[0] + [32, 24], spots[1], at=spots[0])
     with pytest.warns(UserWarning, match="Slide 'S': left to you: add about"):
-        row = pp.check_alignment(cropped, fix=True).loc["S"]
+        row = checked(cropped, fix=True).loc["S"]
     assert (row["verdict"], row["fixed"]) == ("shifted", False)
     dx, dy = (float(word) for word in row["fix"].replace(",", "").split() if word.lstrip("-").isdigit())
     assert (dx, dy) == (pytest.approx(-32, abs=PITCH), pytest.approx(-24, abs=PITCH))
     assert (positions(cropped) == spots[0] + [32, 24]).all()
     wrong = np.column_stack([spots[0][:, 0], WIDTH - spots[0][:, 1]])  # the height is meant
-    row = pp.check_alignment(slide(wrong, spots[1], at=spots[0])).loc["S"]
+    row = checked(slide(wrong, spots[1], at=spots[0])).loc["S"]
     assert row["verdict"] == "y flipped; shifted"
     assert not row["fixed"]
 
@@ -321,7 +328,7 @@ def test_shapes_in_micrometres(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     to_pixels = Scale([1 / MPP, 1 / MPP], axes=("x", "y"))
     sdata = slide(spoil(spots[0], "x flipped") * MPP, spots[1], at=spots[0], mpp=1.0, transformation=to_pixels)
     sdata["table"].obsm["spatial"] = spoil(spots[0], "x flipped")
-    report = pp.check_alignment(sdata, fix=True)
+    report = checked(sdata, fix=True)
     assert report.loc["S", "verdict"] == "x flipped"
     assert report.loc["S", "pitch_um"] == pytest.approx(100, rel=0.01)
     np.testing.assert_allclose(positions(sdata), spots[0] * MPP, atol=1e-6)
@@ -333,7 +340,7 @@ def test_polygons_move_as_a_whole(spots: tuple[np.ndarray, pd.DataFrame]) -> Non
     squares = [box(x - 2, y - 4, x + 2, y + 4) for x, y in positions(sdata)]
     frame = geopandas.GeoDataFrame(geometry=squares, index=sdata["S"].index)
     sdata.shapes["S"] = ShapesModel.parse(frame, transformations={"S": Identity()})
-    assert pp.check_alignment(sdata, fix=True).loc["S", "verdict"] == "x and y swapped"
+    assert checked(sdata, fix=True).loc["S", "verdict"] == "x and y swapped"
     bounds = sdata["S"].geometry.bounds
     np.testing.assert_allclose((bounds["maxx"] - bounds["minx"]), 8)
     np.testing.assert_allclose((bounds["maxy"] - bounds["miny"]), 4)
@@ -342,7 +349,7 @@ def test_polygons_move_as_a_whole(spots: tuple[np.ndarray, pd.DataFrame]) -> Non
 def test_only_the_table_is_wrong(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     sdata = slide(*spots)
     sdata["table"].obsm["spatial"] = spots[0][:, ::-1].copy()
-    row = pp.check_alignment(sdata, fix=True).loc["S"]
+    row = checked(sdata, fix=True).loc["S"]
     assert row["verdict"] == "obsm['spatial'] is not where the shapes are"
     assert row["fixed"]
     np.testing.assert_allclose(sdata["table"].obsm["spatial"], spots[0])
@@ -353,7 +360,7 @@ def test_only_the_table_is_wrong(spots: tuple[np.ndarray, pd.DataFrame]) -> None
 def test_micrometres_per_pixel_against_the_platform(spots: tuple[np.ndarray, pd.DataFrame], wrong: float) -> None:
     sdata = slide(*spots, drop=(), mpp=wrong)
     with pytest.warns(UserWarning, match="Slide 'S': left to you: set microns_per_pixel to 8"):
-        row = pp.check_alignment(sdata, fix=True).loc["S"]
+        row = checked(sdata, fix=True).loc["S"]
     assert (row["verdict"], row["platform_um"], row["fixed"]) == ("microns_per_pixel wrong", 100.0, False)
     assert row["fix"].startswith("set microns_per_pixel to 8:")
     assert row["pitch_um"] == pytest.approx(12.5 * wrong, rel=0.01)
@@ -361,7 +368,7 @@ def test_micrometres_per_pixel_against_the_platform(spots: tuple[np.ndarray, pd.
 
 def test_a_scale_that_only_the_pitch_tells(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     sdata = slide(0.3 * spots[0], spots[1], at=spots[0], drop=())
-    row = pp.check_alignment(sdata, fix=True).loc["S"]
+    row = checked(sdata, fix=True).loc["S"]
     assert row["verdict"] == "3.33 times too small, by the pitch"
     assert np.abs(positions(sdata) - spots[0]).max() < 0.2 * PITCH
 
@@ -372,7 +379,7 @@ def test_slides_are_judged_one_by_one(spots: tuple[np.ndarray, pd.DataFrame]) ->
     right = slide(*spots, name="A")
     wrong = slide(spoil(spots[0], "x flipped"), spots[1], at=spots[0], name="B")
     both = concatenate([right, wrong], concatenate_tables=True)
-    report = pp.check_alignment(both, microns_per_pixel=MPP, fix=True)
+    report = checked(both, microns_per_pixel=MPP, fix=True)
     assert report["verdict"].to_dict() == {"A": "ok", "B": "x flipped"}
     for name in ("A", "B"):
         np.testing.assert_allclose(positions(both, name), spots[0])
@@ -381,9 +388,9 @@ def test_slides_are_judged_one_by_one(spots: tuple[np.ndarray, pd.DataFrame]) ->
 
 
 def test_many_spots_are_sampled(spots: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pp.check_alignment(slide(*spots)).loc["S"]
+    whole = checked(slide(*spots)).loc["S"]
     monkeypatch.setattr(kernel, "MAX_SPOTS", 120)
-    part = pp.check_alignment(slide(*spots)).loc["S"]
+    part = checked(slide(*spots)).loc["S"]
     assert part["verdict"] == whole["verdict"] == "ok"
     assert part["given_outline"] != whole["given_outline"]
     assert part["given_outline"] == pytest.approx(whole["given_outline"], abs=0.05)
@@ -395,15 +402,15 @@ def test_many_spots_are_sampled(spots: tuple[np.ndarray, pd.DataFrame], monkeypa
 def test_outline_is_dice_of_the_areas() -> None:
     rng = np.random.default_rng(0)
     tissue = blobs()[:300, :300] > 0.3
-    image = kernel.picture(np.zeros((300, 300, 3), np.float32), tissue, np.eye(3))
+    image = kernel.summed_image(np.zeros((300, 300, 3), np.float32), tissue, np.eye(3))
     x, y = (part.ravel() for part in np.meshgrid(np.arange(30, 270, 10), np.arange(50, 200, 10)))
     keep = rng.random(len(x)) < 0.7
     pixels = np.column_stack([x, y])[keep].astype(float)
     area = np.zeros((300, 300), bool)
     for column, row in pixels.astype(int):
         area[row - 5 : row + 5, column - 5 : column + 5] = True
-    given = kernel.Spots(pixels, cell=100.0, covered=np.ones(len(pixels), bool), n=len(pixels))
-    found = kernel.judge(given, image, kernel.candidates(300, 300, {})[0])
+    given = kernel.SpotSample(pixels, cell=100.0, covered=np.ones(len(pixels), bool), n=len(pixels))
+    found = kernel.judge(given, image, kernel.placements(300, 300, {})[0])
     assert found.outline == pytest.approx(2 * (area & tissue).sum() / (area.sum() + tissue.sum()))
     share = [tissue[row - 5 : row + 5, column - 5 : column + 5].mean() for column, row in pixels.astype(int)]
     assert found.on_tissue == pytest.approx(np.mean(np.array(share) >= 0.5))
@@ -421,17 +428,17 @@ def test_expression_is_an_adjusted_r2() -> None:
     both, alone = np.column_stack([colours, surface[:, 1:]]), surface[:, 1:]
     full, trend = (((y - LinearRegression().fit(x, y).predict(x)) ** 2).sum() for x in (both, alone))
     expected = 1 - full / trend * (200 - 6) / (200 - 6 - 3)
-    assert kernel._explained(y, colours, places) == pytest.approx(expected)
+    assert kernel.explained_variance(y, colours, places) == pytest.approx(expected)
     # Colours that have nothing to do with it explain nothing, on average.
-    noise = [kernel._explained(y, rng.normal(size=(200, 3)), places) for _ in range(100)]
+    noise = [kernel.explained_variance(y, rng.normal(size=(200, 3)), places) for _ in range(100)]
     assert abs(np.mean(noise)) < 0.005
 
 
 def test_candidates_undo_faults_and_are_no_two_alike(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
-    scales = {"too small": ("multiply by 4", kernel.scale(4.0)), "again": ("multiply by 4.1", kernel.scale(4.1))}
-    tried = kernel.candidates(WIDTH, HEIGHT, scales)
+    scales = {"too small": ("multiply by 4", kernel.scaling(4.0)), "again": ("multiply by 4.1", kernel.scaling(4.1))}
+    tried = kernel.placements(WIDTH, HEIGHT, scales)
     assert len(tried) == 16  # 4.1 is the same as 4
-    assert tried[0].fault == kernel.IDENTITY
+    assert tried[0].fault == kernel.UNCHANGED
     assert (tried[0].affine == np.eye(3)).all()
     for candidate in tried[1:8]:
         given = np.column_stack([spoil(spots[0], candidate.fault), np.ones(len(spots[0]))])
@@ -442,7 +449,7 @@ def test_candidates_undo_faults_and_are_no_two_alike(spots: tuple[np.ndarray, pd
 def test_pitch_of_hexagonal_and_square_lattices(rows: float, pitch: float) -> None:
     row, column = (part.ravel() for part in np.mgrid[:20, :20])
     xy = np.column_stack([column + (row % 2 / 2 if rows < 1 else 0), row * rows]) * pitch
-    area, found = kernel.lattice(xy[np.random.default_rng(0).random(400) < 0.9])
+    area, found = lattice_of(xy[np.random.default_rng(0).random(400) < 0.9])
     assert area == pytest.approx(rows * pitch**2, rel=0.01)
     assert found == pytest.approx(pitch, rel=0.01)
 
@@ -471,7 +478,7 @@ def test_no_image(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
 @pytest.mark.parametrize("colour", [235, 120])
 def test_an_image_of_one_colour(spots: tuple[np.ndarray, pd.DataFrame], colour: int) -> None:
     sdata = slide(*spots, image=np.full((HEIGHT, WIDTH, 3), colour, np.uint8))
-    with pytest.raises(ValueError, match="Image 'S_image' of slide 'S' .*it has one colour only"):
+    with pytest.raises(ValueError, match="Image 'S_image' of slide 'S' .*it has one color only"):
         pp.check_alignment(sdata)
     assert untouched(sdata)
 
@@ -501,9 +508,9 @@ def test_nothing_is_written_where_a_later_slide_fails(spots: tuple[np.ndarray, p
 
 def test_other_bad_input(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     sdata = slide(*spots)
-    with pytest.raises(TypeError, match="sdata is a SpatialData"):
+    with pytest.raises(TypeError, match="`sdata` must be a SpatialData"):
         pp.check_alignment(sdata["table"])
-    with pytest.raises(ValueError, match="microns_per_pixel of slide 'S' is 500"):
+    with pytest.raises(ValueError, match="`microns_per_pixel` must be .* between 0.05 and 20"):
         pp.check_alignment(sdata, microns_per_pixel=500.0)
     with pytest.raises(KeyError, match="no 'raw'"):
         pp.check_alignment(sdata, layer="raw")
@@ -511,7 +518,7 @@ def test_other_bad_input(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
         pp.check_alignment(slide(spots[0][:5], spots[1][:5]))
     assert untouched(sdata)
     # Unknown micrometres per pixel are no error: all but the pitch is judged without.
-    row = pp.check_alignment(slide(*spots, mpp=None)).loc["S"]
+    row = checked(slide(*spots, mpp=None)).loc["S"]
     assert row["verdict"] == "ok"
     assert np.isnan(row["pitch_um"])
 
@@ -520,7 +527,7 @@ def test_other_bad_input(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
 
 
 def quick(sdata: SpatialData) -> None:
-    (located,) = locate(sdata, sdata["table"], microns_per_pixel=None, image_key="S_image")
+    (located,) = locate(sdata, sdata["table"], image_key="S_image")
     check_spots(sdata["table"], located)
 
 
@@ -531,10 +538,10 @@ def test_spots_on_glass_stop_or_warn(spots: tuple[np.ndarray, pd.DataFrame], cap
     off = spots[0] + [90, 60]
     assert 0.5 < 1 - wedge(*off.T).mean() < 0.9
     quick(slide(off, spots[1]))
-    assert "48 spots of slide 'S' that were looked at lie on glass" in caplog.text
+    assert "48 sampled spots of slide 'S' lie on glass" in caplog.text
     assert "spahgc.pp.check_alignment(sdata)" in caplog.text
     far = spots[0] * 0.1 + [400, 500]
-    with pytest.raises(ValueError, match="All 48 of 48 spots of slide 'S' .* none is on tissue"):
+    with pytest.raises(ValueError, match="All 48 of 48 sampled spots of slide 'S' .* none is on tissue"):
         quick(slide(far, spots[1]))
 
 
@@ -568,10 +575,10 @@ def test_her2st(data_dir: Path) -> None:
     wrong = right[:, ::-1] * [1, -1] + [0, width]
     sdata["C2"]["geometry"] = [Point(*place) for place in wrong]
     sdata["table"].obsm["spatial"] = wrong
-    assert pp.check_alignment(sdata, fix=True)["verdict"].tolist() == ["turned by 90 degrees counter-clockwise"]
+    assert checked(sdata, fix=True)["verdict"].tolist() == ["turned by 90 degrees counter-clockwise"]
     np.testing.assert_allclose(positions(sdata, "C2"), right, atol=1e-6)
     np.testing.assert_allclose(sdata["table"].obsm["spatial"], right, atol=1e-6)
     sdata.tables["table"] = sdata["table"][:, :0].copy()
-    report = pp.check_alignment(sdata)
+    report = checked(sdata)
     assert report["verdict"].tolist() == ["ok"]
     assert report["given_expression"].tolist() == [0]

@@ -113,7 +113,7 @@ def test_what_others_wrote_is_never_overwritten(make_sdata: Callable[..., Any], 
 
 def test_copy_leaves_the_table_alone(make_sdata: Callable[..., Any]) -> None:
     sdata = make_sdata()
-    out = spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, copy=True)
+    out = spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, copy=True)["table"]
     assert KEY in out.obs
     assert KEY in out.uns
     assert KEY not in sdata["table"].obs

@@ -16,7 +16,7 @@ import pytest
 from spatialdata import read_zarr
 
 import spahgc
-from spahgc.pp import _distributed
+from spahgc.pp import _engine
 
 WEIGHTS = np.random.default_rng(5).normal(size=(3 * 16 * 16, 24)).astype(np.float32)
 
@@ -52,13 +52,14 @@ def client() -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def _no_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _small_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_engine, "PART_SPOTS", 4)
     monkeypatch.setattr(spahgc.settings, "cache_dir", tmp_path / "cache")
 
 
 def _expected(sdata: Any, encoder: Any, **kwargs: Any) -> Any:
     """As one process embeds it: naming a number of threads says that the cluster is not meant."""
-    return spahgc.pp.image_embedding(sdata, encoder, n_jobs=1, copy=True, **kwargs)
+    return spahgc.pp.image_embedding(sdata, encoder, n_jobs=1, copy=True, **kwargs)["table"]
 
 
 def _equal(table: Any, expected: Any, key: str) -> None:
@@ -116,8 +117,8 @@ def test_a_named_encoder_and_several_objects(make_sdata: Callable[..., Any], cli
     expected = [_expected(sdata, "texture", tile_px=32) for sdata in objects]
     got = spahgc.pp.image_embedding(objects, tile_px=32, copy=True)
     assert isinstance(got, list)
-    for table, wanted in zip(got, expected, strict=True):
-        _equal(table, wanted, "image_texture")
+    for copied, wanted in zip(got, expected, strict=True):
+        _equal(copied["table"], wanted, "image_texture")
 
 
 def test_a_worker_is_killed_in_the_middle(make_sdata: Callable[..., Any], client: Any, tmp_path: Path) -> None:
@@ -187,18 +188,16 @@ def test_an_encoder_does_not_travel_with_every_task(
 
 
 def test_another_encoder_on_the_workers_is_refused(make_sdata: Callable[..., Any], client: Any) -> None:
-    spec = _distributed.EncoderSpec("token", "texture", None, None, "cpu", {"weights": "those of here"})
-    task = client.submit(_distributed._loaded, spec, pure=False)
-    with pytest.raises(ValueError, match="'texture' is another on a worker.*those of here.*Install the same"):
+    spec = _engine.EncoderSpec("token", "texture", None, None, "cpu", {"weights": "those of here"})
+    task = client.submit(_engine._loaded, spec, pure=False)
+    with pytest.raises(ValueError, match="'texture' on a worker .* differs from .*those of here.*Install the same"):
         task.result()
 
 
 def test_a_stopped_run_goes_on_over_a_cluster(
     make_sdata: Callable[..., Any], client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spahgc.pp import _parts
-
-    monkeypatch.setattr(_parts, "PART_SECONDS", -1.0)
+    monkeypatch.setattr(_engine, "PART_SPOTS", 2)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()

@@ -17,7 +17,7 @@ import spahgc
 from spahgc.encoders import texture, texture_names
 from spahgc.encoders._table import resolve
 from spahgc.pp._engine import AHEAD, Job, Tiling, embed
-from spahgc.pp._locate import locate
+from spahgc.pp._images import locate
 from spahgc.pp._tiles import TileReader
 
 from .conftest import HEIGHT, WIDTH, picture
@@ -231,7 +231,9 @@ def test_a_table_without_genes(make_sdata: Callable[..., Any]) -> None:
 
 def test_copy(make_sdata: Callable[..., Any]) -> None:
     sdata = make_sdata(("A",))
-    table = spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)
+    copied = spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)
+    assert set(copied.images) == set(sdata.images)
+    table = copied["table"]
     assert "image_first_pixels" in table.obsm
     assert "image_first_pixels" in table.uns
     assert "image_first_pixels" not in sdata["table"].obsm
@@ -282,13 +284,13 @@ def test_real_slide(data_dir: Path) -> None:
 def test_several_objects(make_sdata: Callable[..., Any]) -> None:
     """Each gets its own; they are checked before the first is embedded, and one that fails later gets nothing."""
     one, two = make_sdata(), make_sdata(("A",))
-    expected = [spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True) for sdata in (one, two)]
+    expected = [spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)["table"] for sdata in (one, two)]
     copies = spahgc.pp.image_embedding([one, two], first_pixels, tile_px=32, copy=True)
     assert isinstance(copies, list)
     assert "image_first_pixels" not in one["table"].obsm
     assert spahgc.pp.image_embedding((one, two), first_pixels, tile_px=32) is None
     for sdata, copied, wanted in zip((one, two), copies, expected, strict=True):
-        for table in (sdata["table"], copied):
+        for table in (sdata["table"], copied["table"]):
             np.testing.assert_array_equal(table.obsm["image_first_pixels"], wanted.obsm["image_first_pixels"])
             assert table.uns["image_first_pixels"] == wanted.uns["image_first_pixels"]
 
@@ -343,9 +345,8 @@ def test_the_next_tiles_are_read_while_the_encoder_works(
         return tiles.mean(axis=(2, 3))
 
     sdata = make_sdata()
-    slides = locate(sdata, sdata["table"], microns_per_pixel=None, image_key=None)
-    job = Job(tuple(slides), resolve(slow), Tiling((112.0,), 32), 4)
-    list(embed(job.slides, job.batches, encoder=job.encoder, tiling=job.tiling, workers=2))
+    job = Job(tuple(locate(sdata, sdata["table"])), resolve(slow), Tiling((112.0,), 32, 4))
+    list(embed(job.slides, job.parts, encoder=job.encoder, tiling=job.tiling, workers=2))
     assert sizes == [4] * 8 + [3] + [4] * 8 + [3]
     assert max(ahead) == ahead[0] == AHEAD * 4
     assert min(ahead[:-AHEAD]) >= AHEAD * 4 - 2
@@ -370,14 +371,12 @@ def test_an_image_that_is_coarser_than_the_tiles(
     spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112)
     assert "coarser" not in caplog.text
     spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112, microns_per_pixel={"A": 2.0, "B": 3.0})
-    assert (
-        "images of 1 of 2 slides are coarser than the tiles: 'B: 3' um per pixel, and the tiles have 1" in caplog.text
-    )
+    assert "1 of 2 slides have coarser images than the tiles ('B: 3' um per pixel; tiles have 1)" in caplog.text
 
 
 def test_tiles_larger_than_the_image(make_sdata: Callable[..., Any]) -> None:
     sdata = make_sdata(("A",))
-    message = r"A tile of 500 um is 250 pixels wide, and image 'A_image' .* has 300 x 240 pixels, 600 x 480 um at 2 um"
+    message = r"A tile of 500 um is 250 pixels wide, but image 'A_image' .* has 300 x 240 pixels, 600 x 480 um at 2 um"
     with pytest.raises(ValueError, match=message):
         spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, tile_um=500.0)
     assert set(sdata["table"].obsm) == {"spatial"}
@@ -421,8 +420,8 @@ def test_a_corrupted_block(make_sdata: Callable[..., Any], tmp_path: Path) -> No
     block.write_bytes(block.read_bytes()[: block.stat().st_size // 2])
     sdata = read_zarr(tmp_path / "slides.zarr")
     message = (
-        r"block in row 1, column 2 of the blocks of image 'A_image', level 0 \(pixels y 64 to 127, x 128 to 191\) "
-        r"cannot be read: .*Its file is damaged.*write the image again"
+        r"Cannot read the block in row 1, column 2 of the blocks of image 'A_image', level 0 \(pixels y 64 to 127, x "
+        r"128 to 191\): .*Its file is damaged.*write the image again"
     )
     with pytest.raises(OSError, match=message):
         spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)

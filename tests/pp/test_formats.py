@@ -12,21 +12,22 @@ import pytest
 
 import spahgc
 from spahgc._links import pick_table
-from spahgc.pp._locate import LocatedSlide, locate
-from spahgc.pp._picture import add_pictures, picture
+from spahgc.pp import _embedding, _images
+from spahgc.pp._embedding import add_pictures, picture
+from spahgc.pp._images import LocatedSlide, locate
 
 from . import layouts
 
 
 def find(sdata: Any, table_key: str | None = None) -> list[LocatedSlide]:
-    return locate(sdata, sdata[pick_table(sdata, table_key)], microns_per_pixel=None, image_key=None)
+    return locate(sdata, sdata[pick_table(sdata, table_key)])
 
 
 def embed_predict_draw(reference: Any, target: Any) -> float:
     """Pearson correlation, over the target's spots, of the predicted and the measured share of the first gene."""
     for sdata in (reference, target):
         spahgc.pp.image_embedding(sdata, tile_px=32, fields_of_view=(1,))
-        add_pictures(sdata["table"], find(sdata))
+        add_pictures(sdata, sdata["table"], find(sdata))
     table = target["table"]
     measured = table.X[:, [0]].toarray().ravel() / table.X.sum(axis=1).A1
     spahgc.tl.predict(reference["table"], table, method="ridge", patient_key="region")
@@ -95,12 +96,10 @@ def test_an_image_of_whole_pages_is_told(
 ) -> None:
     import spatialdata
 
-    from spahgc.pp import _locate
-
     sdata = visium("S1")
     find(sdata)
     assert "whole pages" not in caplog.text  # a small image does no harm
-    monkeypatch.setattr(_locate, "LARGE", 1000)
+    monkeypatch.setattr(_images, "LARGE", 1000)
     find(sdata)
     assert "'S1_full_image' is read from a file of whole pages" in caplog.text
     caplog.clear()
@@ -184,7 +183,7 @@ def test_xenium_is_found(circles: bool, real: bool, tmp_path: Path) -> None:
     assert slide.microns_per_pixel == 1.0
     assert slide.mpp_source == "Xenium's cell areas in um"
     assert slide.levels[0].microns_per_pixel == pytest.approx(0.5)
-    x, y = slide.centres[0]
+    x, y = slide.centers[0]
     # Turned by 90 degrees: x runs up the image, y to the right.
     np.testing.assert_allclose(slide.levels[0].affine[:2] @ [x, y, 1], [2 * y, 1200 - 2 * x], atol=1e-6)
 
@@ -212,7 +211,7 @@ def test_a_picture_lies_as_the_spots_do() -> None:
     """The H&E image stands; its picture lies, pale to the left and dark to the right, and ends where it ends."""
     sdata = layouts.xenium_object(n=300)
     (slide,) = find(sdata)
-    image, scale = picture(slide, longest=300)
+    image, scale = picture(sdata["he_image"], slide, longest=300)
     assert image.shape == (225, 300, 3)
     assert scale == pytest.approx(0.5)  # 600 um
     columns = image.mean(axis=(0, 2))
@@ -234,7 +233,7 @@ def test_pictures_leave_what_is_there(caplog: pytest.LogCaptureFixture) -> None:
             "metadata": {"a": 1},
         }
     }
-    add_pictures(table, find(sdata))
+    add_pictures(sdata, table, find(sdata))
     entry = table.uns["spatial"]["cell_circles"]
     assert list(entry["images"]) == ["lowres"]
     assert entry["metadata"] == {"a": 1}
@@ -248,13 +247,11 @@ def test_pictures_leave_what_is_there(caplog: pytest.LogCaptureFixture) -> None:
 def test_no_picture_of_a_large_image_without_levels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spahgc.pp import _picture
-
     caplog.set_level(logging.INFO, "spahgc")
-    monkeypatch.setattr(_picture, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(_embedding, "LARGE", 1000)
     sdata = layouts.xenium_object(n=100)
-    add_pictures(sdata["table"], find(sdata))
+    add_pictures(sdata, sdata["table"], find(sdata))
     entry = sdata["table"].uns["spatial"]["cell_circles"]
     assert entry["images"] == {}
     assert entry["scalefactors"]["tissue_hires_scalef"] == 1.0
-    assert "no level of image 'he_image' is small enough" in caplog.text
+    assert "image 'he_image' has no resolution that is small enough" in caplog.text

@@ -15,7 +15,7 @@ import spatialdata as sd
 import spahgc
 from spahgc._tables._slots import difference, ensembl_id, genes_in
 from spahgc.pp import harmonize_genes
-from spahgc.pp._gene_names import Genes, is_damaged, reason
+from spahgc.pp._genes import GeneNames, is_damaged, reason
 
 HUMAN = {
     "ERBB2": "ENSG00000141736",
@@ -71,10 +71,10 @@ def test_names_that_only_look_like_it(name: str) -> None:
 
 
 def test_first_usable_name_of_each_kind() -> None:
-    genes = Genes.read([" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2"], ["", "ENSG00000145416", "", "TP53"])
+    genes = GeneNames.read([" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2"], ["", "ENSG00000145416", "", "TP53"])
     assert genes.shown == (" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2")
     assert genes.symbols == ("", "", "", "TP53")  # a column that is given replaces what is shown
-    genes = Genes.read(list(genes.shown), list(genes.shown), ["", "ENSG00000145416", "", "TP53"])
+    genes = GeneNames.read(list(genes.shown), list(genes.shown), ["", "ENSG00000145416", "", "TP53"])
     assert genes.symbols == ("ERBB2", "", "", "TP53")
     assert genes.ids == ("", "ENSG00000145416", "", "ENSG00000141510")
 
@@ -230,7 +230,7 @@ def test_dates_of_a_spreadsheet_are_reported_and_not_guessed(caplog: pytest.LogC
     dropped = report(adata)
     assert dropped["gene"].tolist() == ["1-Mar", "1-Mar", "2-Sep", ""]
     assert dropped["why"].tolist() == ["a date or number that a spreadsheet made of a gene's name"] * 3 + ["no name"]
-    assert "adata: 6 genes, now 2, 2 found again; 4 dropped." in caplog.text
+    assert "adata: 6 genes, now 2, 2 shared; 4 dropped." in caplog.text
     # with an id, another table knows the name
     damaged = table(["ERBB2", "1-Mar"], gene_ids=[HUMAN["ERBB2"], HUMAN["MARCHF1"]])
     other = table(["ERBB2", "MARCHF1"], gene_ids=[HUMAN["ERBB2"], HUMAN["MARCHF1"]])
@@ -309,7 +309,7 @@ def test_two_genes_are_not_made_one_by_a_name_that_moved() -> None:
 
 def test_species_are_joined_only_on_request() -> None:
     human, mouse = table(["ERBB2", "TP53", "CD74"]), table(["Erbb2", "Trp53", "Cd74"])
-    with pytest.raises(ValueError, match=r"Only 0 of 3 genes \(0%\) are found again") as error:
+    with pytest.raises(ValueError, match=r"Only 0 of 3 genes \(0%\) are shared") as error:
         harmonize_genes(mouse, reference=human)
     for said in ("adata has 'Erbb2', 'Trp53', 'Cd74'", "have 'ERBB2', 'TP53', 'CD74'", "pass ignore_case=True"):
         assert said in str(error.value)
@@ -348,7 +348,7 @@ def test_the_names_of_a_reference_are_kept() -> None:
 def test_a_panel_that_shrinks() -> None:
     panel = ["ERBB2", "TP53", "GAPDH", "KRT5", "KRT8"]
     target = table(["ERBB2", "TP53", *(f"G{i}" for i in range(9))])
-    with pytest.raises(ValueError, match=r"Only 2 of 5 genes \(40%\) are found again, fewer than min_shared=0\.5"):
+    with pytest.raises(ValueError, match=r"Only 2 of 5 genes \(40%\) are shared, fewer than min_shared=0\.5"):
         harmonize_genes(target, reference=panel)
     harmonize_genes(target, reference=panel, min_shared=0.4)
     with pytest.raises(
@@ -449,25 +449,37 @@ def test_nothing_is_changed_where_one_of_several_fails() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda t: harmonize_genes([]), ValueError, "adata is an empty list"),
+        (lambda t: harmonize_genes([]), ValueError, "`adata` is an empty list"),
         (
             lambda t: harmonize_genes(sd.SpatialData(tables={"table": t})),
             TypeError,
-            r"Pass the table: sdata\['table'\]",
+            r"Pass its table: sdata\['table'\]",
         ),
-        (lambda t: harmonize_genes([t, 3]), TypeError, r"adata\[1\] is an AnnData table, not int"),
+        (lambda t: harmonize_genes([t, 3]), TypeError, "`adata` must be an AnnData or a sequence"),
         (lambda t: harmonize_genes([t, t]), ValueError, "the same table twice"),
         (lambda t: harmonize_genes(t[:, :0].copy()), ValueError, "adata has no genes"),
-        (lambda t: harmonize_genes(t, reference="ERBB2"), TypeError, "reference is a table or a list of gene names"),
-        (lambda t: harmonize_genes(t, reference=[]), ValueError, "reference has no genes"),
-        (lambda t: harmonize_genes(t, reference=["A"], ids="symbol"), ValueError, "settled by the reference"),
+        (
+            lambda t: harmonize_genes(t, reference="ERBB2"),
+            TypeError,
+            "`reference` must be an AnnData or a sequence of strings",
+        ),
+        (lambda t: harmonize_genes(t, reference=[]), ValueError, "`reference` has no genes"),
+        (lambda t: harmonize_genes(t, reference=["A"], ids="symbol"), ValueError, "has no effect with a reference"),
         (
             lambda t: harmonize_genes(t, ids="entrez"),
             ValueError,
-            "ids is one of None, 'symbol', 'ensembl', not 'entrez'",
+            "`ids` must be one of 'symbol', 'ensembl' or None, got 'entrez'",
         ),
-        (lambda t: harmonize_genes(t, duplicates="mean"), ValueError, "duplicates is one of 'sum', 'first', 'error'"),
-        (lambda t: harmonize_genes(t, min_shared=50), ValueError, "min_shared is a share, 0 to 1, not 50"),
+        (
+            lambda t: harmonize_genes(t, duplicates="mean"),
+            ValueError,
+            "`duplicates` must be one of 'sum', 'first', 'error'",
+        ),
+        (
+            lambda t: harmonize_genes(t, min_shared=50),
+            ValueError,
+            "`min_shared` must be a finite number between 0 and 1",
+        ),
     ],
 )
 def test_refusals(call: Any, error: type[Exception], message: str) -> None:
@@ -477,7 +489,7 @@ def test_refusals(call: Any, error: type[Exception], message: str) -> None:
 
 def test_a_model_is_not_a_reference_but_its_genes_are(planted: Any) -> None:
     model = spahgc.tl.train(planted({"A1": "A", "A2": "A"}), method="ridge", panel=4, split_by="slide")
-    with pytest.raises(TypeError, match=r"Pass model\.genes"):
+    with pytest.raises(TypeError, match="`reference` must be an AnnData or a sequence of strings"):
         harmonize_genes(table(["A"]), reference=model)
 
 

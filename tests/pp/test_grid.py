@@ -60,8 +60,8 @@ def test_layout(slide: sd.SpatialData, layout: Any, area: float) -> None:
     assert factors["spot_diameter_fullres"] == pytest.approx(55 / MPP)
     assert slide["T"].radius.iloc[0] == pytest.approx(55 / MPP / 2)
     params = table.uns["spahgc_grid"]["params"]
-    assert {key: params[key] for key in ("pitch_um", "spot_um", "layout", "min_tissue")} == {
-        "pitch_um": 100.0, "spot_um": pytest.approx(55.0), "layout": layout, "min_tissue": 0.5,
+    assert {key: params[key] for key in ("pitch_um", "spot_diameter_um", "layout", "min_tissue")} == {
+        "pitch_um": 100.0, "spot_diameter_um": pytest.approx(55.0), "layout": layout, "min_tissue": 0.5,
     }  # fmt: skip
     assert params["image"] == {"T": "T_image"}
 
@@ -90,24 +90,24 @@ def reference(pitch: float, mpp: float, *, jitter: float = 0.0, name: str = "R")
 
 def test_pitch_of_the_reference(slide: sd.SpatialData) -> None:
     """In micrometres: its pixels have another size. Positions of legacy arrays scatter by some percent."""
-    tissue_grid(slide, reference=reference(200, 0.7, jitter=15), library_key="slide")
+    tissue_grid(slide, adata_ref=reference(200, 0.7, jitter=15), library_key="slide")
     params = slide["table"].uns["spahgc_grid"]["params"]
     assert params["pitch_um"] == pytest.approx(200, rel=0.02)
-    assert params["spot_um"] == pytest.approx(100)
+    assert params["spot_diameter_um"] == pytest.approx(100)
     both = ad.concat([reference(100, 0.5), reference(104, 0.5, name="Q")], uns_merge="unique")
     both.uns["spatial"] = {n: reference(100, 0.5, name=n).uns["spatial"][n] for n in "RQ"}
-    tissue_grid(slide, reference=both, library_key="slide")
+    tissue_grid(slide, adata_ref=both, library_key="slide")
     assert slide["table"].uns["spahgc_grid"]["params"]["pitch_um"] == pytest.approx(102)
     other = ad.concat([reference(100, 0.5), reference(200, 0.5, name="Q")])
     other.uns["spatial"] = both.uns["spatial"]
     with pytest.raises(ValueError, match="different pitches \\('Q' 200 um, 'R' 100 um\\). Pass pitch_um"):
-        tissue_grid(slide, reference=other, library_key="slide")
+        tissue_grid(slide, adata_ref=other, library_key="slide")
     bare = reference(100, 0.5)
     del bare.uns["spatial"]
     with pytest.raises(ValueError, match="pitch of reference slide 'R' cannot be measured .*Pass pitch_um"):
-        tissue_grid(slide, reference=bare, library_key="slide")
-    with pytest.raises(KeyError, match="reference does not say which slide"):
-        tissue_grid(slide, reference=bare)
+        tissue_grid(slide, adata_ref=bare, library_key="slide")
+    with pytest.raises(KeyError, match="adata_ref does not say which slide"):
+        tissue_grid(slide, adata_ref=bare)
 
 
 def test_to_a_prediction(slide: sd.SpatialData, planted: Callable[..., ad.AnnData]) -> None:
@@ -122,7 +122,7 @@ def test_to_a_prediction(slide: sd.SpatialData, planted: Callable[..., ad.AnnDat
     known = from_anndata(
         measured, scene(1900, 1900, seed=2, radius=2), slide="R", microns_per_pixel=1.0, spot_diameter_um=75
     )
-    tissue_grid(slide, reference=known["table"])
+    tissue_grid(slide, adata_ref=known["table"])
     for sdata in (known, slide):
         spahgc.pp.image_embedding(sdata, tile_um=60, fields_of_view=[1])
     target = slide["table"]
@@ -150,7 +150,7 @@ def test_again(slide: sd.SpatialData, tmp_path: Path) -> None:
 
 def test_beside_measured_spots(make_sdata: Callable[..., sd.SpatialData]) -> None:
     sdata = make_sdata(("A",), image=lambda seed: scene(240, 300, seed))
-    with pytest.raises(ValueError, match="a table 'table' that is no grid of spahgc's: it is not overwritten"):
+    with pytest.raises(ValueError, match="a table 'table' that is not a grid made by spahgc: it is not overwritten"):
         tissue_grid(sdata, pitch_um=80, microns_per_pixel=4.0)
     before = sdata["table"].obsm["spatial"].copy()
     tissue_grid(sdata, pitch_um=80, microns_per_pixel=4.0, table_key="grid")
@@ -221,21 +221,21 @@ def test_refusals(slide: sd.SpatialData) -> None:
         if isinstance(sdata, sd.SpatialData):
             assert list(sdata.tables) == list(sdata.shapes) == []
 
-    refused(TypeError, "A slide file becomes one with spahgc.io.read_wsi", "T.svs")
+    refused(TypeError, "`sdata` must be a SpatialData, got 'T.svs'", "T.svs")
     refused(ValueError, "one of them is missing", pitch_um=None)
-    refused(ValueError, "not both", reference=reference(100, 1))
-    refused(ValueError, "pitch_um is a length in micrometres above 0, not -5", pitch_um=-5)
-    refused(ValueError, "spot_um is a length", spot_um=0)
-    refused(ValueError, "layout is one of 'grid', 'hex', not 'round'", layout="round")
-    refused(ValueError, "min_tissue is a share", min_tissue=0)
+    refused(ValueError, "not both", adata_ref=reference(100, 1))
+    refused(ValueError, "`pitch_um` must be a finite number greater than 0 or None, got -5", pitch_um=-5)
+    refused(ValueError, "`spot_diameter_um` must be a finite number greater than 0", spot_diameter_um=0)
+    refused(ValueError, "`layout` must be one of 'grid', 'hex', got 'round'", layout="round")
+    refused(ValueError, "`min_tissue` must be a finite number greater than 0 and at most 1", min_tissue=0)
     refused(KeyError, r"no image 'X' \(image_key\). Available: 'T_image'", image_key="X")
     refused(KeyError, "sdata has no image", sd.SpatialData())
-    refused(ValueError, "'T_image' is 60; an H&E image has between", microns_per_pixel=60)
+    refused(ValueError, "`microns_per_pixel` must be a finite number between 0.05 and 20", microns_per_pixel=60)
     refused(ValueError, "No spot lies on tissue of image 'G_image': none of it is", images(
         G_image=(scene(400, 400, radius=0), {"G": Identity()})), microns_per_pixel=2.0)  # fmt: skip
-    refused(ValueError, "a pixel of image 'G_image' measures is not known", images(
+    refused(ValueError, "micrometers per pixel of image 'G_image' are not known", images(
         G_image=(PICTURE, {"G": Identity()})))  # fmt: skip
-    refused(ValueError, "No H&E image: 'G_image' is uint16, not uint8", images(
+    refused(ValueError, "No H&E image: 'G_image' is 16-bit: convert", images(
         G_image=(PICTURE.astype(np.uint16), {"G": Identity()})))  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def test_colon(data_dir: Path) -> None:
     measured.obs["slide"] = "section1"
     measured.uns["spatial"] = {"section1": {"scalefactors": {"microns_per_pixel": 0.97}}}
     sdata = read_wsi(folder / "section2.jpg", microns_per_pixel=0.97)
-    tissue_grid(sdata, reference=measured, library_key="slide")
+    tissue_grid(sdata, adata_ref=measured, library_key="slide")
     table = sdata["table"]
     assert table.uns["spahgc_grid"]["params"]["pitch_um"] == pytest.approx(100, rel=0.001)
     spots = ad.read_h5ad(folder / "section2.h5ad").obsm["spatial"]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from spahgc._links import pick_table
-from spahgc.pp._locate import LocatedSlide, locate
+from spahgc.pp._images import LocatedSlide, locate
 
 from . import layouts
 from .conftest import picture
@@ -21,7 +21,7 @@ from .conftest import picture
 def find(sdata: Any, table_key: str | None = None, **kwargs: Any) -> list[LocatedSlide]:
     """All slides of a table."""
     table = sdata[pick_table(sdata, table_key)]
-    return locate(sdata, table, **{"microns_per_pixel": None, "image_key": None, **kwargs})
+    return locate(sdata, table, **kwargs)
 
 
 # Tables
@@ -68,7 +68,7 @@ def test_labels_stand_for_the_shapes_with_the_same_ids(caplog: pytest.LogCapture
     caplog.set_level(logging.INFO, "spahgc")
     sdata = layouts.xenium_object(circles=False, n=200)
     (slide,) = find(sdata)
-    np.testing.assert_allclose(slide.centres, sdata["table"].obsm["spatial"], atol=1e-6)
+    np.testing.assert_allclose(slide.centers, sdata["table"].obsm["spatial"], atol=1e-6)
     assert "taking the shapes 'cell_boundaries', which have the ids in obs['cell_id']" in caplog.text
 
 
@@ -229,7 +229,7 @@ def test_the_order_of_sources(make_sdata: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"attrs\['microns_per_pixel'\]\['A_image'\] of slide 'A' is 250"):
         find(sdata)
     sdata.attrs.clear()
-    with pytest.raises(ValueError, match="slide 'A' measures is not known.*coordinates are in micrometres"):
+    with pytest.raises(ValueError, match="pixel of slide 'A' are not known.*coordinates are in micrometers"):
         find(sdata)
 
 

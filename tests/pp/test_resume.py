@@ -21,10 +21,9 @@ import pytest
 
 import spahgc
 from spahgc.encoders._table import resolve
-from spahgc.pp import _parts
-from spahgc.pp._engine import Job, Tiling
-from spahgc.pp._jobs import run_here
-from spahgc.pp._locate import locate
+from spahgc.pp import _engine
+from spahgc.pp._engine import Job, PartStore, Tiling, run_here
+from spahgc.pp._images import locate
 
 KEY = "image_projection"
 ENCODER = '''
@@ -48,8 +47,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from encoder_of_the_test import projection
 import spatialdata, spahgc
-from spahgc.pp import _parts
-_parts.PART_SECONDS = 0.05
+from spahgc.pp import _engine
+_engine.PART_SPOTS = 2
 sdata = spatialdata.read_zarr(sys.argv[2])
 spahgc.pp.image_embedding(sdata, projection, tile_px=16, batch_size=2, n_jobs=1, progress=False)
 """
@@ -59,7 +58,7 @@ spahgc.pp.image_embedding(sdata, projection, tile_px=16, batch_size=2, n_jobs=1,
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Folder of parts, which are written after every batch."""
     monkeypatch.setattr(spahgc.settings, "cache_dir", tmp_path / "cache")
-    monkeypatch.setattr(_parts, "PART_SECONDS", -1.0)
+    monkeypatch.setattr(_engine, "PART_SPOTS", 2)
     return tmp_path / "cache"
 
 
@@ -107,8 +106,8 @@ def _parts_in(cache: Path) -> list[Path]:
 
 
 def _job(sdata: Any, encoder: Any) -> Job:
-    slides = locate(sdata, sdata["table"], microns_per_pixel=None, image_key=None)
-    return Job(tuple(slides), resolve(encoder), Tiling((112.0,), 16), 2)
+    slides = locate(sdata, sdata["table"])
+    return Job(tuple(slides), resolve(encoder), Tiling((112.0,), 16, 2))
 
 
 def test_killed_at_80_percent(make_sdata: Callable[..., Any], cache: Path, module: ModuleType, tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_an_encoder_that_changed_is_seen(
     module.WEIGHTS = module.WEIGHTS + np.float32(0.01)
     module.SEEN.clear()
     got = _embed(sdata, module.projection)
-    assert "'projection' embeds tiles otherwise now" in caplog.text
+    assert "'projection' gives other embeddings than" in caplog.text
     assert sum(module.SEEN) >= 70
     np.testing.assert_array_equal(got, _embed(make_sdata(), module.projection, resume=False))
 
@@ -220,7 +219,7 @@ def test_a_part_that_is_not_whole_is_never_taken(
     module.SEEN.clear()
     got = _embed(sdata, module.projection)
     np.testing.assert_array_equal(got, expected)
-    assert "is not whole" in caplog.text
+    assert "is damaged" in caplog.text
     assert sum(module.SEEN) >= 70 - 2 * 16
     # What was being written when a run was killed has a name of its own.
     _stopped(make_sdata(), module.projection, after=10)
@@ -236,19 +235,19 @@ def test_runs_on_the_same_job_do_not_touch_each_other(
     make_sdata: Callable[..., Any], cache: Path, module: ModuleType
 ) -> None:
     job = _job(make_sdata(), module.projection)
-    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], workers=1)}
-    one, two = (_parts.Store(cache, [job]) for _ in range(2))
+    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], int, workers=1)}
+    one, two = (PartStore(cache) for _ in range(2))
     for batch in range(10):
-        one.add(0, batch, done[batch])
-        two.add(0, batch + 5, done[batch + 5])
+        one.save(job, batch, done[batch])
+        two.save(job, batch + 5, done[batch + 5])
     one.remove()
     assert len(_parts_in(cache)) == 10
-    found = {batch: got for _, batch, got in _parts.Store(cache, [job]).read(lambda _, batch: done[batch])}
+    found = {batch: got for _, batch, got in PartStore(cache).load([job])}
     assert sorted(found) == list(range(5, 15))
     for batch, got in found.items():
         np.testing.assert_array_equal(got.values, done[batch].values)
         np.testing.assert_array_equal(got.density, done[batch].density)
-    two.add(0, 15, done[15])
+    two.save(job, 15, done[15])
     two.remove()
     assert not list(cache.iterdir())
 
@@ -258,12 +257,12 @@ def test_one_run_of_several_had_another_encoder(
 ) -> None:
     """Each run that left parts is checked by itself."""
     job = _job(make_sdata(), module.projection)
-    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], workers=1)}
-    one, two = (_parts.Store(cache, [job]) for _ in range(2))
+    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], int, workers=1)}
+    one, two = (PartStore(cache) for _ in range(2))
     for batch in range(10):
-        one.add(0, batch, done[batch])
-        two.add(0, batch + 10, done[batch + 10]._replace(values=done[batch + 10].values + 1))
-    found = [batch for _, batch, _ in _parts.Store(cache, [job]).read(lambda _, batch: done[batch])]
+        one.save(job, batch, done[batch])
+        two.save(job, batch + 10, done[batch + 10]._replace(values=done[batch + 10].values + 1))
+    found = [batch for _, batch, _ in PartStore(cache).load([job])]
     assert found == list(range(10))
 
 
@@ -296,15 +295,6 @@ def test_several_objects_are_kept_until_all_are_done(
     assert not list(cache.iterdir())
 
 
-def test_short_work_leaves_no_trace(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_parts, "PART_SECONDS", 10.0)
-    _stopped(make_sdata(), module.projection, after=20)
-    _embed(make_sdata(), module.projection)
-    assert not cache.exists()
-
-
 def test_without_resume_nothing_is_read_or_written(
     make_sdata: Callable[..., Any], cache: Path, module: ModuleType
 ) -> None:
@@ -318,13 +308,14 @@ def test_without_resume_nothing_is_read_or_written(
 
 def test_old_jobs_are_removed(make_sdata: Callable[..., Any], cache: Path, module: ModuleType) -> None:
     job = _job(make_sdata(), module.projection)
-    old, young, other = cache / ("0" * 64), cache / ("1" * 64), cache / "mine"
-    for folder in (old, young, other):
-        folder.mkdir(parents=True)
-    for folder in (old, other):
-        os.utime(folder, times=(0, 0))
-    store = _parts.Store(cache, [job])
-    store.add(0, 0, next(run_here([job], [(0, 0)], workers=1))[2])
+    cache.mkdir()
+    names = (f"{'0' * 64}.{'1' * 12}.000000.npz", f"{'1' * 64}.{'1' * 12}.000000.npz", "mine.npz")
+    old, young, other = (cache / name for name in names)
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, times=(0, 0))
+    PartStore(cache).save(job, 0, next(run_here([job], [(0, 0)], int, workers=1))[2])
     assert not old.exists()
     assert young.exists()
     assert other.exists()
@@ -343,7 +334,7 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
         yield folder
     finally:

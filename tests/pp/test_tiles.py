@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import dask
 import dask.array as da
-import numcodecs
 import numpy as np
 import pytest
-import zarr
 from numpy.typing import NDArray
 
-from spahgc.pp._chunk_files import chunk_files
-from spahgc.pp._resample import axis_weights, extent, mirrored, resample
-from spahgc.pp._tiles import Blocks, Cache, Level, TileReader, reading_order
+from spahgc.pp._tiles import (
+    BlockCache,
+    BlockReader,
+    Level,
+    TileReader,
+    axis_weights,
+    mirrored,
+    reading_order,
+    resample,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,8 @@ def _reader(array: object, centres: list[tuple[float, float]], pixels: int, mpp:
 
 def _resized(line: NDArray[np.uint8], centre: float, width: float, pixels: int) -> NDArray[np.float64]:
     """One axis by integration of the step function, on a fine grid."""
-    start, first, weights = axis_weights(centre, width, pixels)
-    reach = extent(first, weights)
-    patch = np.broadcast_to(line[start : start + reach], (3, 1, reach)).astype(np.uint8).copy()
+    start, stop, first, weights = axis_weights(centre, width, pixels)
+    patch = np.broadcast_to(line[start:stop], (3, 1, stop - start)).astype(np.uint8).copy()
     one = np.zeros(1, np.int64), np.ones((1, 1), np.float32)
     return resample(patch, *one, first, weights)[0, 0].astype(float)
 
@@ -103,7 +103,7 @@ def test_a_tile_that_ends_at_the_border_is_not_padded(image: NDArray[np.uint8]) 
 
 
 def test_blocks_are_those_of_the_image(image: NDArray[np.uint8]) -> None:
-    blocks = Blocks(da.from_array(image, chunks=((1, 2), (70, 70, 60), (100, 100, 60))), Cache(10**6))
+    blocks = BlockReader(da.from_array(image, chunks=((1, 2), (70, 70, 60), (100, 100, 60))), BlockCache(10**6))
     for top, bottom, left, right in [(0, 200, 0, 260), (69, 71, 99, 101), (70, 140, 100, 200), (199, 200, 259, 260)]:
         np.testing.assert_array_equal(
             blocks.read(top, bottom, left, right), image[:, top:bottom, left:right], err_msg=f"{top} {left}"
@@ -121,8 +121,8 @@ def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
     lazy = da.map_blocks(
         decode, chunks=((3,), (64,) * 6, (64,) * 6), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
     )
-    cache = Cache(limit=16 * 3 * 64 * 64)
-    blocks = Blocks(lazy, cache)
+    cache = BlockCache(limit=16 * 3 * 64 * 64)
+    blocks = BlockReader(lazy, cache)
     centres = np.random.default_rng(0).uniform(0, 384, (300, 2))
     order = reading_order(centres, block=(64, 64), reach=16, n_blocks=16)
 
@@ -143,96 +143,16 @@ def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
         raise OSError("truncated")
 
     lazy = da.map_blocks(decode, chunks=((3,), (64,), (64,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    cache = Cache(10**6)
-    blocks = Blocks(lazy, cache, "image 'he', level 0")
+    cache = BlockCache(10**6)
+    blocks = BlockReader(lazy, cache, "image 'he', level 0")
     for _ in range(2):
         with pytest.raises(OSError, match=r"row 0, column 0 of the blocks of image 'he', level 0 .*OSError: truncated"):
             blocks.read(0, 5, 0, 5)
     assert cache.held == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"compressors": None},
-        {"compressors": zarr.codecs.GzipCodec()},
-        {"compressors": zarr.codecs.BloscCodec()},
-        {"zarr_format": 2},
-        {"zarr_format": 2, "compressors": numcodecs.Blosc()},
-        {"zarr_format": 2, "compressors": None},
-        {"chunks": (1, 64, 48)},
-    ],
-    # Not as text: that of a codec lists a set, in an order that differs between processes.
-    ids=["zstd", "plain", "gzip", "blosc", "v2", "v2-blosc", "v2-plain", "single-channels"],
-)
-def test_blocks_from_files_are_those_of_zarr(
-    image: NDArray[np.uint8], tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where a file is missing, which zarr fills in, and at the borders."""
-    array = zarr.create_array(tmp_path / "a", shape=image.shape, dtype="u1", **{"chunks": (3, 64, 48), **options})
-    array[:] = image
-    lazy = da.from_zarr(zarr.open_array(tmp_path / "a", mode="r"))
-    blocks = Blocks(lazy, Cache(10**6))
-    computed = []
-    compute = blocks._compute
-    monkeypatch.setattr(blocks, "_compute", lambda i, j: computed.append((i, j)) or compute(i, j))
-    np.testing.assert_array_equal(blocks.read(0, 200, 0, 260), image)
-    assert computed == [(0, 0)]  # the first one is compared
-    assert blocks.decoded == 24
-    key = array.metadata.encode_chunk_key((0, 2, 3))
-    (tmp_path / "a" / key).unlink()
-    expected = np.asarray(lazy)
-    assert not expected[0, 130, 150]
-    np.testing.assert_array_equal(Blocks(lazy, Cache(10**6)).read(0, 200, 0, 260), expected)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda lazy: lazy + 1,
-        lambda lazy: dask.optimize(lazy + 1)[0],
-        lambda lazy: lazy[:, ::-1],
-        lambda lazy: lazy.rechunk((3, 128, 128)),
-        lambda lazy: lazy.swapaxes(1, 2),
-        lambda lazy: da.from_array(np.asarray(lazy), chunks=(3, 64, 64)),
-    ],
-)
-def test_an_array_that_is_more_than_files_is_computed(
-    image: NDArray[np.uint8], tmp_path: Path, change: Callable[[Any], Any]
-) -> None:
-    zarr.create_array(tmp_path / "a", data=image, chunks=(3, 64, 64))
-    lazy = change(da.from_zarr(zarr.open_array(tmp_path / "a", mode="r")))
-    assert chunk_files(lazy, dict(lazy.__dask_graph__())) is None
-    blocks = Blocks(lazy, Cache(10**6))
-    np.testing.assert_array_equal(blocks.read(0, 200, 0, 200), np.asarray(lazy)[:, :200, :200])
-
-
-@pytest.mark.parametrize("options", [{"shards": (3, 128, 128)}, {"dtype": "u2"}, {"memory": True}], ids=str)
-def test_files_that_are_not_plain_chunks_are_left_to_zarr(
-    image: NDArray[np.uint8], tmp_path: Path, options: dict[str, Any]
-) -> None:
-    store = zarr.storage.MemoryStore() if options.pop("memory", False) else tmp_path / "a"
-    array = zarr.create_array(store, shape=image.shape, chunks=(3, 64, 64), **{"dtype": "u1", **options})
-    array[:] = image
-    lazy = da.from_zarr(array)
-    assert chunk_files(lazy, dict(lazy.__dask_graph__())) is None
-    np.testing.assert_array_equal(Blocks(lazy, Cache(10**6)).read(3, 200, 0, 260), image[:, 3:])
-
-
-def test_files_that_do_not_hold_what_zarr_reads_are_not_trusted(image: NDArray[np.uint8], tmp_path: Path) -> None:
-    zarr.create_array(tmp_path / "a", data=image, chunks=(3, 64, 64))
-    zarr.create_array(tmp_path / "b", data=255 - image, chunks=(3, 64, 64))
-    lazy = da.from_zarr(zarr.open_array(tmp_path / "a", mode="r"))
-    blocks = Blocks(lazy, Cache(10**6))
-    assert blocks._files is not None
-    blocks._files.folder = tmp_path / "b"
-    np.testing.assert_array_equal(blocks.read(0, 200, 0, 260), image)
-    assert blocks._files is None
-
-
 def test_the_level_that_fits() -> None:
-    levels = [Level(None, np.eye(3), mpp) for mpp in (0.25, 0.5, 1.0, 2.0)]
+    levels = [Level(np.zeros((3, 8, 8), np.uint8), np.eye(3), mpp) for mpp in (0.25, 0.5, 1.0, 2.0)]
     reader = TileReader(levels, np.zeros((1, 2)), 112)
     assert [reader.level_for(width) for width in (28, 56, 112, 224, 448, 896)] == [0, 0, 1, 2, 3, 3]
 
@@ -259,7 +179,7 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
 
     def decoded(order: NDArray[np.intp]) -> float:
         lazy = da.zeros((3, side, side), chunks=(3, *block), dtype=np.uint8)
-        blocks = Blocks(lazy, Cache(most * 3 * height * width))
+        blocks = BlockReader(lazy, BlockCache(most * 3 * height * width))
         for x, y in centres[order]:
             top, left = (int(np.clip(at - reach / 2, 0, side - reach)) for at in (y, x))
             blocks.read(top, top + reach, left, left + reach)
@@ -272,7 +192,7 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
 
 
 def test_the_cache_is_bounded_over_images_and_keeps_what_was_used_last() -> None:
-    cache = Cache(limit=250)
+    cache = BlockCache(limit=250)
     calls: list[str] = []
 
     def get(key: str, size: int = 100) -> None:

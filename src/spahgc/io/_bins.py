@@ -15,7 +15,7 @@ from scipy import sparse
 from .. import _keys
 from .._checks import format_names
 from .._geometry import side_of
-from .._links import centres_of, microns_per_unit, pick_table, regions, shapes_of
+from .._links import microns_per_unit, pick_table, regions
 from .._slides import Float64
 from .._tables._slots import are_counts, check_table
 from ._assemble import check_slide_name
@@ -114,12 +114,10 @@ def bin_to_spots(
     parts, shapes, entries = [], {}, {}
     members = np.full(table.n_obs, -1, dtype=np.intp)  # spot of each bin, over all slides
     n_spots = 0
-    for region, rows, instances in regions(table):
+    for region, rows, bins, centres in regions(sdata, table):
         name = _name(region, slide)
         if name in shapes:
             raise ValueError(f"Two regions would become one slide {name!r}. Pass slide={{region: name, ...}}.")
-        bins = shapes_of(sdata, table, region, rows, instances)
-        centres = centres_of(bins, region)
         mpp, source = microns_per_unit(table, region, rows, bins, centres, given=microns_per_pixel)
         start = centres.min(axis=0) - side_of(bins) / 2
         lattice = with_many(make_lattice((centres - start) * mpp, spot_um, pitch, layout), min_bins)

@@ -1,20 +1,17 @@
-"""Interface of a prediction method, and the registry of methods."""
+"""The interface of a method, and the registry."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from .._checks import Range, checked, format_names
 from .._run import Progress, no_progress, with_progress
-from .._slides import Cohort, Float32, Float64, Rows, Slide, SplitBy
-from ._features import GeneScale
+from .._slides import Cohort, Float32, Rows, Slide, SplitBy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -22,103 +19,99 @@ if TYPE_CHECKING:
     from ._evidence import Evidence
 
 State = dict[str, np.ndarray]
-RowValues = Callable[[slice], Float64]
-"""Function that predicts the given rows of a slide, float64 (n_rows, n_genes)."""
 ARRAYS = ("embedding", "coordinates", "cellularity")
-"""Slide arrays that a method may require."""
-
-C = TypeVar("C", bound="type[Method]")
+"""What a method can need of a slide."""
 
 
 class Output(Protocol):
-    """Destination of predictions: an array (n_spots, n_genes), or an object that reads and writes slices of rows."""
+    """What predictions are written into: an array (n_spots, n_genes), or what has its slices of rows."""
 
     def __getitem__(self, rows: slice, /) -> Float32:
-        """Read rows, float32."""
+        """Some rows, float32."""
 
     def __setitem__(self, rows: slice, values: np.ndarray, /) -> None:
-        """Replace rows."""
+        """Replace some rows."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one fit that are not parameters of the method.
+    """How a fit is run; what it is fitted with is the method's own parameters.
 
     Parameters
     ----------
     seed
-        Random seed.
+        Seed of everything random.
     device
-        Torch device. `None` takes :data:`spahgc.settings`.
+        Torch device name; `None` takes :data:`spahgc.settings`.
     progress
         Show a progress bar.
     split_by
-        Unit held out when tuning hyperparameters: ``"patient"`` to predict new patients, ``"slide"`` to predict
-        further slides of known patients.
-    checkpoint_slide
-        The test slide **with its expression** (standardized embedding). This is a leak, needed to reproduce published
-        scores. Only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC uses it, to
-        select its checkpoint.
+        What is held out while tuning: ``"patient"`` for targets of new patients, ``"slide"`` for other slides of the
+        reference's own patients.
+    peek
+        The scored slide **with its expression** (standardised embedding). A leak, to reproduce what was published:
+        only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC looks at it, to
+        choose its checkpoint.
     fabric
-        Launched Lightning Fabric of a distributed fit (:attr:`Method.distributed`).
+        Lightning's, launched: this fit is one of several processes that train together (:attr:`Method.distributed`).
     """
 
     seed: int = 0
     device: str | None = None
     progress: bool = False
     split_by: SplitBy = "patient"
-    checkpoint_slide: Slide | None = None
+    peek: Slide | None = None
     fabric: Fabric | None = None
 
 
 class Method(ABC):
-    """Predictor of expression from embeddings and positions.
+    """A predictor of expression from embeddings and positions.
 
-    A method is created with its parameters, fitted on a cohort of reference slides with standardized embeddings, and
-    then predicts slides one by one. Slides to predict come without expression. The constructor stores each parameter
-    under its own name.
+    A method is made with its parameters, fitted on a cohort of reference slides whose embeddings are standardised per
+    slide, and then predicts slides one by one. A slide to be predicted comes without expression.
     """
 
     name: ClassVar[str]
     """Name in the registry."""
     source: ClassVar[str] = ""
-    """Publication of the method."""
+    """Paper the method is from."""
     min_slides: ClassVar[int] = 1
-    """Smallest number of reference slides."""
+    """Fewest reference slides it can be fitted on."""
     stochastic: ClassVar[bool] = False
-    """Whether the fit depends on the seed."""
+    """Whether the seed changes what is fitted; where it does not, one seed stands for all."""
     reads_rows: ClassVar[bool] = False
-    """Whether :meth:`predict` reads the embedding block by block, so that slides may be larger than memory. Other
-    methods receive an array."""
+    """Whether :meth:`predict` reads a slide's embedding block by block (:class:`~spahgc._slides.Rows`), so that the
+    slide may be larger than memory. Others are given an array."""
     reads_reference: ClassVar[bool] = False
-    """Whether :meth:`restore` accepts reference slides that are read on access, so that the reference may be larger
-    than memory. Other methods receive arrays."""
+    """Whether :meth:`restore` takes reference slides whose arrays are not read yet (:class:`~spahgc._slides.Rows`), and
+    reads of them, when it predicts, what it needs, so that the reference may be larger than memory. Others are given
+    arrays."""
     distributed: ClassVar[bool] = False
-    """Whether several processes can train it together."""
+    """Whether several processes can train it together (:class:`Run`)."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
-    """Required slide arrays: ``"embedding"``, ``"coordinates"``, ``"cellularity"``."""
+    """Arrays of a slide that it reads beside the reference's expression, of :data:`ARRAYS`."""
 
     @abstractmethod
     def fit(self, cohort: Cohort, run: Run) -> Self:
-        """Fit on reference slides with standardized embeddings, and return the method itself."""
+        """Fit on reference slides (standardised embeddings); returns itself."""
 
     @abstractmethod
     def predict(self, slide: Slide) -> Float32:
-        """Predict a slide with standardized embedding and spots in canonical order; float32 (n_spots, n_genes)."""
+        """Expression of a slide (standardised embedding, canonical spot order), float32 (n_spots, n_genes)."""
 
     def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        """Write the values of :meth:`predict` into an array or store that may be larger than memory.
+        """Write what :meth:`predict` gives, to the last bit, into something that may be larger than memory.
 
-        By default, the whole prediction is computed first; methods that work block by block override this.
+        A method that works block by block has its own; for others the whole prediction is made first.
 
         Parameters
         ----------
         slide
             As for :meth:`predict`.
         out
-            Destination. Previous content is ignored.
+            What is written into; what it held before plays no part.
         progress
-            Callback that receives completed shares of the work, which sum to 1.
+            Told of the work that was done.
         """
         values = self.predict(slide)
         for rows in with_progress(len(slide), progress):
@@ -127,45 +120,48 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "predict" in vars(cls) and "predict_into" not in vars(cls):
-            # A class that overrides `predict` alone must not inherit the `predict_into` of another prediction.
+            # Where a class changes `predict` alone, the `predict_into` of its base would give what that predicts.
             cls.predict_into = Method.predict_into  # type: ignore[method-assign]
 
+    @abstractmethod
     def params(self) -> dict[str, Any]:
-        """Parameters of the constructor; ``type(self)(**params)`` is an equal method. JSON types only."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """Parameters it was made with; ``type(self)(**params)`` makes it again. JSON types only."""
 
     @abstractmethod
     def state(self) -> State:
-        """Fitted state as named arrays, without the reference slides."""
+        """What was fitted, as named arrays, without the reference slides."""
 
     def reference_rows(self) -> Mapping[str, np.ndarray | Rows]:
-        """Features of each reference spot that are expensive to recompute, float32 (n_spots, d) by name.
+        """What it makes of each reference spot, float32 (n_spots, d) by name.
 
-        A saved model stores them beside the reference slides and passes them to :meth:`restore` with the state,
-        possibly memory-mapped and rounded to float16.
+        A saved model keeps these arrays beside the reference slides, and hands them to :meth:`restore` with the state,
+        so that they need not be made again. They may be memory-mapped then, and rounded to float16.
         """
         return {}
 
     @abstractmethod
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        """Restore a fit from :meth:`state` (and :meth:`reference_rows`) and the reference slides it was fitted on."""
+        """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on.
+
+        What :meth:`reference_rows` gave may be among the state.
+        """
 
     def to(self, device: str | None) -> Self:
-        """Predict on another torch device. `None` takes :data:`spahgc.settings`."""
+        """Predict on a torch device (`None` takes :data:`spahgc.settings`), where a method uses one."""
         return self
 
     def searches(self) -> dict[str, dict[str, Any]]:
-        """Search method (exact or approximate, with recall) used to find similar reference spots during fitting.
+        """How similar reference spots were found while fitting, by what is compared, for the record.
 
-        One entry per compared feature, with ``"method"`` and, for an approximate search, ``"recall"``. Empty for
-        methods that search exactly or not at all.
+        ``"method"`` is ``"exact"`` or ``"approximate"``; the latter with its ``"recall"``. Empty for methods that look
+        for none, and for those that are always exact.
         """
         return {}
 
     def evidence(self, slide: Slide) -> Evidence | None:
-        """Reference spots behind the prediction of each spot of a slide, and their weights.
+        """Which reference spots it looks at when it predicts the spots of a slide, and how much.
 
-        `None` for methods that keep what they learned in coefficients alone.
+        `None` for methods that look at none: what they know of the reference is in their coefficients alone.
 
         Parameters
         ----------
@@ -175,175 +171,47 @@ class Method(ABC):
         return None
 
     def history(self) -> dict[str, list[float]]:
-        """Training curves by name; empty for methods without epochs."""
+        """Curves of the training, by name; empty where there is none."""
         return {}
 
 
-@dataclass_transform(kw_only_default=True, eq_default=False)
-def parameters(**ranges: Range) -> Callable[[C], C]:
-    """Class decorator: turn annotated class attributes into keyword-only constructor parameters with checked ranges.
-
-    Ranges apply to subclasses as well.
-    """
-
-    def decorate(cls: C) -> C:
-        made: Any = dataclass(kw_only=True, eq=False)(cls)
-        made._ranges = {**getattr(cls, "_ranges", {}), **ranges}
-        made.__init__ = checked(**made._ranges)(made.__init__)
-        return cls
-
-    return decorate
+METHODS: dict[str, type[Method]] = {}
 
 
-class BlockwiseMethod(Method):
-    """Method that predicts standardized expression block by block and scales it back to the reference."""
-
-    reads_rows: ClassVar[bool] = True
-    reads_reference: ClassVar[bool] = True
-
-    @abstractmethod
-    def relative_values(self, slide: Slide) -> RowValues:
-        """Return a function that predicts the given rows, before they are scaled back."""
-
-    def predict(self, slide: Slide) -> Float32:
-        out = np.empty((len(slide), len(self._level)), np.float32)
-        BlockwiseMethod.predict_into(self, slide, out)  # A subclass may define predict_into by predict.
-        return out
-
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        values = self.relative_values(slide)
-        for rows in with_progress(len(slide), progress):
-            out[rows] = values(rows) * self._std + self._level
-
-    def state(self) -> State:
-        return {"level": self._level, "std": self._std}
-
-    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        self._level, self._std = state["level"], state["std"]
-        return self
-
-    def _standardize(self, cohort: Cohort, scale: GeneScale) -> dict[str, Float64]:
-        """Standardized expression of each slide; predictions return to the mean level and deviation of the slides."""
-        self._level, self._std = scale.mean.mean(axis=0), scale.std.mean(axis=0)
-        return scale.values(cohort)
-
-
-class Registry(MutableMapping[str, type[Method]]):
-    """Methods by name; the module of a method is imported when the method is looked up."""
-
-    def __init__(self, classes: Mapping[str, str | type[Method]]) -> None:
-        self._classes = dict(classes)
-
-    def __getitem__(self, name: str) -> type[Method]:
-        found = self._classes[name]
-        if isinstance(found, str):
-            module, _, cls = found.partition(":")
-            found = self._classes[name] = getattr(import_module(f".{module}", __package__), cls)
-        return found
-
-    def __setitem__(self, name: str, method: type[Method]) -> None:
-        self._classes[name] = method
-
-    def __delitem__(self, name: str) -> None:
-        del self._classes[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._classes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
-
-    def __len__(self) -> int:
-        return len(self._classes)
-
-
-BUILT_IN = {
-    "spahgc": "spahgc:SpaHGC",
-    "gene_mean": "linear:GeneMean",
-    "cellularity": "linear:Cellularity",
-    "coordinates": "linear:Coordinates",
-    "ridge": "linear:Ridge",
-    "context_ridge": "linear:ContextRidge",
-    "smoothed_ridge": "linear:SmoothedRidge",
-    "context_kernel": "kernel:ContextKernel",
-    "knn": "knn:KNN",
-    "stnet": "stnet:STNet",
-    "histogene": "histogene:HisToGene",
-    "hist2st": "hist2st:Hist2ST",
-    "thitogene": "thitogene:THItoGene",
-    "egn": "egn:EGN",
-    "bleep": "bleep:BLEEP",
-    "mclstexp": "mclstexp:MclSTExp",
-    "m2ost": "m2ost:M2OST",
-    "triplex": "triplex:TRIPLEX",
-}
-"""Module and class of each built-in method."""
-METHODS = Registry(BUILT_IN)
-"""Registered methods by name."""
-
-
-def register(method: C) -> C:
-    """Class decorator: make a method available by its name.
-
-    Raises
-    ------
-    ValueError
-        If the method requires an unknown slide array, or its name is taken.
-
-    Examples
-    --------
-    >>> from spahgc.methods import METHODS, Ridge, register
-    >>> @register
-    ... class Shrunken(Ridge):
-    ...     name = "shrunken"
-    >>> METHODS.pop("shrunken").__name__
-    'Shrunken'
-    """
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method available by its name."""
     unknown = sorted(method.needs - set(ARRAYS))
     if unknown:
         raise ValueError(
-            f"Method {method.name!r} requires {format_names(unknown)}, which no slide has. "
-            f"Available: {format_names(ARRAYS)}."
+            f"Method {method.name!r} needs {', '.join(map(repr, unknown))}, which no slide has. Available: "
+            f"{', '.join(map(repr, ARRAYS))}."
         )
     if method.name in METHODS and METHODS[method.name].__qualname__ != method.__qualname__:
-        raise ValueError(
-            f"Method name {method.name!r} is already registered ({METHODS[method.name].__qualname__}). Choose another."
-        )
+        raise ValueError(f"A method named {method.name!r} is registered already ({METHODS[method.name].__qualname__}).")
     METHODS[method.name] = method
     return method
 
 
 def get_method(name: str, **params: Any) -> Method:
-    """Create a registered method with its parameters.
-
-    Raises
-    ------
-    ValueError
-        If the method or a parameter does not exist, or a value is out of range.
-
-    Examples
-    --------
-    >>> from spahgc.methods import get_method
-    >>> get_method("knn", n_neighbors=5)
-    KNN(n_neighbors=5)
-    """
+    """Make the method that `name` names, with its parameters."""
     if name not in METHODS:
-        raise ValueError(f"No method {name!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
+        raise ValueError(f"No method {name!r}. Available: {', '.join(sorted(METHODS))}.")
     accepted = inspect.signature(METHODS[name]).parameters
     unknown = [param for param in params if param not in accepted]
     if unknown and not any(param.kind is param.VAR_KEYWORD for param in accepted.values()):
         raise ValueError(
-            f"Method {name!r} has no parameter {format_names(unknown)}. Available: {format_names(accepted)}."
+            f"Method {name!r} has no parameter {', '.join(map(repr, unknown))}. Available: "
+            f"{', '.join(map(repr, accepted)) or 'none'}."
         )
     return METHODS[name](**params)
 
 
 def check_needs(method: Method | type[Method], slide: Slide) -> None:
-    """Raise if a slide lacks an array that the method requires."""
+    """A slide has what a method needs; an error that names the slide and what it lacks where it does not."""
     missing = [name for name in ARRAYS if name in method.needs and getattr(slide, name) is None]
     if missing:
-        present = [name for name in ARRAYS if getattr(slide, name) is not None]
+        has = [name for name in ARRAYS if getattr(slide, name) is not None]
         raise ValueError(
-            f"Method {method.name!r} requires {', '.join(missing)}, but slide {slide.name!r} has only "
-            f"{', '.join(present)}. Run spahgc.pp.image_embedding(sdata), which writes it."
+            f"Method {method.name!r} needs {', '.join(missing)} of every slide, and slide {slide.name!r} has none "
+            f"(it has {', '.join(has)}). Run spahgc.pp.image_embedding(sdata), which writes it."
         )

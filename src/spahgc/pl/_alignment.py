@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import checked, format_names
-from .._links import affine_between, centres_of, pick_table, regions, shapes_of, systems_of
+from .._links import affine_between, pick_table, regions, systems_of
 from .._slides import Float64
-from ..pp._alignment_slide import thumbnail
+from ..io._image import resolutions, thumbnail
 from ._style import GRAY, palette, panels
 from ._tissue import desaturate
 
@@ -76,12 +76,12 @@ def alignment(
     if name not in slides:
         raise KeyError(f"No slide {name!r} was checked. Available: {format_names(slides)}.")
     found = slides[name]
-    rows, instances = next((rows, ids) for region, rows, ids in regions(table) if region == name)
-    shapes = shapes_of(sdata, table, name, rows, instances)
-    picture, image_scale, array = thumbnail(sdata.images[str(found["image"])])
+    _, _, shapes, now = next(spots for spots in regions(sdata, table) if spots.name == name)
+    element = sdata.images[str(found["image"])]
+    picture, image_scale = thumbnail(element)
+    array = resolutions(element)[0]
     shared = systems_of(shapes) & systems_of(array)
     to_pixels = image_scale * affine_between(shapes, array, name if name in shared else min(shared))[:2]
-    now = centres_of(shapes, name)
     affine = np.asarray(found["affine"], dtype=np.float64)
     unchanged = found["verdict"] in ("ok", "unclear")
     if found["fixed"]:

@@ -123,10 +123,10 @@ def evidence(
 
 def _tiles(sdata: SpatialData, table: AnnData, spots: Any, tile_um: float) -> list[NDArray[np.uint8]]:
     """Tiles of spots, uint8 (pixels, pixels, 3)."""
-    slides, tiles = locate(sdata, table, microns_per_pixel=None, image_key=None), []
+    slides, tiles = locate(sdata, table), []
     for row in table.obs_names.get_indexer(list(spots)):
         slide = next(slide for slide in slides if row in slide.rows)
-        reader = TileReader(slide.levels, slide.centres[slide.rows == row], _PIXELS, image=slide.image)
+        reader = TileReader(slide.levels, slide.centers[slide.rows == row], _PIXELS, image=slide.image)
         tiles.append(np.moveaxis(reader.read(0, tile_um)[0], 0, -1))
     return tiles
 

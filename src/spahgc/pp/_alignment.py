@@ -1,4 +1,4 @@
-"""Whether spots lie where the image says they do, on arrays: candidate transformations, evidence, verdict."""
+"""Alignment of spots and image on plain arrays: candidate transformations, evidence for each, decision."""
 
 from __future__ import annotations
 
@@ -9,107 +9,85 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._geometry import scale_of, transformed
 from .._slides import Float32, Float64
 
-MARGIN = 0.08
-"""Lead in score from which on one candidate is told from another; calibrated in ``benchmarks/alignment.py``."""
+MARGIN = 0.08  # lead in score that tells one candidate from another; calibrated in benchmarks/alignment.py
+# Outline and expression, one of which a credible candidate reaches: at least 0.92 and 0.16 on slides that are right,
+# 0.75 and 0.01 on the image of another slide.
 FITS = (0.85, 0.1)
-"""Outline and expression, one of which a candidate has to reach to be believed: 0.92 and 0.16 at least on slides that
-are right, 0.75 and 0.01 on the image of another slide."""
-SAME_SCALE = 0.05
-"""Scales that differ by less are one candidate: the first."""
-REACH = 0.25
-"""Shifts are looked for up to this share of the image's longer side."""
-MAX_SPOTS = 5000
-"""Of more spots, this many drawn at random are judged."""
-MIN_SPOTS = 50
-"""Of fewer spots inside the image, expression says nothing."""
+SAME_SCALE = 0.05  # scales that differ by less are one candidate: the first
+REACH = 0.25  # shifts are searched up to this share of the image's longer side
+MAX_SPOTS = 5000  # a random sample of this many spots is judged
+MIN_SPOTS = 50  # of fewer spots inside the image, expression is not judged
 N_COMPONENTS = 10
 N_GENES = 1000
-
-IDENTITY = "ok"
+UNCHANGED = "ok"
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """What may have happened to coordinates, and what undoes it."""
+class Placement:
+    """A fault in the coordinates in words, the fix in words, and the map from given to right pixels, (3, 3)."""
 
     fault: str
-    """What would be wrong, in words; :data:`IDENTITY` for nothing."""
     fix: str
     affine: Float64
-    """From pixels as given (x, y, 1) to right ones, at full resolution: (3, 3)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """An image at low resolution."""
+class SummedImage:
+    """An image at low resolution as sums over all pixels above and left, (rows + 1, columns + 1, 7).
+
+    The planes are tissue, the optical densities of red, green and blue, and their squares. `affine` maps
+    full-resolution pixels (x, y, 1) to pixels of this image.
+    """
 
     sums: Float64
-    """Sums over all pixels above and left, (rows + 1, columns + 1, 7): tissue, the optical densities of red, green and
-    blue, and their squares."""
     affine: Float64
-    """From full-resolution pixels (x, y, 1) to pixels of this: (3, 3)."""
-
-    @property
-    def tissue(self) -> float:
-        """Number of tissue pixels."""
-        return float(self.sums[-1, -1, 0])
 
 
 @dataclass(frozen=True, eq=False)
-class Spots:
-    """Spots of one slide."""
+class SpotSample:
+    """Spots of one slide, or a sample of them."""
 
-    pixels: Float64
-    """Centres as given, in full-resolution pixels (x, y): (n, 2)."""
-    cell: float
-    """Area that belongs to a spot, in square pixels."""
-    covered: NDArray[np.bool_]
-    """Whether tissue is expected there (``in_tissue``); the others show where the array had no tissue: (n,)."""
-    n: int
-    """How many spots these stand for, if they are a sample."""
-    expression: Float32 | None = None
-    """Leading components of expression: (n, p); `None` where there are no counts."""
-    mirrored: bool | None = None
-    """Whether array rows and columns run against each other as given; `None` if they are not known."""
+    pixels: Float64  # centers as given, in full-resolution pixels (x, y): (n, 2)
+    cell: float  # area per spot in square pixels
+    covered: NDArray[np.bool_]  # whether tissue is expected there; the others show where the array had none
+    n: int  # number of spots that these stand for
+    expression: Float32 | None = None  # leading components of expression, (n, p)
+    mirrored: bool | None = None  # whether array rows and columns run against each other as given, if known
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What speaks for a candidate; all from 0 to 1."""
+class Agreement:
+    """Evidence for a placement, each part from 0 to 1.
+
+    `inside` and `on_tissue` (tissue on at least half of their area) are shares of spots. `outline` is the Dice overlap
+    of the area of the spots with the tissue. `expression` is the adjusted R2 of expression on the image's colors,
+    without trends over the slide, times `inside`; 0 without counts.
+    """
 
     inside: float
-    """Share of spots inside the image."""
     on_tissue: float
-    """Share of spots with tissue on at least half of their area."""
     outline: float
-    """Agreement of the area of the spots with the tissue, 2 |both| / (|spots| + |tissue|) (Dice)."""
     expression: float
-    """Share of the spots' expression that colour and tissue at their place explain (adjusted R2, trend removed), times
-    `inside`; 0 where there are no counts."""
 
     @property
     def score(self) -> float:
-        """What candidates are compared by."""
+        """Score by which placements are compared."""
         return self.outline + self.expression
 
     @property
     def fits(self) -> bool:
-        """Whether it is good enough to be believed."""
+        """Whether the placement is credible."""
         return self.outline >= FITS[0] or self.expression >= FITS[1]
 
 
-def candidates(width: int, height: int, scales: Mapping[str, tuple[str, Float64]]) -> list[Candidate]:
-    """The eight ways to lay an image on itself, times scales; the identity first.
+def placements(width: int, height: int, scales: Mapping[str, tuple[str, Float64]]) -> list[Placement]:
+    """The eight symmetries of an image of this size, times scales; the identity first.
 
-    Parameters
-    ----------
-    width, height
-        Of the image at full resolution.
-    scales
-        Fault in words -> fix in words, and the affine map (3, 3) that undoes it. One within :data:`SAME_SCALE` of an
-        earlier one, or of no change, is left out.
+    `scales` maps a fault in words to its fix in words and the map (3, 3) that undoes it. One within
+    :data:`SAME_SCALE` of an earlier one, or of the identity, is left out.
     """
     kept: list[tuple[str, str, Float64]] = [("", "", np.eye(3))]
     size = np.array([width, height, 1.0])
@@ -118,18 +96,17 @@ def candidates(width: int, height: int, scales: Mapping[str, tuple[str, Float64]
         if min(moves) > SAME_SCALE:
             kept.append((fault, fix, affine))
     return [
-        Candidate(
-            "; ".join(part for part in (turned, scaled) if part) or IDENTITY,
+        Placement(
+            "; ".join(part for part in (turned, scaled) if part) or UNCHANGED,
             "; ".join(part for part in (unscale, turn) if part),
             flip @ affine,
         )
         for scaled, unscale, affine in kept
-        for turned, turn, flip in _dihedral(width, height)
+        for turned, turn, flip in _symmetries(width, height)
     ]
 
 
-def _dihedral(width: float, height: float) -> list[tuple[str, str, Float64]]:
-    """Fault, fix in words, fix as an affine map, for the eight symmetries of a frame; no change first."""
+def _symmetries(width: float, height: float) -> list[tuple[str, str, Float64]]:
     swap = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
     x = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
     y = np.array([[1.0, 0, 0], [0, -1, height], [0, 0, 1]])
@@ -146,51 +123,47 @@ def _dihedral(width: float, height: float) -> list[tuple[str, str, Float64]]:
     ]
 
 
-def scale(factor: float) -> Float64:
-    """The affine map that multiplies coordinates by a factor."""
+def scaling(factor: float) -> Float64:
+    """Map that multiplies coordinates by a factor, (3, 3)."""
     return np.diag([factor, factor, 1.0])
 
 
-def picture(rgb: Float32, tissue: NDArray[np.bool_], affine: Float64) -> Picture:
-    """Prepare an image (rows, columns, 3), values 0..1, with its tissue mask (rows, columns)."""
+def summed_image(rgb: Float32, tissue: NDArray[np.bool_], affine: Float64) -> SummedImage:
+    """Sum an image (rows, columns, 3) with values from 0 to 1 and its tissue mask (rows, columns)."""
     density = -np.log10(np.maximum(rgb, 1 / 255))
     planes = np.dstack([tissue, density, density**2])
     sums = planes.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
-    return Picture(np.pad(sums, ((1, 0), (1, 0), (0, 0))), affine)
+    return SummedImage(np.pad(sums, ((1, 0), (1, 0), (0, 0))), affine)
 
 
-def judge(spots: Spots, image: Picture, candidate: Candidate) -> Evidence:
-    """What the image says about a candidate."""
-    affine = image.affine @ candidate.affine
-    at = spots.pixels @ affine[:2, :2].T + affine[:2, 2]
-    cell = spots.cell * abs(np.linalg.det(affine[:2, :2]))
+def judge(spots: SpotSample, image: SummedImage, placement: Placement) -> Agreement:
+    """Evidence that the image gives for a placement."""
+    affine = image.affine @ placement.affine
+    at = transformed(affine, spots.pixels)
+    cell = spots.cell * scale_of(affine) ** 2
     sums, area, asked = _boxes(image.sums, at, float(np.sqrt(cell)))
     share = sums[:, 0] / asked
     rows, columns = (size - 1 for size in image.sums.shape[:2])
     inside = np.asarray(((at >= 0) & (at <= (columns, rows))).all(axis=1))
     weight = spots.n / len(at)
     both = weight * cell * share[spots.covered].sum()
-    # Where the array goes on beyond the tissue, only what it covers counts; else all tissue of the image does.
-    tissue = image.tissue if spots.covered.all() else weight * cell * share.sum()
+    # If the array goes on beyond the tissue, only the tissue that it covers counts; otherwise all tissue of the image.
+    tissue = float(image.sums[-1, -1, 0]) if spots.covered.all() else weight * cell * share.sum()
     outline = 2 * both / (weight * cell * spots.covered.sum() + tissue)
     expression = 0.0
     used = (area > 0) & spots.covered
     if spots.expression is not None and used.sum() >= MIN_SPOTS:
         mean = sums[used] / area[used, None]
         deviation = np.sqrt(np.maximum(mean[:, 4:] - mean[:, 1:4] ** 2, 0))
-        colours = np.column_stack([share[used], mean[:, 1:4], deviation])
-        explained = _explained(spots.expression[used], colours, spots.pixels[used])
+        colors = np.column_stack([share[used], mean[:, 1:4], deviation])
+        explained = explained_variance(spots.expression[used], colors, spots.pixels[used])
         expression = max(explained, 0.0) * float(inside[spots.covered].mean())
-    return Evidence(
-        inside=float(inside.mean()),
-        on_tissue=float((share[spots.covered] >= 0.5).mean()),
-        outline=float(min(outline, 1.0)),
-        expression=expression,
-    )
+    on_tissue = float((share[spots.covered] >= 0.5).mean())
+    return Agreement(float(inside.mean()), on_tissue, float(min(outline, 1.0)), expression)
 
 
 def _boxes(sums: Float64, at: Float64, side: float) -> tuple[Float64, Float64, Float64]:
-    """Sums over the boxes around points (n, k), their pixels inside the image (n,), and their pixels in all (n,)."""
+    """Sums over the boxes around points (n, k), their pixels inside the image (n,), and all their pixels (n,)."""
     limit = np.array(sums.shape[1::-1]) - 1
     low = np.round(at - side / 2).astype(np.int64)
     high = np.maximum(np.round(at + side / 2).astype(np.int64), low + 1)
@@ -200,11 +173,11 @@ def _boxes(sums: Float64, at: Float64, side: float) -> tuple[Float64, Float64, F
     return inside, ((right - left) * (bottom - top)).astype(float), (high - low).prod(axis=1).astype(float)
 
 
-def _explained(expression: Any, colours: Float64, places: Float64) -> float:
-    """Adjusted R2 of expression (n, p) on colours (n, k), both without their trend over the slide."""
+def explained_variance(expression: Any, colors: Float64, places: Float64) -> float:
+    """Adjusted R2 of expression (n, p) on colors (n, k), both without their trend over the slide."""
     surface = trend(places)
-    x = _residual(colours, surface)
-    # A colour that is the same everywhere explains nothing and takes no degree of freedom.
+    x = _residual(colors, surface)
+    # A constant color explains nothing and takes no degree of freedom.
     x = x[:, x.std(axis=0) > 1e-6]
     y = _residual(np.asarray(expression, dtype=np.float64), surface)
     total = float((y**2).sum())
@@ -215,10 +188,7 @@ def _explained(expression: Any, colours: Float64, places: Float64) -> float:
 
 
 def trend(places: Float64) -> Float64:
-    """Polynomials of second degree in x and y, (n, 6).
-
-    Smooth trends of colour and expression over a slide agree by chance whatever lies on what.
-    """
+    """Polynomials of second degree in x and y, (n, 6): smooth trends agree by chance, whatever lies on what."""
     x, y = ((places - places.mean(axis=0)) / max(float(places.std()), 1e-12)).T
     return np.column_stack([np.ones_like(x), x, y, x * x, x * y, y * y])
 
@@ -232,8 +202,8 @@ def components(expression: Float32, depth: Float64 | None) -> Float32:
     from sklearn.utils.extmath import randomized_svd
 
     genes = np.argsort(-expression.var(axis=0), kind="stable")[:N_GENES]
-    centred = expression[:, genes] - expression[:, genes].mean(axis=0)
-    u, s, _ = randomized_svd(centred, min(N_COMPONENTS, *centred.shape), random_state=0)
+    centered = expression[:, genes] - expression[:, genes].mean(axis=0)
+    u, s, _ = randomized_svd(centered, min(N_COMPONENTS, *centered.shape), random_state=0)
     parts = u * s
     if depth is not None and depth.std() > 0:
         log = np.log1p(depth)
@@ -241,72 +211,52 @@ def components(expression: Float32, depth: Float64 | None) -> Float32:
     return np.asarray(parts, dtype=np.float32)
 
 
-def lattice(points: Float64) -> tuple[float, float]:
-    """Area per point, and distance of neighbours on the regular lattice of that area (hexagonal or square)."""
-    from scipy.spatial import Delaunay, KDTree
+def decide(tried: Sequence[Placement], found: Sequence[Agreement], spots: SpotSample) -> tuple[int, list[int]]:
+    """Placement with the highest score, and its rivals: those within the margin that put the spots somewhere else.
 
-    some = points
-    if len(points) > 4 * MAX_SPOTS:  # neighbours, not a sample
-        some = points[np.argsort(np.abs(points - np.median(points, axis=0)).max(axis=1))[: 4 * MAX_SPOTS]]
-    corners = some[Delaunay(some, qhull_options="QJ").simplices]
-    (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
-    area = float(np.median(np.abs(ax * by - ay * bx)))
-    nearest = float(np.median(np.asarray(KDTree(some).query(some, k=2)[0])[:, 1]))
-    # A hexagonal lattice has 0.866 squared distances a point, a square one 1, and more where it is not exact.
-    return area, float(np.sqrt(area / 0.866 if area < 0.93 * nearest**2 else area))
-
-
-def decide(
-    tried: Sequence[Candidate], found: Sequence[Evidence], spots: Spots, margin: float = MARGIN
-) -> tuple[int, list[int]]:
-    """The candidate with the highest score, and those that cannot be told from it.
-
-    Its rivals are within the margin and put spots somewhere else. Among them the handedness of the array settles it
-    if that speaks for the coordinates as given, or if these are no rival: alone it never raises an alarm, as there are
-    tables whose array_row and array_col are exchanged.
+    Among them the handedness of the array decides if it supports the coordinates as given, or if these are no rival.
+    Alone it never raises an alarm, because some tables have array_row and array_col exchanged.
     """
-    score = np.array([evidence.score for evidence in found])
+    score = np.array([agreement.score for agreement in found])
     best = int(score.argmax())
-    close = [int(k) for k in np.argsort(-score, kind="stable") if score[k] > score[best] - margin]
-    level = [k for k in close if k == best or _apart(tried, best, k, spots)]
+    close = [int(k) for k in np.argsort(-score, kind="stable") if score[k] > score[best] - MARGIN]
+    level = [k for k in close if k == best or _apart(tried[best], tried[k], spots)]
     if len(level) > 1 and spots.mirrored is not None and (0 not in level or not spots.mirrored):
         upright = [k for k in level if spots.mirrored == (np.linalg.det(tried[k].affine[:2, :2]) < 0)]
         level = upright or level
     return level[0], level[1:]
 
 
-def _apart(tried: Sequence[Candidate], a: int, b: int, spots: Spots) -> bool:
-    """Whether two candidates put the spots somewhere else, by more than their distance."""
-    difference = tried[a].affine - tried[b].affine
-    moved = spots.pixels @ difference[:2, :2].T + difference[:2, 2]
-    stretch = np.sqrt(abs(np.linalg.det(tried[a].affine[:2, :2])))
-    return bool(np.median(np.hypot(*moved.T)) > np.sqrt(spots.cell) * stretch)
+def _apart(one: Placement, other: Placement, spots: SpotSample) -> bool:
+    """Whether two placements put the spots apart by more than their distance."""
+    moved = transformed(one.affine - other.affine, spots.pixels)
+    return bool(np.median(np.hypot(*moved.T)) > np.sqrt(spots.cell) * scale_of(one.affine))
 
 
-def shift(spots: Spots, image: Picture, candidate: Candidate) -> tuple[Float64, Evidence]:
-    """The shift, in full-resolution pixels (x, y), that suits the outline best after a candidate, and its evidence.
+def shift(spots: SpotSample, image: SummedImage, placement: Placement) -> tuple[Float64, Agreement]:
+    """Shift in full-resolution pixels (x, y) that fits the outline best after a placement, and its evidence.
 
-    From steps of three spot distances down to half of one: where the outline says, no closer.
+    Searched in steps from three spot distances down to half of one, as closely as the outline can tell.
     """
     outline = replace(spots, expression=None)
-    step = 3 * float(np.sqrt(spots.cell * abs(np.linalg.det(candidate.affine[:2, :2]))))
-    limits = np.array(image.sums.shape[1::-1]) / np.sqrt(abs(np.linalg.det(image.affine[:2, :2])))
+    step = 3 * float(np.sqrt(spots.cell)) * scale_of(placement.affine)
+    limits = np.array(image.sums.shape[1::-1]) / scale_of(image.affine)
     n = int(REACH * limits.max() / step)
-    best, at = judge(outline, image, candidate).outline, np.zeros(2)
+    best, at = judge(outline, image, placement).outline, np.zeros(2)
     last = step / 8
     while step > last:
         middle = at
         for i in range(-n, n + 1):
             for j in range(-n, n + 1):
                 moved = middle + step * np.array([i, j])
-                found = judge(outline, image, _shifted(candidate, moved)).outline
+                found = judge(outline, image, _shifted(placement, moved)).outline
                 if found > best:
                     best, at = found, moved
         step, n = step / 2, 1
-    return at, judge(spots, image, _shifted(candidate, at))
+    return at, judge(spots, image, _shifted(placement, at))
 
 
-def _shifted(candidate: Candidate, by: Float64) -> Candidate:
+def _shifted(placement: Placement, by: Float64) -> Placement:
     move = np.eye(3)
     move[:2, 2] = by
-    return replace(candidate, affine=move @ candidate.affine)
+    return replace(placement, affine=move @ placement.affine)

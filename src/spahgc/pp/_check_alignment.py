@@ -1,4 +1,4 @@
-"""Judge whether spots lie on their image as they should, and mend what is wrong."""
+"""Check whether spots lie on their image as they should, and correct what is wrong."""
 
 from __future__ import annotations
 
@@ -12,43 +12,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._links import centres_of, microns_per_unit, pick_table, regions, shapes_of
-from .._slides import Float64
-from .._tables._slots import check_table
+from .._checks import between, checked
+from .._geometry import PLAUSIBLE_MPP, VISIUM_PITCH_UM, lattice, scale_of, transformed
+from .._links import RegionSpots, affine_between, microns_per_unit, pick_table, regions, shallow_copy, systems_of
+from .._slides import Float64, normalize, spot_depth
+from .._tables._slots import are_counts, check_table, expression
+from ..io._image import resolutions
 from . import _alignment as kernel
-from ._alignment_slide import PITCH_OFF, Situation, situation
+from ._images import PlacedImage, finest, placed_images
+from ._tissue import block_means, mask_factor, tissue_level, tissue_mask, under_tissue
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-ON_TISSUE = 0.2
-"""Share of spots on tissue that some candidate has to reach."""
+ON_TISSUE = 0.2  # share of spots on tissue that some candidate has to reach
+LEAST_SPOTS = 10
+LONGEST_UM = (4e3, 1e5)  # plausible longest side of an image; the mask of others is made as if it were USUAL_UM
+USUAL_UM = 8e3
+PITCH_OFF = 0.25  # largest relative difference between the pitch and the platform's
+LEGACY_PITCH_UM = 200.0
+LEGACY_SIDE = 80  # square arrays with at most this many rows are legacy ones
 UNCLEAR = "unclear"
 _TABLE = f"obsm['{keys.SPATIAL}'] is not where the shapes are"
 
 
 @dataclass(frozen=True, eq=False)
-class _Finding:
-    """The verdict on one slide, and what it rests on."""
+class _Slide:
+    """One slide as its alignment is judged."""
 
-    slide: Situation
+    spots: RegionSpots
+    image: PlacedImage
+    sample: kernel.SpotSample
+    picture: kernel.SummedImage
+    placements: list[kernel.Placement]
+    pitch: float  # in the shapes' coordinates
+    platform_um: float  # pitch of the platform in micrometers, or NaN
+    microns_per_pixel: float  # per unit of the shapes' coordinates, or NaN
+
+    @property
+    def to_pixels(self) -> Float64:
+        """Map from coordinates of the shapes to full-resolution pixels."""
+        return self.image.affines[0]
+
+    def in_shapes(self, placement: kernel.Placement) -> Float64:
+        """What a placement does to the coordinates of the shapes, (3, 3)."""
+        return np.asarray(np.linalg.inv(self.to_pixels) @ placement.affine @ self.to_pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Verdict:
+    """Verdict on one slide, and its evidence."""
+
+    slide: _Slide
     verdict: str
     fix: str
-    affine: Float64 | None
-    """What `fix` does to the coordinates of the shapes, (3, 3); `None` if it does nothing to them."""
-    advice: str
-    """What is to be done beside, by the user; empty if nothing."""
-    obsm: str
-    """What ``obsm["spatial"]`` holds: ``"shapes"`` (their coordinates), ``"pixels"`` of the image, ``"other"`` or
-    ``"none"``."""
-    given: kernel.Evidence
-    rival: kernel.Evidence
-    candidate: kernel.Candidate
-    """The best candidate other than the coordinates as given."""
+    affine: Float64 | None  # what `fix` does to the coordinates of the shapes
+    advice: str  # what remains to be done by the user
+    obsm: str  # see _held_by_obsm
+    given: kernel.Agreement
+    rival: kernel.Agreement
+    candidate: kernel.Placement  # the best one other than the coordinates as given
 
 
+@checked(microns_per_pixel=between(*PLAUSIBLE_MPP))
 def check_alignment(
     sdata: SpatialData,
     *,
@@ -57,26 +84,24 @@ def check_alignment(
     microns_per_pixel: float | Mapping[str, float] | None = None,
     layer: str | None = None,
     fix: bool = False,
-) -> pd.DataFrame:
-    """Check whether the spots lie on the tissue as they should, say what is wrong, and mend it.
+    copy: bool = False,
+) -> SpatialData | None:
+    """Check whether the spots lie on the tissue as they should; name what is wrong, and correct it.
 
-    The spots are laid on the image as they are, and as they would lie if a usual mistake were undone: x and y swapped,
-    flipped, turned by 90 or 180 degrees, each with the coordinates in pixels of the hires, lowres or another image of
-    the object, at the pitch of the platform, and 2 or 4 times too large or small. A candidate's score is
+    Spots are compared with the image as they are and as they would lie if a common mistake were undone: x and y
+    swapped, flipped, rotated by 90 or 180 degrees, each with the coordinates in pixels of another image of the object,
+    at the pitch of the platform, and 2 or 4 times too large or small. The score of a candidate is
 
-    - ``outline``: agreement of the area of the spots with the tissue of the image, ``2 both / (spots + tissue)``;
-      with an ``obs["in_tissue"]`` that is 0 somewhere, inside the array only;
-    - plus ``expression``: the share of the spots' expression (ten leading components and total counts) that the
-      colour of the image at their place explains, beyond smooth trends over the slide (adjusted R2); 0 without counts.
+    - ``outline``: Dice overlap of the area of the spots with the tissue of the image; inside the array only, if
+      ``obs["in_tissue"]`` is 0 somewhere;
+    - plus ``expression``: adjusted R2 of the spots' expression (ten leading components and total counts) on the colors
+      of the image at their places, beyond smooth trends over the slide; 0 without counts.
 
-    A fault is named where its candidate leads all others by at least 0.08, and slides are said to be right where the
-    coordinates as given do; either has to reach an outline of 0.85 or an expression of 0.1. Else the verdict is
-    ``"unclear"``: tissue that fills the image, or is as good as symmetric, cannot be judged without counts, and the
-    image may be that of another slide. ``array_row`` and ``array_col``, if there, say whether a candidate
-    mirrors the array; that settles between candidates that cannot be told apart, and never raises an alarm alone.
-
-    Where the best candidate gains as much again by a shift, ``"shifted"`` is part of the verdict, and `fix` says by how
-    much, as well as the outline can tell; that is left to the user.
+    A verdict requires a lead of 0.08 over all other candidates, and an outline of 0.85 or an expression of 0.1.
+    Otherwise it is ``"unclear"``: tissue that fills the image or is almost symmetric cannot be judged without counts,
+    and the image may be that of another slide. ``array_row`` and ``array_col`` decide between candidates with equal
+    scores, but never raise an alarm alone. If the best candidate gains as much again by a shift, the verdict includes
+    ``"shifted"``, and the fix names the approximate shift, which is left to the user.
 
     Parameters
     ----------
@@ -88,284 +113,336 @@ def check_alignment(
         Name of the image, or a dict by slide; `None` takes the image that shares a coordinate system with the spots
         and has the most pixels.
     microns_per_pixel
-        Micrometres per unit of the spots' coordinates, a number or a dict by slide; `None` takes what
-        :func:`image_embedding` takes. They need not be known: then the pitch is not judged.
+        Micrometers per unit of the spots' coordinates, a number or a dict by slide; `None` takes what
+        :func:`image_embedding` takes. Without it only the pitch is not judged.
     layer
         Layer with expression; `None` takes ``X``, if the table has genes.
     fix
-        Undo the faults that are named: move the shapes, and ``obsm["spatial"]`` with them. Nothing else is changed; a
-        slide that is unclear or shifted is left as it is, with a warning. A SpatialData on disk is changed in memory
-        only: write the shapes and the table again.
+        Undo the faults that are named: move the shapes, and ``obsm["spatial"]`` with them. A slide that is unclear or
+        shifted is not changed, with a warning. Write a SpatialData that is on disk again to keep the result.
+    copy
+        Return a SpatialData with a copy of the table (and of moved shapes), and leave `sdata` unchanged.
 
     Returns
     -------
-    DataFrame, a row a slide:
-
-    ``verdict``
-        ``"ok"``, the fault in words, or ``"unclear"``.
-    ``fix``
-        What undoes it, in words, in full-resolution pixels; empty if nothing is to be done.
-    ``fixed``
-        Whether it was done.
-    ``image``
-        Name of the image.
-    ``pitch_um``, ``platform_um``
-        Distance of neighbouring spots by the coordinates as given and the micrometres per pixel, and on the platform
-        (Visium 100, legacy arrays 200, by ``array_row`` and ``array_col``); NaN where not known.
-    ``given_inside``, ``given_on_tissue``, ``given_outline``, ``given_expression``, ``given_score``
-        Evidence for the coordinates as given; the first two are shares of spots.
-    ``candidate``, ``candidate_inside``, ...
-        The best other candidate, by the fault it undoes, and its evidence.
-
+    `None`, or with `copy` the SpatialData with the result, which :func:`spahgc.get.alignment` returns as a table.
     Written into the table:
 
-    ``uns["alignment"]["params"]``
-        ``margin``, ``fits``, ``layer``, version of spahgc.
     ``uns["alignment"]["slides"]``
-        By slide, the row of the report, and the candidate's ``affine`` (3, 3) on the coordinates of the shapes.
+        By slide: ``verdict``, ``fix``, ``fixed``, ``image``, ``pitch_um``, ``platform_um``, the evidence for the
+        coordinates as given and for the best other candidate, and its ``affine`` (3, 3) on coordinates of the shapes.
     ``uns["alignment"]["fixes"]``
         By slide, what was undone with `fix`: ``fault``, ``fix``, ``affine``; kept by later checks.
+    ``uns["alignment"]["params"]``
+        ``margin``, ``fits``, ``layer``, version of spahgc.
 
     Raises
     ------
     KeyError
-        If the table, the link to its shapes, the shapes, an image or the layer are missing.
-    TypeError
-        If `sdata` is not a SpatialData.
+        If the table, its link to shapes, the shapes, an image or the layer are missing.
     ValueError
-        If there is no image for a slide, several fit, it shows no tissue, no candidate puts spots on tissue, a slide
-        has fewer than ten spots, or micrometres per pixel are not plausible. In all cases nothing is written.
+        If a slide has no image or several, or fewer than ten spots; the image shows no tissue; no candidate puts spots
+        on tissue; or micrometers per pixel are implausible. In all cases nothing is written.
 
     Examples
     --------
-    >>> spahgc.pp.check_alignment(sdata)[["verdict", "fix"]]
-    >>> spahgc.pp.check_alignment(sdata, fix=True)
-    >>> spahgc.pl.alignment(sdata, slide="C2")
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1)
+    >>> spahgc.pp.check_alignment(sdata)
+    >>> spahgc.get.alignment(sdata["table"])["verdict"].tolist()
+    ['ok']
     """
-    from spatialdata import SpatialData
-
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"sdata is a SpatialData, which holds image, shapes and table, not {type(sdata).__name__}.")
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
-    findings = []
-    for name, rows, instances in regions(table):
-        shapes = shapes_of(sdata, table, name, rows, instances)
-        centres = centres_of(shapes, name)
-        slide = situation(
-            sdata,
-            table,
-            name,
-            rows,
-            shapes=shapes,
-            centres=centres,
-            microns_per_pixel=_mpp(table, name, rows, shapes, centres, microns_per_pixel),
-            image_key=image_key.get(name) if isinstance(image_key, Mapping) else image_key,
-            layer=layer,
-        )
-        findings.append(_judged(slide, table))
-    # All is made before anything is written, so that a failure leaves the object as it was.
-    moves = [_moved(sdata, finding) if fix else None for finding in findings]
-    report = _report(findings, fixed=[move is not None for move in moves])
-    record = _record(table, findings, report, layer)
-    for finding, move in zip(findings, moves, strict=True):
-        said = _left(finding) if fix else ""
-        if said:
-            warnings.warn(f"Slide {finding.slide.name!r}{said}", UserWarning, stacklevel=2)
-        if move is not None:
-            shapes = sdata.shapes[finding.slide.name]
-            for column, values in move["shapes"].items():
-                shapes[column] = values
-            if move["obsm"] is not None:
-                coordinates = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
-                coordinates[finding.slide.rows] = move["obsm"]
-                table.obsm[keys.SPATIAL] = coordinates
+    verdicts = []
+    for spots in regions(sdata, table):
+        slide = _prepared(sdata, table, spots, microns_per_pixel, image_key, layer)
+        verdicts.append(_judged(slide, table))
+    # Compute everything before writing, so that a failure leaves the object unchanged.
+    fixes = [_fixed(sdata, found) if fix else None for found in verdicts]
+    record = _record(table, verdicts, fixed=[change is not None for change in fixes], layer=layer)
+    if copy:
+        sdata = shallow_copy(sdata, key)
+        table = sdata.tables[key]
+    for found, change in zip(verdicts, fixes, strict=True):
+        name, left = found.slide.spots.name, _left_to_user(found) if fix else ""
+        if left:
+            warnings.warn(f"Slide {name!r}{left}", UserWarning, stacklevel=3)
+        if change is not None:
+            columns, coordinates = change
+            if copy and columns:
+                sdata.shapes[name] = sdata.shapes[name].copy()
+            for column, values in columns.items():
+                sdata.shapes[name][column] = values
+            if coordinates is not None:
+                moved = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
+                moved[found.slide.spots.rows] = coordinates
+                table.obsm[keys.SPATIAL] = moved
     table.uns[keys.ALIGNMENT] = record
-    return report
+    return sdata if copy else None
 
 
-def _mpp(
-    table: AnnData,
-    name: str,
-    rows: NDArray[np.intp],
-    shapes: Any,
-    centres: Float64,
-    given: float | Mapping[str, float] | None,
-) -> float:
-    """Micrometres per unit of the spots' coordinates; NaN where nothing plausible says so."""
-    try:
-        return microns_per_unit(table, name, rows, shapes, centres, given=given)[0]
-    except ValueError:
-        if given.get(name) if isinstance(given, Mapping) else given:
-            raise
-        # With coordinates of another resolution what was measured on them may well be absurd: that is what we are
-        # here to find out, and nothing but the pitch is judged by it.
-        return float("nan")
+def _record(table: AnnData, verdicts: list[_Verdict], fixed: list[bool], layer: str | None) -> dict[str, Any]:
+    """Entry of ``uns``."""
+    slides: dict[str, Any] = {}
+    fixes = dict(table.uns.get(keys.ALIGNMENT, {}).get("fixes", {}))
+    for found, done in zip(verdicts, fixed, strict=True):
+        slide = found.slide
+        slides[slide.spots.name] = {
+            "verdict": found.verdict,
+            "fix": found.fix,
+            "fixed": done,
+            "image": slide.image.key,
+            "pitch_um": slide.pitch * slide.microns_per_pixel,
+            "platform_um": slide.platform_um,
+            **{f"given_{name}": value for name, value in asdict(found.given).items()},
+            "given_score": found.given.score,
+            "candidate": found.candidate.fault,
+            **{f"candidate_{name}": value for name, value in asdict(found.rival).items()},
+            "candidate_score": found.rival.score,
+            "affine": slide.in_shapes(found.candidate),
+        }
+        if done:
+            fixes[slide.spots.name] = {"fault": found.verdict, "fix": found.fix}
+            if found.affine is not None:
+                fixes[slide.spots.name]["affine"] = found.affine
+    params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
+    return {keys.PARAMS: params, "slides": slides, "fixes": fixes}
 
 
-def _judged(slide: Situation, table: AnnData) -> _Finding:
-    evidence = [kernel.judge(slide.spots, slide.picture, candidate) for candidate in slide.candidates]
-    best_on = max(found.on_tissue for found in evidence)
+def _judged(slide: _Slide, table: AnnData) -> _Verdict:
+    evidence = [kernel.judge(slide.sample, slide.picture, placement) for placement in slide.placements]
+    best_on = max(agreement.on_tissue for agreement in evidence)
     if best_on < ON_TISSUE:
         raise ValueError(
-            f"None of the {len(evidence)} candidates puts spots of slide {slide.name!r} on tissue of image "
-            f"{slide.image!r} ({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), whole "
-            "and not cropped, and are the coordinates pixels of it?"
+            f"None of the {len(evidence)} candidates puts spots of slide {slide.spots.name!r} on tissue of image "
+            f"{slide.image.key!r} ({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), "
+            "whole and not cropped, and are the coordinates pixels of it?"
         )
-    best, rivals = kernel.decide(slide.candidates, evidence, slide.spots)
-    advice = ""
-    moved = _shift(slide, evidence, best, rivals)
-    if moved is not None:
-        best, advice = moved
+    best, rivals = kernel.decide(slide.placements, evidence, slide.sample)
+    shifted = _shifted(slide, evidence, best, rivals)
+    best = best if shifted is None else shifted[0]
     other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
-    to_pixels = slide.to_pixels
-    affine = np.linalg.inv(to_pixels) @ slide.candidates[best].affine @ to_pixels if best else None
-    holds = _obsm_holds(slide, table)
-    verdict, fix = slide.candidates[best].fault, slide.candidates[best].fix
-    if moved is not None:
+    verdict, fix = slide.placements[best].fault, slide.placements[best].fix
+    affine = slide.in_shapes(slide.placements[best]) if best else None
+    obsm = _held_by_obsm(slide, table)
+    advice = ""
+    if shifted is not None:
         verdict = f"{verdict}; shifted" if best else "shifted"
-        fix = f"{fix}; then {advice}" if best else advice
-        affine, advice = None, fix
+        fix = advice = f"{fix}; then {shifted[1]}" if best else shifted[1]
+        affine = None
     elif not evidence[best].fits:
-        named = verdict if best else "as given"
-        verdict, affine = UNCLEAR, None
         fix = (
-            f"nothing fits well: best is {named!r} with outline {evidence[best].outline:.2f} and expression "
-            f"{evidence[best].expression:.2f}; is {slide.image!r} the image of this slide?"
+            f"nothing fits well: best is {verdict if best else 'as given'!r} with outline {evidence[best].outline:.2f} "
+            f"and expression {evidence[best].expression:.2f}; is {slide.image.key!r} the image of this slide?"
         )
+        verdict, affine = UNCLEAR, None
     elif rivals:
         names = (
-            f"{slide.candidates[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4]
+            f"{slide.placements[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4]
         )
         verdict, affine = UNCLEAR, None
         fix = f"cannot be told apart by score: {', '.join(names)}; look at spahgc.pl.alignment"
-    elif best == 0 and holds == "other":
-        verdict = _TABLE
-        fix = f"obsm['{keys.SPATIAL}'] = centres of the shapes"
-    elif advice := _pitch(slide, affine):
-        verdict = "microns_per_pixel wrong" if best == 0 else verdict
+    elif best == 0 and obsm == "other":
+        verdict, fix = _TABLE, f"obsm['{keys.SPATIAL}'] = centers of the shapes"
+    elif advice := _pitch_advice(slide, affine):
+        verdict = verdict if best else "microns_per_pixel wrong"
         fix = f"{fix}; {advice}" if fix else advice
-    return _Finding(slide, verdict, fix, affine, advice, holds, evidence[0], evidence[other], slide.candidates[other])
+    return _Verdict(slide, verdict, fix, affine, advice, obsm, evidence[0], evidence[other], slide.placements[other])
 
 
-def _shift(
-    slide: Situation, evidence: Sequence[kernel.Evidence], best: int, rivals: Sequence[int]
+def _shifted(
+    slide: _Slide, evidence: Sequence[kernel.Agreement], best: int, rivals: Sequence[int]
 ) -> tuple[int, str] | None:
-    """Candidate that leads by the margin once shifted, and what would have to be added; `None` where none does."""
+    """Placement that leads by the margin once it is shifted, and what would have to be added, if there is one."""
 
-    def shifted(k: int) -> tuple[Float64, kernel.Evidence]:
-        return kernel.shift(slide.spots, slide.picture, slide.candidates[k])
+    def shift(k: int) -> tuple[Float64, kernel.Agreement]:
+        return kernel.shift(slide.sample, slide.picture, slide.placements[k])
 
     needed = evidence[best].score + kernel.MARGIN
-    found = {best: shifted(best)}
-    if not rivals and found[best][1].score < needed:
+    tried = {best: shift(best)}
+    if not rivals and tried[best][1].score < needed:
         return None
-    # With a shift another of the symmetries may suit better than the one that led without.
+    # With a shift another of the eight symmetries may suit better than the one that led without.
     first = best // 8 * 8
-    found |= {k: shifted(k) for k in {*range(first, first + 8), *rivals} - {best}}
-    top, second = sorted(found, key=lambda k: -found[k][1].score)[:2]
-    if found[top][1].score < max(needed, found[second][1].score + kernel.MARGIN):
+    tried |= {k: shift(k) for k in {*range(first, first + 8), *rivals} - {best}}
+    top, second = sorted(tried, key=lambda k: -tried[k][1].score)[:2]
+    if tried[top][1].score < max(needed, tried[second][1].score + kernel.MARGIN):
         return None
-    dx, dy = found[top][0]
+    dx, dy = tried[top][0]
     return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped, or is it another slide's?)"
 
 
-def _pitch(slide: Situation, affine: Float64 | None) -> str:
-    """What is to be done about micrometres per pixel, by the pitch of the platform."""
-    stretch = 1.0 if affine is None else float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+def _pitch_advice(slide: _Slide, affine: Float64 | None) -> str:
+    """What to do about the micrometers per pixel, by the pitch of the platform; empty if nothing."""
+    stretch = 1.0 if affine is None else scale_of(affine)
     right = slide.platform_um / (slide.pitch * stretch)
-    # NaN compares false: nothing is said where either is not known.
+    # NaN compares false: there is no advice if either is unknown.
     if abs(np.log(right / slide.microns_per_pixel)) > np.log(1 + PITCH_OFF):
         return f"set microns_per_pixel to {right:.4g}: the platform's spots are {slide.platform_um:g} um apart"
     return ""
 
 
-def _obsm_holds(slide: Situation, table: AnnData) -> str:
+def _held_by_obsm(slide: _Slide, table: AnnData) -> str:
+    """What ``obsm["spatial"]`` holds: coordinates of the ``"shapes"``, ``"pixels"``, ``"other"`` or ``"none"``."""
     if keys.SPATIAL not in table.obsm:
         return "none"
-    coordinates = np.asarray(table.obsm[keys.SPATIAL])[slide.rows, :2].astype(np.float64)
-    if np.abs(coordinates - slide.centres).max() <= 0.25 * slide.pitch:
+    coordinates = np.asarray(table.obsm[keys.SPATIAL])[slide.spots.rows, :2].astype(np.float64)
+    if np.abs(coordinates - slide.spots.centers).max() <= 0.25 * slide.pitch:
         return "shapes"
-    pixels = _apply(slide.to_pixels, slide.centres)
-    unit = float(np.sqrt(abs(np.linalg.det(slide.to_pixels[:2, :2]))))
-    return "pixels" if np.abs(coordinates - pixels).max() <= 0.25 * slide.pitch * unit else "other"
+    pixels = transformed(slide.to_pixels, slide.spots.centers)
+    off = np.abs(coordinates - pixels).max()
+    return "pixels" if off <= 0.25 * slide.pitch * scale_of(slide.to_pixels) else "other"
 
 
-def _apply(affine: Float64, points: Float64) -> Float64:
-    return np.asarray(points @ affine[:2, :2].T + affine[:2, 2])
-
-
-def _moved(sdata: SpatialData, finding: _Finding) -> dict[str, Any] | None:
-    """New columns of the shapes, and new coordinates of the table's rows; `None` where nothing is to be done."""
-    slide = finding.slide
-    if finding.affine is None:
-        return {"shapes": {}, "obsm": slide.centres} if finding.verdict == _TABLE else None
-    (a, b, x), (c, d, y), _ = finding.affine
-    shapes = sdata.shapes[slide.name]
+def _fixed(sdata: SpatialData, found: _Verdict) -> tuple[dict[str, Any], Float64 | None] | None:
+    """New columns of the shapes and new coordinates of the table's rows; `None` if there is nothing to fix."""
+    slide = found.slide
+    if found.affine is None:
+        return ({}, slide.spots.centers) if found.verdict == _TABLE else None
+    (a, b, x), (c, d, y), _ = found.affine
+    shapes = sdata.shapes[slide.spots.name]
     columns: dict[str, Any] = {"geometry": shapes.geometry.affine_transform([a, b, c, d, x, y])}
     if "radius" in shapes:
-        # Coordinates in the wrong unit may come with a radius in the right one: the spots are about half a pitch wide.
-        stretch = float(np.sqrt(abs(np.linalg.det(finding.affine[:2, :2]))))
+        # Coordinates in the wrong unit may come with a radius in the right one: spots are about half a pitch wide.
+        stretch = scale_of(found.affine)
         half = slide.pitch * stretch / 4
         columns["radius"] = min(
             (shapes["radius"] * factor for factor in (1.0, stretch)),
             key=lambda radius: abs(np.log(float(radius.median()) / half)),
         )
-    centres = _apply(finding.affine, slide.centres)
-    new = {"shapes": centres, "pixels": _apply(slide.to_pixels, centres)}.get(finding.obsm)
-    return {"shapes": columns, "obsm": new}
+    centers = transformed(found.affine, slide.spots.centers)
+    return columns, {"shapes": centers, "pixels": transformed(slide.to_pixels, centers)}.get(found.obsm)
 
 
-def _left(finding: _Finding) -> str:
+def _left_to_user(found: _Verdict) -> str:
     """What a fix leaves undone; empty if nothing."""
-    if finding.verdict == UNCLEAR:
-        return f" is left as it is: {finding.fix}."
-    if finding.affine is not None and finding.obsm == "other":
+    if found.verdict == UNCLEAR:
+        return f" is left as it is: {found.fix}."
+    if found.affine is not None and found.obsm == "other":
         return f": obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. Check again."
-    return f": left to you: {finding.advice}." if finding.advice else ""
+    return f": left to you: {found.advice}." if found.advice else ""
 
 
-def _report(findings: list[_Finding], fixed: list[bool]) -> pd.DataFrame:
-    import pandas as pd
+# From a SpatialData to what the alignment is judged by.
 
-    rows = []
-    for finding, done in zip(findings, fixed, strict=True):
-        slide = finding.slide
-        rows.append(
-            {
-                "slide": slide.name,
-                "verdict": finding.verdict,
-                "fix": finding.fix,
-                "fixed": done,
-                "image": slide.image,
-                "pitch_um": slide.pitch * slide.microns_per_pixel,
-                "platform_um": slide.platform_um,
-                **{f"given_{name}": value for name, value in _numbers(finding.given).items()},
-                "candidate": finding.candidate.fault,
-                **{f"candidate_{name}": value for name, value in _numbers(finding.rival).items()},
-            }
+
+def _prepared(
+    sdata: SpatialData,
+    table: AnnData,
+    spots: RegionSpots,
+    given_mpp: float | Mapping[str, float] | None,
+    image_key: str | Mapping[str, str] | None,
+    layer: str | None,
+) -> _Slide:
+    """Read what is needed to judge one slide; the image at about 8 um per pixel."""
+    name, rows, shapes, centers = spots
+    if len(rows) < LEAST_SPOTS:
+        raise ValueError(f"Slide {name!r} has {len(rows)} spots; an alignment needs at least {LEAST_SPOTS}.")
+    try:
+        mpp = microns_per_unit(table, name, rows, shapes, centers, given=given_mpp)[0]
+    except ValueError:
+        if given_mpp.get(name) if isinstance(given_mpp, Mapping) else given_mpp:
+            raise
+        # With coordinates of another resolution, the measured scale may be absurd. Only the pitch is judged by it.
+        mpp = float("nan")
+    wanted = image_key.get(name) if isinstance(image_key, Mapping) else image_key
+    image = finest(placed_images(sdata, spots, wanted), name)
+    to_pixels = image.affines[0]
+    pixels = transformed(to_pixels, centers)
+    cell, pitch = lattice(pixels)
+    pitch /= scale_of(to_pixels)
+
+    mirrored, platform_um = _by_array(table, rows, pixels)
+    some = np.arange(len(rows))
+    if len(rows) > kernel.MAX_SPOTS:
+        some = np.sort(np.random.default_rng(0).choice(len(rows), kernel.MAX_SPOTS, replace=False))
+    sample = kernel.SpotSample(
+        pixels=pixels[some],
+        cell=cell,
+        covered=under_tissue(table, rows)[some],
+        n=len(rows),
+        expression=_components(table, rows[some], layer),
+        mirrored=mirrored,
+    )
+    tried = kernel.placements(*image.size, _scales(sdata, table, name, image, platform_um / (pitch * mpp)))
+    return _Slide(spots, image, sample, _picture(image, name, mpp), tried, pitch, platform_um, mpp)
+
+
+def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> kernel.SummedImage:
+    """The image at about 8 um per pixel."""
+    mpp, longest = microns_per_unit / image.pixels_per_unit, max(image.size)
+    low, high = LONGEST_UM
+    mpp = mpp if low <= mpp * longest <= high else USUAL_UM / longest
+    level = tissue_level(image.levels(mpp * image.pixels_per_unit))
+    factor = mask_factor(level.microns_per_pixel)
+    rgb = block_means(level.array, factor)
+    small = np.moveaxis(np.round(rgb * 255).astype(np.uint8), -1, 0)
+    tissue, _ = tissue_mask(small, level.microns_per_pixel * factor)
+    if not tissue.any() or np.ptp(small) == 0:
+        raise ValueError(
+            f"Image {image.key!r} of slide {name!r} shows no tissue: nothing on it is darker than the glass"
+            f"{', it has one color only' if np.ptp(small) == 0 else ''}. Is it the right image (image_key)?"
         )
-    return pd.DataFrame(rows).set_index("slide")
+    to_level = level.affine @ np.linalg.inv(image.affines[0])
+    return kernel.summed_image(rgb, tissue, kernel.scaling(1 / factor) @ to_level)
 
 
-def _numbers(evidence: kernel.Evidence) -> dict[str, float]:
-    return {**asdict(evidence), "score": evidence.score}
+def _scales(
+    sdata: SpatialData, table: AnnData, name: str, image: PlacedImage, by_pitch: float
+) -> dict[str, tuple[str, Float64]]:
+    """Usual mistakes of scale: fault to fix in words, and the map in full-resolution pixels."""
+    scales: dict[str, tuple[str, Float64]] = {}
+    entry: Mapping[str, Any] = table.uns.get(keys.SPATIAL, {}).get(name, {})
+    for resolution in ("hires", "lowres"):
+        factor = entry.get("scalefactors", {}).get(f"tissue_{resolution}_scalef")
+        small = entry.get("images", {}).get(resolution)
+        if factor is None and small is not None:
+            factor = np.shape(small)[1] / image.size[0]
+        if factor:
+            scales[f"in pixels of the {resolution} image"] = (f"divide by {factor:.6g}", kernel.scaling(1 / factor))
+            scales[f"the image is the {resolution} one"] = (f"multiply by {factor:.6g}", kernel.scaling(factor))
+    for key in sdata.images:
+        other = resolutions(sdata.images[key])[0]
+        if key != image.key and image.system in systems_of(other):
+            # Coordinates that are pixels of the other image, brought to this one as the images are registered.
+            affine = affine_between(other, image.arrays[0], image.system) @ np.linalg.inv(image.affines[0])
+            scales[f"in pixels of image {key!r}"] = (f"apply the transformation of image {key!r}", affine)
+    for factor in (2.0, 0.5, 4.0, 0.25):
+        too = f"{1 / factor:g} times too large" if factor < 1 else f"{factor:g} times too small"
+        scales[too] = (f"multiply by {factor:g}", kernel.scaling(factor))
+    # Last, because it is measured: a round factor near it is more likely, and exact.
+    if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
+        too = f"{by_pitch:.3g} times too small" if by_pitch > 1 else f"{1 / by_pitch:.3g} times too large"
+        scales[f"{too}, by the pitch"] = (f"multiply by {by_pitch:.4g}", kernel.scaling(by_pitch))
+    return scales
 
 
-def _record(table: AnnData, findings: list[_Finding], report: pd.DataFrame, layer: str | None) -> dict[str, Any]:
-    """What goes into ``uns``."""
-    slides: dict[str, Any] = {}
-    fixes = dict(table.uns.get(keys.ALIGNMENT, {}).get("fixes", {}))
-    for finding in findings:
-        name = finding.slide.name
-        to_pixels = finding.slide.to_pixels
-        slides[name] = {
-            **{str(key): value for key, value in report.loc[name].items()},
-            "affine": np.linalg.inv(to_pixels) @ finding.candidate.affine @ to_pixels,
-        }
-        if report.loc[name, "fixed"]:
-            fixes[name] = {"fault": finding.verdict, "fix": finding.fix}
-            if finding.affine is not None:
-                fixes[name]["affine"] = finding.affine
-    params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
-    return {keys.PARAMS: params, "slides": slides, "fixes": fixes}
+def _components(table: AnnData, rows: NDArray[np.intp], layer: str | None) -> Any:
+    """Components of expression, or `None` if the table has no expression."""
+    if layer is None and (table.n_vars == 0 or table.X is None):
+        return None
+    matrix = expression(table, layer, what="reference")[rows]
+    if not are_counts(matrix):
+        return kernel.components(normalize(matrix, "none"), None)
+    depth = spot_depth(matrix)
+    return kernel.components(normalize(matrix), depth) if depth.any() else None
+
+
+def _by_array(table: AnnData, rows: NDArray[np.intp], pixels: Float64) -> tuple[bool | None, float]:
+    """Whether array columns and rows run against x and y, if known, and the pitch in micrometers that they imply."""
+    nothing = None, float("nan")
+    if not {"array_row", "array_col"} <= set(table.obs.columns):
+        return nothing
+    grid = table.obs[["array_col", "array_row"]].iloc[rows].to_numpy(dtype=np.float64)
+    if not np.isfinite(grid).all() or not (np.ptp(grid, axis=0) > 0).all():
+        return nothing
+    design = np.column_stack([grid, np.ones(len(grid))])
+    affine, *_ = np.linalg.lstsq(design, pixels, rcond=None)
+    follows = ((design @ affine - pixels).std(axis=0) < 0.1 * pixels.std(axis=0)).all()
+    mirrored = bool(np.linalg.det(affine[:2]) < 0) if follows else None
+    # Spots that spahgc laid out (virtual ones, or sums of bins) have the pitch that the user chose.
+    if keys.TISSUE in table.obs or keys.N_BINS in table.obs or (grid != np.round(grid)).any():
+        return mirrored, float("nan")
+    if (grid.sum(axis=1) % 2 == 0).all():  # Visium: every other column, in turn
+        return mirrored, VISIUM_PITCH_UM
+    return mirrored, LEGACY_PITCH_UM if (np.ptp(grid, axis=0) < LEGACY_SIDE).all() else float("nan")

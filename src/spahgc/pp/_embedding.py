@@ -11,21 +11,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._checks import format_names
-from .._links import pick_table
+from .._checks import above, at_least, between, checked, format_names
+from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
+from .._links import pick_table, shallow_copy
 from .._run import dask_client
 from .._settings import settings
 from .._tables._slots import check_table
 from ..encoders._base import Encode, Encoder, Precision, check_key
 from ..encoders._table import resolve
-from ._alignment_quick import check_spots
-from ._engine import Job, Tiling
-from ._jobs import Result, Run, run_here, run_jobs
-from ._locate import LocatedSlide, locate
-from ._picture import add_pictures
+from ..io._image import THUMBNAIL, resolutions, thumbnail
+from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, run_here, run_jobs, run_on
+from ._images import LARGE, LocatedSlide, locate
 from ._tiles import CACHE_BYTES
+from ._tissue import check_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,14 +34,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spahgc")
 
-MANY_PADDED = 0.2
-"""Share of tiles that leave the image from which on a warning says so."""
-OTHER_SCALE = 1.25
-"""Ratio of the micrometres per pixel of the tiles to those of the encoder's training from which on it is said."""
-UPSAMPLED = 2.0
-"""Ratio of the micrometres per pixel of the image to those of the tiles from which on it is said."""
+MANY_PADDED = 0.2  # share of padded tiles that is worth a warning
+OTHER_SCALE = 1.25  # ratio of micrometers per pixel between tiles and the encoder's training that is worth a warning
+UPSAMPLED = 2.0  # ratio of micrometers per pixel between image and tiles that is worth a warning
 
 
+@checked(
+    tile_um=above(0),
+    tile_px=at_least(1),
+    fields_of_view=above(0),
+    microns_per_pixel=between(*PLAUSIBLE_MPP),
+    batch_size=at_least(1),
+)
 def image_embedding(
     sdata: SpatialData | Sequence[SpatialData],
     encoder: str | Encode | Encoder = "texture",
@@ -59,21 +64,16 @@ def image_embedding(
     batch_size: int | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | list[AnnData] | None:
+) -> SpatialData | list[SpatialData] | None:
     """Embed the H&E tile of every spot.
 
-    Tiles are centred on the spots, have the same size in micrometres on every slide, and are read from the image as
-    stored, block by block: the image is never loaded as a whole. For each spot the shapes that the table annotates give
-    the place; the image is the one in the same coordinate system that has three 8-bit channels, holds the spots, and
-    has the most pixels per micrometre. Embeddings are written as the encoder gives them; they are standardised per
-    slide where they are used.
+    Tiles are centered on the spots, cover the same area on every slide, and are read block by block, so the image is
+    never loaded as a whole. The image of a slide is the one in the coordinate system of its shapes that has three
+    8-bit channels, holds the spots and has the most pixels per micrometer. Embeddings are written as the encoder
+    returns them; training and prediction standardize them per slide.
 
-    While the encoder works, threads read the next tiles. What takes longer than some seconds is kept on disk as it
-    goes; if it is stopped, the same call goes on from there (`resume`).
-
-    If a ``dask.distributed`` client is running and `n_jobs` is `None`, ranges of tiles of all slides are tasks of its
-    workers; those of a worker that is lost go to another. Each worker loads the encoder once. Slides on disk are
-    read by the workers, at the same path; images in memory are sent to them.
+    If a ``dask.distributed`` client is running and `n_jobs` is `None`, its workers embed parts of all slides. Slides on
+    disk are read by the workers, at the same path; images in memory are sent to them.
 
     Parameters
     ----------
@@ -81,135 +81,125 @@ def image_embedding(
         Slides with images, shapes and a table that annotates the shapes, as from :func:`spahgc.io.read_st` or
         spatialdata-io; or a list of such objects.
     encoder
-        ``"texture"`` (:func:`spahgc.encoders.texture`: 126 colour and texture statistics a field of view, no weights),
-        another name of :func:`spahgc.encoders.table`, what :func:`spahgc.encoders.load` returned (as from a file of
-        weights), a `torch.nn.Module`, or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d); it
-        is called from one thread, with `batch_size` tiles at a time.
+        ``"texture"`` (:func:`spahgc.encoders.texture`: 126 color and texture statistics per field of view, no weights),
+        another name of :func:`spahgc.encoders.table`, the result of :func:`spahgc.encoders.load`, a `torch.nn.Module`,
+        or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d), which is called from one thread.
     table_key
         Name of the table; `None` takes the only one, else ``"table"``, else the only one that is linked to shapes.
     tile_um
-        Side of a tile in micrometres.
+        Side of a tile in micrometers.
     tile_px
         Side in pixels that tiles are resampled to (area averaging); `None` takes the encoder's, 112 for
         ``"texture"``, 224 for a callable.
     fields_of_view
-        Sides of the fields of view as multiples of `tile_um`; each is resampled to `tile_px` pixels and encoded, and
-        the embeddings are joined in this order. `None` takes the encoder's, (1, 2, 4) for ``"texture"``, (1,) for a
-        callable.
+        Sides of the fields of view as multiples of `tile_um`; the embeddings of all are joined in this order. `None`
+        takes the encoder's, (1, 2, 4) for ``"texture"``, (1,) for a callable.
     microns_per_pixel
-        Micrometres per unit of the spots' coordinates, that is per full-resolution pixel; a number or a dict by slide.
+        Micrometers per unit of the spots' coordinates, that is per full-resolution pixel; a number or a dict by slide.
         `None` takes ``uns["spatial"][slide]["scalefactors"]["microns_per_pixel"]`` of the table, else the image's own
         (``sdata.attrs``, from :func:`spahgc.io.read_wsi`), else what the lattice of Visium, the bins of Visium HD or
         the cells of Xenium prove.
     image_key
-        Name of the image, or a dict by slide; needed only where several images fit a slide at the same resolution.
+        Name of the image, or a dict by slide; needed only if several images fit a slide at the same resolution.
     key_added
         Where to write; `None` is ``"image_"`` and the encoder's name.
     device
         Torch device of a named encoder or a module; `None` takes :data:`spahgc.settings`.
     precision
-        What its network computes in: ``"float32"``, ``"bfloat16"`` or ``"float16"``; `None` takes the device's
-        default, as in :func:`spahgc.encoders.load`. It does not decide whether embeddings are comparable.
+        Precision in which a network computes, see :func:`spahgc.encoders.load`.
     resume
-        Keep what is finished in ``spahgc.settings.cache_dir`` until all is, and go on from what a run of the same call
-        left there that was stopped. The same are the encoder and its recipe, the tiles, the spots and the images; of
-        what is found, a batch is embedded again, and if it differs nothing of that run is used.
+        Keep finished parts in ``spahgc.settings.cache_dir`` until all are finished, and resume from those that a
+        stopped run of the same call left there. One batch of that run is embedded again to verify it.
     n_jobs
-        Threads that read tiles, and that run ``"texture"``; `None` takes the workers of a running
-        ``dask.distributed`` client, else :data:`spahgc.settings`. -1 is all cores.
+        Threads that read tiles, and that run ``"texture"``; -1 is all cores. `None` takes the workers of a running
+        ``dask.distributed`` client, else :data:`spahgc.settings`.
     batch_size
-        Tiles that the encoder gets at a time (``"texture"`` goes tile by tile); `None` takes :data:`spahgc.settings`.
+        Tiles per call of the encoder (``"texture"`` goes tile by tile); `None` takes :data:`spahgc.settings`.
     progress
         Show a progress bar; `None` takes :data:`spahgc.settings`.
     copy
-        Write into a copy of each table and return that; `sdata` stays as it is.
+        Return a SpatialData (or a list) with a copy of the table, and leave `sdata` unchanged.
 
     Returns
     -------
-    `None`, or the copy of the table (a list of them for a list). Written into a table, once all its tiles are embedded:
+    `None`, or with `copy` the SpatialData with the new table. Written into a table once all its tiles are embedded:
 
     ``obsm[key_added]``
         Embeddings, float32 (n_obs, d).
     ``uns[key_added]["params"]``
-        ``encoder`` (its name), ``recipe`` (what decides whether embeddings are comparable: of a network the weights,
-        transform and pooling), ``precision``, ``tile_um``, ``tile_px``, ``fields_of_view`` (multiples), by slide
-        ``microns_per_pixel``, ``microns_per_pixel_from`` and ``image``, ``n_padded`` (tiles that leave the image and
-        were continued with its mirror image), version of spahgc.
+        Encoder, its ``recipe`` (which decides whether embeddings are comparable), precision, tiles, and by slide the
+        image, the micrometers per pixel and their source; ``n_padded`` (tiles that leave the image and were continued
+        with its mirror image), version of spahgc.
     ``uns["spatial"][slide]``
-        What plots need and readers left out: a small picture, micrometres per pixel, spot diameter.
+        What plots need, if missing: a thumbnail, micrometers per pixel, spot diameter.
     ``obs["cellularity"]``
-        Stain density, float32 (n_obs,): the mean haematoxylin of each spot's tile (first field of view), in the unit of
-        `skimage.color.rgb2hed`, whatever the encoder. The control ``method="cellularity"`` predicts from it alone. It
-        is written anew with every embedding. A column of that name that spahgc did not write is an error.
+        Stain density, float32 (n_obs,): mean hematoxylin of each spot's tile (first field of view), in the unit of
+        `skimage.color.rgb2hed`. The control ``method="cellularity"`` predicts from it alone.
     ``uns["cellularity"]["params"]``
-        ``tile_um`` (the tile's side, field of view included), ``tile_px``, version of spahgc.
+        ``tile_um``, ``tile_px``, version of spahgc.
 
     Raises
     ------
     KeyError
-        If the table, the link to its shapes, the shapes or some of its spots' shapes are missing.
+        If the table, its link to shapes, or the shapes of some spots are missing.
     TypeError
-        If `sdata` is not a SpatialData, or the encoder is no encoder or returns no array of floats.
+        If the encoder does not return an array of floats.
     ValueError
-        If no image or several fit, spots lie outside it or all on glass, micrometres per pixel are not known or not
-        plausible, a tile is larger than the image, the encoder is not known or returns a wrong shape or values that are
-        not finite, another argument is not usable, or the table has an ``obs["cellularity"]`` or
-        ``uns["cellularity"]`` of other origin.
+        If a slide has no image or several; spots lie outside it or all on glass; its scale is unknown or implausible;
+        a tile is larger than the image; the encoder is unknown or returns a wrong shape or non-finite values; or the
+        table has a ``cellularity`` that spahgc did not write. Nothing is written into tables that are not complete.
     OSError
-        If a part of an image cannot be read; the message names the image and the place.
-        In all cases nothing is written; of a list, nothing into the tables that are not complete.
+        If a part of an image cannot be read.
 
     Notes
     -----
-    An image whose file is not stored in blocks is decoded as a whole for each block that is asked of it; that is so for
-    ``spatialdata_io.visium`` before it is written. Write it first, with ``sdata.write(path)``, and take
-    ``spatialdata.read_zarr(path)``. Memory grows with the blocks of the image, not with the image.
+    An image whose file is not stored in blocks, as from ``spatialdata_io.visium``, is decoded as a whole for each
+    block. Write it first with ``sdata.write(path)``, and read it with ``spatialdata.read_zarr(path)``.
 
     Examples
     --------
-    >>> spahgc.pp.image_embedding(sdata)
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9)
+    >>> spahgc.pp.image_embedding(sdata, progress=False)
     >>> sdata["table"].obsm["image_texture"].shape
-    (n_spots, 378)
-
-    Several objects on a cluster:
-
-    >>> client = distributed.Client("scheduler:8786")
-    >>> spahgc.pp.image_embedding([sdata_a, sdata_b], encoder="uni2")
+    (18, 378)
     """
-    several = isinstance(sdata, list | tuple)
-    objects: list[Any] = list(sdata) if isinstance(sdata, list | tuple) else [sdata]
+    several = not hasattr(sdata, "tables")
+    objects: list[Any] = list(sdata) if several else [sdata]
     if not objects:
-        raise ValueError("sdata is an empty list; it takes at least one SpatialData.")
+        raise ValueError("`sdata` is an empty list; it needs at least one SpatialData.")
     located = []
     for number, item in enumerate(objects):
-        with _saying(f"In sdata[{number}]." if several else ""):
-            name = _table_key(item, table_key)
+        with _noting(f"In sdata[{number}]." if several else ""):
+            name = pick_table(item, table_key)
             table = check_table(item.tables[name], what=f"sdata[{name!r}]")
             _check_cellularity(table, name)
             slides = tuple(locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key))
-            located.append((table, slides))
-    found = resolve(encoder, device=device, precision=precision)
-    key = check_key(keys.image(found.name) if key_added is None else key_added)
-    pixels = found.tile_px if tile_px is None else tile_px
-    fields = tuple(found.fields_of_view if fields_of_view is None else fields_of_view)
-    _check_tiles(tile_um, pixels, fields)
-    batch = _positive(settings.batch_size if batch_size is None else batch_size, "batch_size")
-    tiling = Tiling(tuple(float(tile_um * field) for field in fields), int(pixels))
+            located.append((name, table, slides))
+    # Loading weights may take minutes, so it comes after what is likely to fail.
+    loaded = resolve(encoder, device=device, precision=precision)
+    key = check_key(keys.image(loaded.name) if key_added is None else key_added)
+    pixels = loaded.tile_px if tile_px is None else tile_px
+    fields = tuple(loaded.fields_of_view if fields_of_view is None else fields_of_view)
+    if not fields:
+        raise ValueError("`fields_of_view` is empty; it needs at least one multiple of tile_um.")
+    batch = settings.batch_size if batch_size is None else batch_size
+    tiling = Tiling(tuple(float(tile_um * field) for field in fields), int(pixels), int(batch))
     workers = settings.workers(n_jobs)
-    jobs = [Job(slides, found, tiling, batch) for _, slides in located]
-    for number, (table, slides) in enumerate(located):
-        with _saying(f"In sdata[{number}]." if several else ""):
-            _check_images(slides, tiling)
-            _ = jobs[number].probes  # an image that is not there any more is found now
+    jobs = [Job(slides, loaded, tiling) for *_, slides in located]
+    for number, (_, table, slides) in enumerate(located):
+        with _noting(f"In sdata[{number}]." if several else ""):
             for slide in slides:
+                _check_image(slide, tiling)
                 check_spots(table, slide)
+            _ = jobs[number].probes  # raises if the files of an image are gone
     _check_scale(jobs, tile_um)
-    tables = [table.copy() if copy else table for table, _ in located]
+    if copy:
+        objects = [shallow_copy(item, name) for item, (name, *_) in zip(objects, located, strict=True)]
 
     params = {
-        "encoder": found.name,
-        "recipe": dict(found.recipe),
-        "precision": found.precision,
+        "encoder": loaded.name,
+        "recipe": dict(loaded.recipe),
+        "precision": loaded.precision,
         "tile_um": float(tile_um),
         "tile_px": int(pixels),
         "fields_of_view": [float(field) for field in fields],
@@ -218,156 +208,20 @@ def image_embedding(
     run: Run = partial(run_here, workers=workers)
     client = dask_client() if n_jobs is None else None
     if client is not None:
-        from ._distributed import EncoderSpec, run_on
-
-        spec = EncoderSpec(uuid.uuid4().hex, encoder, device, precision, settings.device, dict(found.recipe))
-        run = partial(run_on, client, spec)
+        recipe = dict(loaded.recipe)
+        run = partial(
+            run_on, client, EncoderSpec(uuid.uuid4().hex, encoder, device, precision, settings.device, recipe)
+        )
     shown = settings.progress if progress is None else progress
-    for number, result in run_jobs(jobs, run, resume=resume, progress=shown):
-        _write(tables[number], key, jobs[number], result, params)
+    for number, embedded in run_jobs(jobs, run, resume=resume, progress=shown):
+        _write(objects[number], located[number][0], key, jobs[number], embedded, params)
     if not copy:
         return None
-    return tables if several else tables[0]
-
-
-def _write(table: AnnData, key: str, job: Job, result: Result, params: Mapping[str, Any]) -> None:
-    n_tiles = job.n_spots * len(job.tiling.widths)
-    if result.n_padded > MANY_PADDED * n_tiles:
-        logger.warning(
-            "%d of %d tiles leave the image and were continued with its mirror image. Are the coordinates and "
-            "microns_per_pixel right?",
-            result.n_padded,
-            n_tiles,
-        )
-    if result.n_black:
-        logger.warning(
-            "The tiles of %d of %d spots are black throughout: parts of the image were masked, or their files are "
-            "missing, which zarr fills with zeros. Look at the image before these spots are used.",
-            result.n_black,
-            job.n_spots,
-        )
-    table.obsm[key] = result.embedding
-    table.uns[key] = {
-        keys.PARAMS: {
-            **params,
-            keys.MPP: {slide.name: slide.microns_per_pixel for slide in job.slides},
-            "image": {slide.name: slide.image for slide in job.slides},
-            keys.MPP_SOURCE: {slide.name: slide.mpp_source for slide in job.slides},
-            "n_padded": result.n_padded,
-        }
-    }
-    add_pictures(table, job.slides)
-    table.obs[keys.CELLULARITY] = result.cellularity
-    table.uns[keys.CELLULARITY] = {
-        keys.PARAMS: {
-            "tile_um": job.tiling.widths[0],
-            "tile_px": job.tiling.pixels,
-            "version": params["version"],
-        }
-    }
-
-
-def _check_cellularity(table: AnnData, table_key: str) -> None:
-    """The place of the stain density is free, or holds one that was written here: ``uns`` says so."""
-    key = keys.CELLULARITY
-    entry = table.uns.get(key)
-    taken = [f"{name}[{key!r}]" for name, slots in (("obs", table.obs), ("uns", table.uns)) if key in slots]
-    if taken and not (isinstance(entry, Mapping) and keys.PARAMS in entry):
-        raise ValueError(
-            f"sdata[{table_key!r}] has {' and '.join(taken)}, where the stain density of the tiles is written, and "
-            f"uns[{key!r}]['{keys.PARAMS}'], which would say that it comes from spahgc, is missing. It is not "
-            f"overwritten: rename it, or delete it if it is an old one of spahgc's that lost its uns."
-        )
-
-
-def _table_key(sdata: Any, table_key: str | None) -> str:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    if not isinstance(sdata, SpatialData):
-        hint = (
-            " An AnnData has no full-resolution image: pass the SpatialData that holds it. Embeddings that you have "
-            "already go into adata.obsm['image_<name>']."
-            if isinstance(sdata, AnnData)
-            else ""
-        )
-        raise TypeError(f"sdata is a SpatialData, not {type(sdata).__name__}.{hint}")
-    return pick_table(sdata, table_key)
-
-
-def _positive(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is a whole number of at least 1, not {value!r}.")
-    return int(value)
-
-
-def _check_tiles(tile_um: float, tile_px: int, fields: Sequence[float]) -> None:
-    _positive(tile_px, "tile_px")
-    if not np.isfinite(tile_um) or tile_um <= 0:
-        raise ValueError(f"tile_um is a side in micrometres above 0, not {tile_um!r}.")
-    if not fields or not all(np.isfinite(field) and field > 0 for field in fields):
-        raise ValueError(f"fields_of_view is one or more multiples of tile_um above 0, not {list(fields)}.")
-
-
-def _check_images(slides: Sequence[LocatedSlide], tiling: Tiling) -> None:
-    """A tile fits its image, and what cannot be read in pieces is said."""
-    for slide in slides:
-        finest = slide.levels[0]
-        height, width = finest.array.shape[1:]
-        side = min(tiling.widths) / finest.microns_per_pixel
-        if side > min(height, width):
-            raise ValueError(
-                f"A tile of {min(tiling.widths):g} um is {side:.0f} pixels wide, and image {slide.image!r} of slide "
-                f"{slide.name!r} has {width} x {height} pixels, {width * finest.microns_per_pixel:.0f} x "
-                f"{height * finest.microns_per_pixel:.0f} um at {finest.microns_per_pixel:.3g} um per pixel. Is "
-                "microns_per_pixel right? Otherwise pass a smaller tile_um."
-            )
-        block = [min(side, of) for side, of in zip(finest.block, (height, width), strict=True)]
-        size = 3 * block[0] * block[1]
-        if hasattr(finest.array, "chunks") and size > CACHE_BYTES:
-            logger.warning(
-                "Image %r of slide %r is stored in blocks of %d x %d pixels, and each is decoded as a whole: it takes "
-                "%.1f GB of memory. Write it in smaller ones first: chunks of about 512 pixels, and sdata.write(path).",
-                slide.image,
-                slide.name,
-                block[1],
-                block[0],
-                size / 1e9,
-            )
-
-
-def _check_scale(jobs: Sequence[Job], tile_um: float) -> None:
-    """Say where tiles have another resolution than the encoder was trained at, or than the image can give."""
-    encoder, tiling = jobs[0].encoder, jobs[0].tiling
-    ours, trained = tile_um / tiling.pixels, encoder.microns_per_pixel
-    if trained is not None and max(ours / trained, trained / ours) > OTHER_SCALE:
-        logger.warning(
-            "Encoder %r was trained at %.3g um per pixel; tiles of %g um on %d pixels have %.3g. Pass tile_um=%g, or "
-            "tile_px=%d if the encoder takes it.",
-            encoder.name,
-            trained,
-            tile_um,
-            tiling.pixels,
-            ours,
-            round(trained * tiling.pixels, 6),
-            round(tile_um / trained),
-        )
-    finest = min(tiling.widths) / tiling.pixels
-    coarse = [slide for job in jobs for slide in job.slides if slide.levels[0].microns_per_pixel > UPSAMPLED * finest]
-    if coarse:
-        logger.warning(
-            "The images of %d of %d slides are coarser than the tiles: %s um per pixel, and the tiles have %.3g. They "
-            "are enlarged, which adds no detail; embeddings are less like those of finer images. Take a finer image "
-            "(image_key), or pass a larger tile_um or a smaller tile_px for all slides.",
-            len(coarse),
-            sum(len(job.slides) for job in jobs),
-            format_names((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
-            finest,
-        )
+    return objects if several else objects[0]
 
 
 @contextmanager
-def _saying(note: str) -> Iterator[None]:
+def _noting(note: str) -> Iterator[None]:
     """Add a note to an error."""
     try:
         yield
@@ -375,3 +229,145 @@ def _saying(note: str) -> Iterator[None]:
         if note:
             error.add_note(note)
         raise
+
+
+def _write(sdata: Any, name: str, key: str, job: Job, embedded: Embedded, params: Mapping[str, Any]) -> None:
+    table, n_tiles = sdata.tables[name], job.n_spots * len(job.tiling.widths)
+    if embedded.n_padded > MANY_PADDED * n_tiles:
+        logger.warning(
+            "%d of %d tiles leave the image and were continued with its mirror image. Are the coordinates and "
+            "microns_per_pixel right?",
+            embedded.n_padded,
+            n_tiles,
+        )
+    if embedded.n_black:
+        logger.warning(
+            "The tiles of %d of %d spots are black throughout: parts of the image were masked, or their files are "
+            "missing, which zarr reads as zeros. Look at the image before you use these spots.",
+            embedded.n_black,
+            job.n_spots,
+        )
+    table.obsm[key] = embedded.values
+    by_slide = {
+        keys.MPP: {slide.name: slide.microns_per_pixel for slide in job.slides},
+        "image": {slide.name: slide.image for slide in job.slides},
+        keys.MPP_SOURCE: {slide.name: slide.mpp_source for slide in job.slides},
+    }
+    table.uns[key] = {keys.PARAMS: {**params, **by_slide, "n_padded": embedded.n_padded}}
+    add_pictures(sdata, table, job.slides)
+    table.obs[keys.CELLULARITY] = embedded.density
+    tiles = {"tile_um": job.tiling.widths[0], "tile_px": job.tiling.pixels, "version": params["version"]}
+    table.uns[keys.CELLULARITY] = {keys.PARAMS: tiles}
+
+
+def add_pictures(sdata: SpatialData, table: AnnData, slides: Sequence[LocatedSlide]) -> None:
+    """Add what plots need to ``uns["spatial"][slide]``, in squidpy's layout; what is there stays."""
+    spatial = dict(table.uns.get(keys.SPATIAL, {}))
+    for slide in slides:
+        entry = dict(spatial.get(slide.name, {}))
+        factors, images = dict(entry.get("scalefactors", {})), dict(entry.get("images", {}))
+        factors.setdefault(keys.MPP, float(slide.microns_per_pixel))
+        factors.setdefault(keys.SPOT_DIAMETER, float(slide.spot_diameter))
+        if not any(f"tissue_{name}_scalef" in factors and name in images for name in ("hires", "lowres")):
+            made = picture(sdata.images[slide.image], slide)
+            if made is not None:
+                images["hires"], factors["tissue_hires_scalef"] = made
+            else:
+                factors.setdefault("tissue_hires_scalef", 1.0)
+        spatial[slide.name] = {**entry, "images": images, "scalefactors": factors}
+    table.uns[keys.SPATIAL] = spatial
+
+
+def picture(element: Any, slide: LocatedSlide, longest: int = THUMBNAIL) -> tuple[NDArray[np.uint8], float] | None:
+    """Thumbnail of a slide's image along x and y of the spots' coordinates, uint8 (h, w, 3), and its pixels per unit.
+
+    An image that is rotated or shifted against the spots is turned back, on white. `None` if the image has no
+    resolution that is small enough to read.
+    """
+    from scipy.ndimage import affine_transform
+
+    height, width = slide.levels[0].array.shape[1:]
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64)
+    ends = transformed(np.linalg.inv(slide.levels[0].affine), corners).max(axis=0)
+    if not (ends > 0).all():
+        return None
+    fine = [array for array in resolutions(element) if max(array.shape) >= THUMBNAIL]
+    if fine and fine[-1].sizes["x"] * fine[-1].sizes["y"] > LARGE:
+        logger.info(
+            "%s: image %r has no resolution that is small enough for a thumbnail; plots show the spots without tissue. "
+            "Parse the image with scale_factors.",
+            slide.name, slide.image,
+        )  # fmt: skip
+        return None
+    small, small_scale = thumbnail(element)
+    to_small = np.diag([small_scale, small_scale, 1]) @ slide.levels[0].affine
+    scale = min(longest / float(ends.max()), scale_of(to_small))
+    shape = tuple(max(1, round(float(end) * scale)) for end in ends[::-1])
+    # From rows and columns of the picture to those of the thumbnail, between the centers of pixels.
+    to_small = to_small @ np.diag([1 / scale, 1 / scale, 1])
+    turned = to_small[:2, :2][::-1, ::-1]
+    shift = to_small[:2, 2][::-1] + turned @ [0.5, 0.5] - 0.5
+    channels = [
+        affine_transform(channel, turned, shift, output_shape=shape, order=1, mode="constant", cval=255)
+        for channel in np.moveaxis(small, -1, 0)
+    ]
+    return np.stack(channels, axis=-1), scale
+
+
+def _check_cellularity(table: AnnData, table_key: str) -> None:
+    """Raise if the slots of the stain density hold something that spahgc did not write."""
+    key = keys.CELLULARITY
+    entry = table.uns.get(key)
+    taken = [f"{name}[{key!r}]" for name, slots in (("obs", table.obs), ("uns", table.uns)) if key in slots]
+    if taken and not (isinstance(entry, Mapping) and keys.PARAMS in entry):
+        raise ValueError(
+            f"sdata[{table_key!r}] has {' and '.join(taken)}, where the stain density of the tiles is written, but no "
+            f"uns[{key!r}]['{keys.PARAMS}'], so spahgc did not write it. It is not overwritten: rename it, or delete "
+            "it if it is an old one of spahgc's that lost its uns."
+        )
+
+
+def _check_image(slide: LocatedSlide, tiling: Tiling) -> None:
+    """Raise if a tile is larger than its image; warn if the image is stored in large blocks."""
+    level = slide.levels[0]
+    height, width = level.array.shape[1:]
+    side = min(tiling.widths) / level.microns_per_pixel
+    if side > min(height, width):
+        raise ValueError(
+            f"A tile of {min(tiling.widths):g} um is {side:.0f} pixels wide, but image {slide.image!r} of slide "
+            f"{slide.name!r} has {width} x {height} pixels, {width * level.microns_per_pixel:.0f} x "
+            f"{height * level.microns_per_pixel:.0f} um at {level.microns_per_pixel:.3g} um per pixel. Is "
+            "microns_per_pixel right? Otherwise pass a smaller tile_um."
+        )
+    rows, columns = min(level.block[0], height), min(level.block[1], width)
+    if hasattr(level.array, "chunks") and 3 * rows * columns > CACHE_BYTES:
+        logger.warning(
+            "Image %r of slide %r is stored in blocks of %d x %d pixels, and decoding one takes %.1f GB of memory. "
+            "Write it in smaller blocks first: chunks of about 512 pixels, and sdata.write(path).",
+            slide.image, slide.name, columns, rows, 3 * rows * columns / 1e9,
+        )  # fmt: skip
+
+
+def _check_scale(jobs: Sequence[Job], tile_um: float) -> None:
+    """Warn if tiles have another resolution than the encoder was trained at, or than the image has."""
+    encoder, tiling = jobs[0].encoder, jobs[0].tiling
+    mpp, trained = tile_um / tiling.pixels, encoder.microns_per_pixel
+    if trained is not None and max(mpp / trained, trained / mpp) > OTHER_SCALE:
+        logger.warning(
+            "Encoder %r was trained at %.3g um per pixel; tiles of %g um on %d pixels have %.3g. Pass tile_um=%g, or "
+            "tile_px=%d if the encoder supports it.",
+            encoder.name, trained, tile_um, tiling.pixels, mpp, round(trained * tiling.pixels, 6),
+            round(tile_um / trained),
+        )  # fmt: skip
+    finest = min(tiling.widths) / tiling.pixels
+    coarse = [slide for job in jobs for slide in job.slides if slide.levels[0].microns_per_pixel > UPSAMPLED * finest]
+    if coarse:
+        logger.warning(
+            "%d of %d slides have coarser images than the tiles (%s um per pixel; tiles have %.3g). Upsampling adds no "
+            "detail, so their embeddings may not be comparable with those of higher-resolution slides. Use a "
+            "higher-resolution image (`image_key`), or increase `tile_um` or decrease `tile_px` for all slides.",
+            len(coarse),
+            sum(len(job.slides) for job in jobs),
+            format_names((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
+            finest,
+        )

@@ -1,65 +1,66 @@
-"""Where the tissue is on an image."""
+"""Where the tissue is on an image, and whether spots lie on it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _keys as keys
 from .._slides import Float32
-from ._tiles import Level
+from ._images import LocatedSlide
+from ._tiles import Level, TileReader
 
-MASK_MPP = 8.0
-"""Micrometres per pixel of a mask: about a nucleus, and a slide of 25 mm has 10 million pixels."""
-CLOSE_UM = 20.0
-"""Radius of the closing: gaps between fibres."""
-HOLE_UM2 = 3e4
-"""Holes below this area, in square micrometres, are fat cells and small vessels and count as tissue."""
-OBJECT_UM2 = 1e5
-"""Objects below this area, in square micrometres, are debris and the fiducial marks of arrays."""
-GLASS_CHROMA = 13.0
-"""CIELAB chroma of glass, at most: 1 to 10 on ten scans, the palest tissue without glass has 15 and more."""
-CONTRAST = 0.1
-"""Share of the green light that tissue takes from what glass lets through, at least (0.18 on a pale scan)."""
-REACH = 0.25
-"""How far towards glass the threshold moves beside tissue, for pale rims and fat; not elsewhere, where eosin runs."""
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("spahgc")
+
+MASK_MPP = 8.0  # micrometers per pixel of a mask: about a nucleus, and 10 million pixels for a slide of 25 mm
+CLOSE_UM = 20.0  # radius of the closing: gaps between fibers
+HOLE_UM2 = 3e4  # smaller holes are fat cells and small vessels, and count as tissue
+OBJECT_UM2 = 1e5  # smaller objects are debris and the fiducial marks of arrays
+GLASS_CHROMA = 13.0  # largest CIELAB chroma of glass: 1 to 10 on ten scans, the palest tissue has 15 and more
+CONTRAST = 0.1  # least share of the green light through glass that tissue absorbs (0.18 on a pale scan)
+REACH = 0.25  # how far towards glass the threshold moves beside tissue, for pale rims and fat
+
+# The quick check before an embedding.
+N_SPOTS = 48  # if half of all spots lie on tissue, 48 random ones on glass have a chance of 1e-14
+WIDTH_UM, PIXELS = 112.0, 14  # 8 um a pixel: glass is even there, whatever the camera's noise, and tissue is not
+EVEN = 2.5  # largest standard deviation (CIELAB lightness) of glass: 0.1 to 1.5 on ten scans, tissue 3 to 20
+BRIGHT = 65.0  # least lightness of glass (75 and more on ten scans)
+LARGEST_BLOCK = 32 * 2**20  # bytes of a block above which decoding costs more than the check is worth
 
 
 def tissue_level(levels: Sequence[Level]) -> Level:
-    """The resolution to find tissue on: the coarsest with at most 8 um per pixel, or the finest."""
-    fits = [level for level in levels if level.microns_per_pixel <= MASK_MPP]
+    """Resolution to find tissue on: the coarsest with at most 8 um per pixel, or the finest."""
+    fits = [level for level in levels if level.microns_per_pixel <= MASK_MPP * (1 + 1e-6)]
     return max(fits, key=lambda level: level.microns_per_pixel) if fits else levels[0]
 
 
+def mask_factor(microns_per_pixel: float) -> int:
+    """Pixels along a side that become one pixel of a tissue mask."""
+    return max(1, int(MASK_MPP / microns_per_pixel + 1e-6))
+
+
 def tissue_mask(image: Any, microns_per_pixel: float) -> tuple[NDArray[np.bool_], float]:
-    """Tissue of an H&E image.
+    """Tissue of an H&E image, uint8 (3, y, x), NumPy or dask: a mask at about 8 um per pixel, and its scale.
 
-    Otsu's threshold on the green channel, which both stains absorb and smeared eosin hardly does, at about 8 um per
-    pixel; then closing, filling of small holes, and removal of small objects (scikit-image). What is black or grey and
-    dark, or green to blue and saturated (borders, dust, pens), is no tissue and has no part in the threshold. An image
-    without glass is all tissue, one without tissue has none.
-
-    Parameters
-    ----------
-    image
-        uint8 (3, y, x), NumPy, dask or xarray. It is read whole, block by block: take a coarse level.
-    microns_per_pixel
-        Of `image`.
-
-    Returns
-    -------
-    The mask, bool (rows, columns), and its micrometres per pixel: a whole multiple of `microns_per_pixel`. Pixel i of
-    the mask covers the pixels ``i * multiple`` to ``(i + 1) * multiple`` of the image; the last may be cut.
+    Otsu's threshold on the green channel, which both stains absorb and smeared eosin hardly does; then closing, filling
+    of small holes and removal of small objects. Pixels that are black, dark gray, or saturated green to blue (borders,
+    dust, pens) are not tissue and do not influence the threshold. An image without glass is all tissue. Pixel i of the
+    mask covers the pixels ``i * factor`` to ``(i + 1) * factor`` of the image, see :func:`mask_factor`.
     """
     from skimage.color import rgb2hsv
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import reconstruction
 
-    factor = max(1, int(MASK_MPP / microns_per_pixel + 1e-6))
+    factor = mask_factor(microns_per_pixel)
     mpp = microns_per_pixel * factor
-    rgb = gaussian(_reduced(image, factor), sigma=MASK_MPP / mpp, channel_axis=-1)
+    rgb = gaussian(block_means(image, factor), sigma=MASK_MPP / mpp, channel_axis=-1)
     hue, saturation, value = np.moveaxis(rgb2hsv(rgb), -1, 0)
     ink = (value < 0.4) & (saturation < 0.2)
     ink |= (hue > 0.12) & (hue < 0.6) & (saturation > 0.2)
@@ -80,17 +81,16 @@ def tissue_mask(image: Any, microns_per_pixel: float) -> tuple[NDArray[np.bool_]
     return _clean(reconstruction(sure, sure | pale).astype(bool), mpp) & valid, mpp
 
 
-def _reduced(image: Any, factor: int) -> Float32:
-    """Means over squares of the image, float32 (rows, columns, 3), from 0 to 1."""
-    array = getattr(image, "data", image) if hasattr(image, "dims") else image
-    if hasattr(array, "rechunk"):
+def block_means(image: Any, factor: int) -> Float32:
+    """Means over squares of an image (3, y, x), NumPy or dask: float32 (rows, columns, 3), from 0 to 1."""
+    if hasattr(image, "rechunk"):
         side = factor * max(1, 1024 // factor)
-        array = array.rechunk((-1, side, side))
-        chunks = (array.chunks[0], *(tuple(-(-size // factor) for size in sizes) for sizes in array.chunks[1:]))
-        array = array.map_blocks(_means, factor, dtype=np.float32, chunks=chunks).compute()
+        image = image.rechunk((-1, side, side))
+        chunks = (image.chunks[0], *(tuple(-(-size // factor) for size in sizes) for sizes in image.chunks[1:]))
+        means = image.map_blocks(_means, factor, dtype=np.float32, chunks=chunks).compute()
     else:
-        array = _means(np.asarray(array), factor)
-    return np.asarray(np.moveaxis(array, 0, -1))
+        means = _means(np.asarray(image), factor)
+    return np.asarray(np.moveaxis(means, 0, -1))
 
 
 def _means(block: NDArray[np.uint8], factor: int) -> Float32:
@@ -101,13 +101,13 @@ def _means(block: NDArray[np.uint8], factor: int) -> Float32:
     return np.asarray(block_reduce(padded, (1, factor, factor), np.mean) / 255, dtype=np.float32)
 
 
-def _is_glass(colours: Float32) -> bool:
-    """Whether the median of colours (n, 3) is as colourless as glass."""
+def _is_glass(colors: Float32) -> bool:
+    """Whether the median of colors (n, 3) has as little chroma as glass."""
     from skimage.color import rgb2lab
 
-    if not len(colours):
+    if not len(colors):
         return False
-    _, a, b = rgb2lab(np.median(colours, axis=0)[None, None])[0, 0]
+    _, a, b = rgb2lab(np.median(colors, axis=0)[None, None])[0, 0]
     return bool(np.hypot(a, b) <= GLASS_CHROMA)
 
 
@@ -117,3 +117,41 @@ def _clean(mask: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     closed = isotropic_closing(mask, CLOSE_UM / mpp)
     filled = remove_small_holes(closed, max_size=int(HOLE_UM2 / mpp**2))
     return np.asarray(remove_small_objects(filled, max_size=int(OBJECT_UM2 / mpp**2)), dtype=bool)
+
+
+def check_spots(table: AnnData, slide: LocatedSlide) -> None:
+    """Raise if all spots of a slide lie on glass, and warn if most do, judged from a random sample."""
+    covered = np.flatnonzero(under_tissue(table, slide.rows))
+    chosen = np.random.default_rng(0).choice(covered, min(N_SPOTS, len(covered)), replace=False)
+    reader = TileReader(slide.levels, slide.centers[chosen], PIXELS, image=slide.image)
+    level = slide.levels[reader.level_for(WIDTH_UM)]
+    if hasattr(level.array, "chunks") and 3 * level.block[0] * level.block[1] > LARGEST_BLOCK:
+        logger.info("Slide %r: did not check whether spots lie on tissue, because blocks are large.", slide.name)
+        return
+    glass = on_glass(np.stack([reader.read(int(spot), WIDTH_UM)[0] for spot in reader.order([WIDTH_UM])]))
+    finding = f"{glass.sum()} of {len(glass)} sampled spots of slide {slide.name!r} lie on glass in image "
+    finding += repr(slide.image)
+    advice = (
+        "spahgc.pp.check_alignment(sdata) finds out whether x and y are swapped, an axis is flipped or the coordinates "
+        f"are those of another resolution. Or is microns_per_pixel ({slide.microns_per_pixel:.4g}) wrong?"
+    )
+    if glass.all():
+        raise ValueError(f"All {finding}: none is on tissue. {advice}")
+    if glass.mean() > 0.5:
+        logger.warning("%s. If they should be on tissue: %s", finding, advice)
+
+
+def on_glass(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether tiles at about 8 um per pixel, uint8 (n, 3, h, w), show glass only."""
+    from skimage.color import rgb2lab
+
+    lightness = rgb2lab(tiles, channel_axis=1)[:, 0]
+    return np.asarray((lightness.std(axis=(1, 2)) <= EVEN) & (lightness.mean(axis=(1, 2)) >= BRIGHT))
+
+
+def under_tissue(table: AnnData, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Spots that are under tissue by ``obs["in_tissue"]``; all if it is missing or 0 throughout."""
+    if keys.IN_TISSUE not in table.obs:
+        return np.ones(len(rows), dtype=bool)
+    under = np.asarray(table.obs[keys.IN_TISSUE].iloc[rows].astype(float) > 0)
+    return under if under.any() else np.ones(len(rows), dtype=bool)

@@ -1,0 +1,338 @@
+"""From slides to their images: which image, where the spots lie in it, and how large a pixel is."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _keys as keys
+from .._checks import format_names
+from .._geometry import PLAUSIBLE_MPP, scale_of, side_of, transformed
+from .._links import RegionSpots, affine_between, microns_per_unit, plausible_mpp, regions, systems_of
+from .._slides import Float64
+from ..io._image import resolutions
+from ._tiles import Level
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("spahgc")
+
+COARSE_MPP = 3.0  # above, cells cannot be seen; Space Ranger's hires image has 4 to 6 um per pixel
+LARGE = 16 * 2**20  # pixels from which an image takes minutes to read as whole pages
+_SAME = 1.001  # ratio of resolutions that count as one
+_RGB = {"r", "g", "b", "red", "green", "blue", "a", "alpha"}
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedImage:
+    """An image, its resolutions (finest first), and the maps from spot coordinates to the pixels of each."""
+
+    key: str
+    arrays: tuple[Any, ...]
+    affines: tuple[Float64, ...]
+    system: str
+    inside: NDArray[np.bool_]  # whether each spot lies in the image
+
+    @property
+    def pixels_per_unit(self) -> float:
+        """Pixels of the finest resolution per unit of the spots' coordinates."""
+        return scale_of(self.affines[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the finest resolution."""
+        return self.arrays[0].sizes["x"], self.arrays[0].sizes["y"]
+
+    def footprint(self) -> Float64:
+        """Two opposite corners in spot coordinates, (2, 2)."""
+        return transformed(np.linalg.inv(self.affines[0]), np.array([(0, 0), self.size], dtype=np.float64))
+
+    def levels(self, microns_per_unit: float) -> tuple[Level, ...]:
+        """Resolutions to read tiles from, finest first."""
+        return tuple(
+            Level(array.transpose("c", "y", "x").data, affine, microns_per_unit / scale_of(affine))
+            for array, affine in zip(self.arrays, self.affines, strict=True)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LocatedSlide:
+    """Spots of one slide, and the image in which they lie."""
+
+    name: str
+    rows: NDArray[np.intp]  # of the table
+    centers: Float64  # (n, 2), in the coordinates of the shapes
+    image: str
+    levels: tuple[Level, ...]  # finest first
+    microns_per_pixel: float  # per unit of the shapes' coordinates, that is per full-resolution pixel
+    mpp_source: str
+    spot_diameter: float  # median diameter of the spots, or side of square bins, in the shapes' coordinates
+
+
+def locate(
+    sdata: SpatialData,
+    table: AnnData,
+    *,
+    microns_per_pixel: float | Mapping[str, float] | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+) -> list[LocatedSlide]:
+    """Find the image of each slide of a table: 8-bit RGB, holding the spots, with the most pixels per micrometer."""
+    parts = []
+    for spots in regions(sdata, table):
+        wanted = image_key.get(spots.name) if isinstance(image_key, Mapping) else image_key
+        images = placed_images(sdata, spots, wanted)
+        parts.append((spots, wanted, _holding_all(images, spots)))
+    holders = Counter(image.key for *_, images in parts for image in images)
+    recorded = sdata.attrs.get(keys.MPP)
+    slides = []
+    for spots, wanted, images in parts:
+        name, rows, shapes, centers = spots
+        image = finest(_own(images, name, holders), name)
+        scales = [
+            (f"sdata.attrs['{keys.MPP}'][{other.key!r}]", recorded.get(other.key), other.pixels_per_unit)
+            for other in (image, *images)
+            if isinstance(recorded, Mapping)
+        ]
+        mpp, source = microns_per_unit(table, *spots, given=microns_per_pixel, recorded=scales)
+        levels = image.levels(mpp)
+        _check_resolution(image, levels, name, mpp, named=wanted is not None)
+        slides.append(LocatedSlide(name, rows, centers, image.key, levels, mpp, source, side_of(shapes)))
+        logger.info(
+            "%s: %d spots in image %r, %.4g um per pixel (%.4g um per unit of the spots' coordinates, from %s).",
+            name, len(rows), image.key, levels[0].microns_per_pixel, mpp, source,
+        )  # fmt: skip
+    return slides
+
+
+def placed_images(sdata: SpatialData, spots: RegionSpots, wanted: str | None) -> list[PlacedImage]:
+    """H&E images that share a coordinate system with the spots of a slide; raises if there is none."""
+    name = spots.name
+    if wanted is not None and wanted not in sdata.images:
+        raise KeyError(f"image_key of slide {name!r}: no image {wanted!r}. Available: {format_names(sdata.images)}.")
+    systems = systems_of(spots.shapes)
+    reasons: list[str] = []
+    images: list[PlacedImage] = []
+    advice = ""
+    for key in [wanted] if wanted is not None else list(sdata.images):
+        element = sdata.images[key]
+        own = systems_of(element)
+        problem = not_he(key, resolutions(element)[0], named=wanted is not None)
+        if not systems & own:
+            problem = (
+                f"shares no coordinate system with the spots (the image is in {format_names(sorted(own))}, the spots "
+                f"in {format_names(sorted(systems))})"
+            )
+            advice = (
+                " If one of them is the slide's image in the same pixels, run spatialdata.transformations."
+                f"set_transformation(sdata.images[<name>], Identity(), {min(systems)!r})."
+            )
+        if problem:
+            reasons.append(f"{key!r} {problem}")
+        else:
+            images.append(_placed(element, spots, key, systems & own))
+    if not images:
+        raise ValueError(
+            f"No image for slide {name!r}. " + ("; ".join(reasons) or "There are no images") + f".{advice}"
+        )
+    return images
+
+
+def not_he(key: str, array: Any, *, named: bool) -> str:
+    """Why an image cannot be used as H&E and how to convert it; empty if it can. `named` images are trusted more."""
+    if set(array.dims) != {"c", "y", "x"}:
+        return f"has the dimensions {array.dims}, not (c, y, x)"
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    if not named and any(not name.isdigit() and name.lower() not in _RGB for name in names):
+        return (
+            f"has the channels {format_names(names)}, as fluorescence has, and not r, g, b; if it is H&E, pass "
+            f"image_key={key!r}"
+        )
+    if not named and key.startswith("morphology_"):
+        return "is Xenium's fluorescence image, not H&E"
+    channels = array.sizes["c"]
+    if channels == 4:
+        return "has four channels (RGBA): put it on white and parse it again with three, e.g. PIL's alpha_composite"
+    if channels != 3:
+        return f"has {channels} channel{'s' if channels > 1 else ''}, and H&E has three (RGB)"
+    if array.dtype == np.uint16:
+        return "is 16-bit: convert it with (image // 257).astype('uint8') if it fills the 16 bits, and parse it again"
+    if array.dtype != np.uint8:
+        return f"is {array.dtype}: convert it with (image * 255).round().astype('uint8') if it goes from 0 to 1"
+    return ""
+
+
+def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> PlacedImage:
+    """Place an image; each resolution has its own map, because sizes that do not divide make odd factors."""
+    name, _, shapes, centers = spots
+    arrays = tuple(resolutions(element))
+    system = common_system(shared, name)
+    affines = tuple(affine_between(shapes, array, system) for array in arrays)
+    pixels = transformed(affines[0], centers)
+    for other in shared - {system}:
+        off = np.abs(transformed(affine_between(shapes, arrays[0], other), centers) - pixels).max()
+        if off > 1:
+            raise ValueError(
+                f"The spots of slide {name!r} lie at other places of image {key!r} in the coordinate system {other!r} "
+                f"than in {system!r} ({off:.0f} pixels apart). Remove the wrong one: spatialdata.transformations."
+                f"remove_transformation(sdata.images[{key!r}], <system>)."
+            )
+    stretch = np.linalg.svd(affines[0][:2, :2], compute_uv=False)
+    if not stretch[0] <= 1.05 * stretch[1]:
+        raise ValueError(
+            f"The transformation from the spots to image {key!r} stretches x and y differently "
+            f"({stretch[0]:.3g} and {stretch[1]:.3g}): square tiles would not be square. Resample the image first."
+        )
+    size = (arrays[0].sizes["x"], arrays[0].sizes["y"])
+    inside = np.asarray(((pixels >= 0) & (pixels <= size)).all(axis=1))
+    return PlacedImage(key, arrays, affines, system, inside)
+
+
+def common_system(shared: Iterable[str], name: str) -> str:
+    """Coordinate system to work in: the slide's own, or the one with the shortest name."""
+    return name if name in shared else min(shared, key=lambda system: (len(system), system))
+
+
+def _holding_all(images: Sequence[PlacedImage], spots: RegionSpots) -> list[PlacedImage]:
+    """Images that hold all spots, finest first; raises if there is none."""
+
+    def described(image: PlacedImage) -> tuple[str, str]:
+        low, high = (part(transformed(image.affines[0], spots.centers), axis=0) for part in (np.min, np.max))
+        size = f"{image.key!r} ({image.size[0]} x {image.size[1]} pixels)"
+        return size, f"lie around x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}"
+
+    ordered = sorted((image for image in images if image.inside.any()), key=lambda image: -image.pixels_per_unit)
+    if not ordered:
+        reasons = ["{} holds none of the spots, whose centers {}".format(*described(image)) for image in images]
+        raise ValueError(f"No image for slide {spots.name!r}. {'; '.join(reasons)}.")
+    best = ordered[0]
+    whole = [image for image in ordered if image.inside.all()]
+    # A much coarser picture cannot stand in for the image that was meant.
+    if not best.inside.all() and not any(image.pixels_per_unit > 0.5 * best.pixels_per_unit for image in whole):
+        size, span = described(best)
+        raise ValueError(
+            f"{int((~best.inside).sum())} of {len(best.inside)} spots of slide {spots.name!r} lie outside its image "
+            f"{size}; the centers {span}. Are x and y swapped, or are the coordinates those of another resolution? If "
+            "the image shows only a part of the tissue, remove the other spots from the table."
+        )
+    return whole
+
+
+def _own(images: list[PlacedImage], name: str, holders: Mapping[str, int]) -> list[PlacedImage]:
+    """Images of this slide, without those of other slides in the same coordinate system."""
+    # The scan of a section at several resolutions covers one area. Images that cover different areas and hold the spots
+    # of several slides may be those of other slides.
+    first = images[0].footprint()
+    apart = any(np.abs(image.footprint() - first).max() > 0.01 * np.ptp(first, axis=0).max() for image in images)
+    if not apart or max(holders[image.key] for image in images) == 1:
+        return images
+    own = [image for image in images if image.key.startswith(name)]
+    if not own:
+        raise ValueError(
+            f"Several images hold the spots of slide {name!r}, and those of other slides too: "
+            f"{format_names(image.key for image in images)}. Pass image_key={{{name!r}: <name>, ...}}, or give each "
+            "slide a coordinate system of its own."
+        )
+    return own
+
+
+def finest(images: Sequence[PlacedImage], name: str) -> PlacedImage:
+    """Image with the most pixels per unit; raises if several have as many."""
+    most = max(image.pixels_per_unit for image in images)
+    same = [image for image in images if image.pixels_per_unit * _SAME >= most]
+    if len(same) > 1:
+        raise ValueError(
+            f"Several images fit slide {name!r} at the same resolution: {format_names(image.key for image in same)}. "
+            "Pass image_key=<name>, or a dict by slide."
+        )
+    return same[0]
+
+
+def _check_resolution(image: PlacedImage, levels: Sequence[Level], name: str, mpp: float, *, named: bool) -> None:
+    """Raise if the pixels of an image have an implausible size; warn if it is coarse or slow to read."""
+    finest_mpp = levels[0].microns_per_pixel
+    low, high = PLAUSIBLE_MPP
+    if not low <= finest_mpp <= high:
+        raise ValueError(
+            f"Image {image.key!r} would have {finest_mpp:.3g} um per pixel, with {mpp:g} um per unit of the spots' "
+            f"coordinates; an H&E image has between {low:g} and {high:g}. Check microns_per_pixel and the "
+            "transformations."
+        )
+    if finest_mpp > COARSE_MPP and not named:
+        logger.warning(
+            "The finest image of slide %r is %r with %.2g um per pixel, too coarse to see cells. Add the image at full "
+            "resolution (spatialdata_io.visium and visium_hd: fullres_image_file=...), or pass image_key=%r if this "
+            "is intended.",
+            name, image.key, finest_mpp, image.key,
+        )  # fmt: skip
+    # As dask-image reads a TIFF.
+    layers = getattr(getattr(levels[0].array, "dask", None), "layers", ())
+    if levels[0].array[0].size > LARGE and any(str(layer).startswith("_map_read_frame") for layer in layers):
+        logger.warning(
+            "Image %r is read from a file of whole pages, decoded anew for every block: this takes many times as long. "
+            "Write the slide first: sdata.write('slide.zarr'); sdata = spatialdata.read_zarr('slide.zarr').",
+            image.key,
+        )
+
+
+# Images of slides without spots.
+
+
+def scans_of(
+    sdata: SpatialData, image_key: str | Sequence[str] | None, given: float | Mapping[str, float] | None
+) -> dict[str, tuple[Level, ...]]:
+    """H&E images to lay spots on, one per slide, with their levels from full-resolution pixels."""
+    wanted = [image_key] if isinstance(image_key, str) else list(sdata.images if image_key is None else image_key)
+    missing = [key for key in wanted if key not in sdata.images]
+    if missing or not wanted:
+        problem = f"no image {format_names(missing)} (image_key)" if missing else "no image"
+        raise KeyError(f"sdata has {problem}. Available: {format_names(sdata.images)}.")
+    arrays = {key: resolutions(sdata.images[key]) for key in wanted}
+    problems = {key: not_he(key, arrays[key][0], named=image_key is not None) for key in wanted}
+    usable = [key for key in wanted if not problems[key]]
+    if not usable or (image_key is not None and len(usable) < len(wanted)):
+        reasons = "; ".join(f"{key!r} {problem}" for key, problem in problems.items() if problem)
+        raise ValueError(f"No H&E image: {reasons}.")
+    recorded = sdata.attrs.get(keys.MPP, {})
+    scans = {}
+    for key in usable if image_key is not None else _one_per_slide({key: arrays[key][0] for key in usable}):
+        mpp = given.get(key) if isinstance(given, Mapping) else given
+        mpp = recorded.get(key) if mpp is None else mpp
+        if mpp is None:
+            raise ValueError(
+                f"The micrometers per pixel of image {key!r} are not known: sdata.attrs['{keys.MPP}'] has no entry for "
+                "it. Pass microns_per_pixel=<number>, or a dict by image."
+            )
+        full, system = arrays[key][0], min(systems_of(sdata.images[key]))
+        affines = tuple(affine_between(full, array, system) for array in arrays[key])
+        image = PlacedImage(key, tuple(arrays[key]), affines, system, np.ones(0, dtype=bool))
+        scans[key] = image.levels(plausible_mpp(mpp, f"{keys.MPP} of image {key!r}"))
+    return scans
+
+
+def _one_per_slide(arrays: Mapping[str, Any]) -> list[str]:
+    """Finest image of each slide; raises if images that share a coordinate system are not scans of one slide."""
+    kept: list[str] = []
+    for key in sorted(arrays, key=lambda key: -arrays[key].sizes["x"] * arrays[key].sizes["y"]):
+        array = arrays[key]
+        finer = [other for other in kept if systems_of(array) & systems_of(arrays[other])]
+        for other in finer:
+            system = min(systems_of(array) & systems_of(arrays[other]))
+            size = np.array([arrays[other].sizes["x"], arrays[other].sizes["y"]])
+            own = np.array([[0.0, 0.0], [array.sizes["x"], array.sizes["y"]]])
+            off = np.abs(transformed(affine_between(array, arrays[other], system), own) - [(0, 0), size]).max()
+            if off >= 0.01 * size.max() or array.sizes["x"] == size[0]:
+                raise ValueError(
+                    f"The images {format_names(sorted((other, key)))} share a coordinate system: are they scans of "
+                    "one slide, or several slides? Pass image_key=<name or names>."
+                )
+        if not finer:
+            kept.append(key)
+    return sorted(kept, key=list(arrays).index)
