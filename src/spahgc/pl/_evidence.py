@@ -14,7 +14,7 @@ from .._links import pick_table
 from .._slides import UNITS
 from .._tables._cohorts import measured_expression
 from .._tables._predictions import panel, values
-from ..pp._locate import locate
+from ..pp._images import locate
 from ..pp._tiles import TileReader
 from ._expression import check_panel
 from ._style import GRAY, panels
