@@ -21,7 +21,7 @@ def colors(tiles: np.ndarray) -> np.ndarray:
 
 def test_a_method_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is registered, predicts better than nothing, and is the same after saving."""
-    definition, _ = re.findall(r"```python\n(.*?)```", (DOCS / "own_method.md").read_text(encoding="utf-8"), re.DOTALL)
+    (definition,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_method.md").read_text(encoding="utf-8"), re.DOTALL)
     try:
         exec(definition, {})
         sdata = spahgc.datasets.synthetic_cohort(n_slides=3, n_patients=3, n_spots=60, n_genes=60)

@@ -101,33 +101,24 @@ def accuracy_page(repository: Path) -> str:
     results = repository / "benchmarks" / "results"
     found = {name: json.loads((results / f"{name}.json").read_text()) for name in BENCHMARKS}
     accuracy = found["accuracy"]
-    lines = ["# How good is it, and how we know", "", ACCURACY["intro"], "", tables.protocol_table(accuracy), ""]
+    parts = ["# How good is it, and how we know", ACCURACY["intro"], tables.protocol_table(accuracy)]
     for unit, name in tables.UNIT_NAMES.items():
-        lines += [f"## Every method: {name}", "", ACCURACY[unit], ""]
-        for embedding in tables.EMBEDDING_NAMES:
-            lines += [
-                f"### {tables.EMBEDDING_NAMES[embedding]}",
-                "",
-                tables.accuracy_table(accuracy, unit, embedding),
-                "",
-            ]
-            lines += [tables.untouched(accuracy, embedding), ""] if unit == "log1p" else []
-            lines += ["Case by case:", "", tables.cases_table(accuracy, unit, embedding), ""]
-    lines += ["## What it takes", "", ACCURACY["seconds"], "", tables.seconds_table(accuracy), ""]
-    lines += ["## What each part is worth", "", ACCURACY["ablation"], "", tables.ablation_table(found["ablation"]), ""]
-    lines += [
-        "## Whether trust can be trusted",
-        "",
-        ACCURACY["trust"],
-        "",
-        tables.trust_table(found["trust"]["results"]),
-        "",
+        parts += [f"## Every method: {name}", ACCURACY[unit]]
+        for embedding, title in tables.EMBEDDING_NAMES.items():
+            parts += [f"### {title}", tables.accuracy_table(accuracy, unit, embedding)]
+            parts += [tables.untouched(accuracy, embedding)] if unit == "log1p" else []
+            parts += ["Case by case:", tables.cases_table(accuracy, unit, embedding)]
+    parts += ["## Computation time", ACCURACY["seconds"], tables.seconds_table(accuracy)]
+    parts += ["## What each part contributes", ACCURACY["ablation"], tables.ablation_table(found["ablation"])]
+    parts += ["## Does trust hold?", ACCURACY["trust"], tables.trust_table(found["trust"]["results"])]
+    parts += [
+        "## Is the evidence informative?",
+        ACCURACY["evidence"],
+        tables.evidence_table(found["evidence"]["results"]),
     ]
-    lines += ["## Whether the evidence says anything", "", ACCURACY["evidence"], ""]
-    lines += [tables.evidence_table(found["evidence"]["results"]), ""]
-    lines += ["## The same methods under each protocol", "", ACCURACY["protocols"], ""]
-    lines += [tables.steps_table(found["protocols"]), "", tables.pairs_table(found["protocols"])]
-    return "\n".join(lines) + "\n"
+    parts += ["## The same methods under each protocol", ACCURACY["protocols"]]
+    parts += [tables.steps_table(found["protocols"]), tables.pairs_table(found["protocols"])]
+    return "\n\n".join(parts) + "\n"
 
 
 def write(path: Path, text: str) -> None:
