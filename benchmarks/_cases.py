@@ -75,7 +75,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
     from spahgc._slides import Cohort, Rows, Slide, standardize
     from spahgc._tables._cohorts import Recipe
     from spahgc.methods import Run, get_method
-    from spahgc.methods._linear import GeneScale
+    from spahgc.methods._features import GeneScale
 
     genes = tuple(f"g{i}" for i in range(g))
     small = Cohort(tuple(slide(f"S{i}", f"P{i}", 1000, d=d, g=g, seed=i) for i in range(4)), genes).standardized()
@@ -96,7 +96,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
         slides.append(Slide(one.name, one.patient, Rows(embedding[rows]), one.coordinates, Rows(expression[rows])))
     reference = Cohort.in_order(slides, genes)
     scale = GeneScale.fit(reference)
-    state = {**method.state(), "mean": scale.mean, "spread": scale.spread, **nodes}
+    state = {**method.state(), "mean": scale.mean, "spread": scale.std, **nodes}
     method.restore(state, reference.standardized())
     recipe = Recipe(genes, "none", "image_made", d, None)
     spahgc.tl.Model(method, reference, recipe, params={}).save(folder / "model", half=True)

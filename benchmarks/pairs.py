@@ -41,8 +41,8 @@ def views(cohort: Any, target: Any) -> list[tuple[Any, Any]]:
     """The same with the embeddings, and with the features of the two views, whose components are those of a fold."""
     from dataclasses import replace
 
-    from spahgc.methods._context import Context
-    from spahgc.methods.context_kernel import WEIGHTS
+    from spahgc.methods._features import Context
+    from spahgc.methods.kernel import WEIGHTS
 
     found, context = [(cohort, target)], Context.fit(cohort.slides, weights=WEIGHTS)
     for made in (context, context.of_spot()):

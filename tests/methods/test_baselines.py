@@ -1,4 +1,4 @@
-"""The published baselines in compact form: what they learn, what they look at, how they are fitted."""
+"""The published methods in compact form: what they learn, what they look at, how they are fitted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 import spahgc
 from spahgc._slides import Cohort, Slide, expression_of, standardize
 from spahgc._tables._cohorts import reference_cohort
-from spahgc.methods import METHODS, GeneMean, Method, Run, get_method
-from spahgc.methods._neural import UNTUNED_EPOCHS, Neural, Scale
+from spahgc.methods import METHODS, GeneMean, Method, NetworkMethod, Run, get_method
+from spahgc.methods.network import UNTUNED_EPOCHS, ExpressionScale
 from spahgc.metrics import pearson, rmse
 
 BASELINES = ("bleep", "egn", "hist2st", "histogene", "m2ost", "mclstexp", "stnet", "thitogene", "triplex")
@@ -22,7 +22,7 @@ SPATIAL = ("hist2st", "histogene", "m2ost", "mclstexp", "thitogene", "triplex")
 
 
 def test_all_nine_are_there() -> None:
-    assert {name for name, method in METHODS.items() if issubclass(method, Neural)} == set(BASELINES)
+    assert {name for name, method in METHODS.items() if issubclass(method, NetworkMethod)} == set(BASELINES)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -97,16 +97,16 @@ def test_number_of_epochs_without_a_slide_to_hold_out(cohort: Cohort) -> None:
 
 def test_held_out_groups_are_patients_or_slides(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
     method = get_method("stnet", **SMALL)
-    assert isinstance(method, Neural)
+    assert isinstance(method, NetworkMethod)
     seen = []
     train = type(method)._train
 
-    def spy(self: Neural, cohort: Cohort, training: Any, held_out: Cohort | None = None) -> Any:
-        held = [s.name for s in held_out] if held_out is not None else []
+    def spy(self: NetworkMethod, cohort: Cohort, *given: Any) -> Any:
+        held = [s.name for s in given[3]] if len(given) == 4 else []
         seen.append(("".join(s.name for s in cohort), "".join(held)))
-        return train(self, cohort, training, held_out)
+        return train(self, cohort, *given)
 
-    monkeypatch.setattr(Neural, "_train", spy)
+    monkeypatch.setattr(NetworkMethod, "_train", spy)
     method.fit(cohort, Run(device="cpu"))
     assert seen == [("ab", "c"), ("c", "ab"), ("abc", "")]
     seen.clear()
@@ -154,30 +154,33 @@ def test_units_of_expression(name: str, factor: float, cohort: Cohort, target: S
     assert found.mean() == pytest.approx(scaled.expression().mean(), rel=0.15)
 
 
-def test_parameters(cohort: Cohort) -> None:
-    for wrong, message in (
-        ({"hidden": 0}, "hidden is at least 1, not 0"),
-        ({"epochs": 0}, "epochs is at least 1, not 0"),
-        ({"learning_rate": 0.0}, "learning_rate is greater than 0, not 0.0"),
-        ({"dropout": 1.0}, "dropout is at least 0 and less than 1, not 1.0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            get_method("histogene", **wrong)
-    for name, wrong, message in (
-        ("bleep", {"n_retrieved": 0}, "n_retrieved is at least 1"),
-        ("mclstexp", {"n_retrieved": 0}, "n_retrieved is at least 1"),
-        ("egn", {"n_exemplars": 0}, "n_exemplars is at least 1"),
-        ("egn", {"weight": -1}, "weight is at least 0"),
-        ("hist2st", {"n_neighbors": 0}, "n_neighbors is at least 1"),
-        ("hist2st", {"weight": -1}, "weight is at least 0"),
-        ("triplex", {"alpha": 2.0}, "alpha is from 0 to 1"),
-        ("m2ost", {"n_layers": 0}, "n_layers is at least 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            get_method(name, **wrong)
-    with pytest.raises(ValueError, match="hidden .18. is not a multiple of heads .4."):
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("histogene", {"hidden": 0}, "`hidden` must be an integer of at least 1, got 0"),
+        ("histogene", {"epochs": 0}, "`epochs` must be an integer of at least 1, got 0"),
+        ("histogene", {"learning_rate": 0.0}, "`learning_rate` must be a finite number greater than 0, got 0.0"),
+        ("histogene", {"dropout": 1.0}, "`dropout` must be a finite number of at least 0 and less than 1, got 1.0"),
+        ("stnet", {"hidden": -1}, "`hidden` must be an integer of at least 0"),
+        ("bleep", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1"),
+        ("mclstexp", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1"),
+        ("egn", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1"),
+        ("egn", {"pearson_weight": -1}, "`pearson_weight` must be a finite number of at least 0"),
+        ("hist2st", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1"),
+        ("hist2st", {"likelihood_weight": -1}, "`likelihood_weight` must be a finite number of at least 0"),
+        ("triplex", {"alpha": 2.0}, "`alpha` must be a finite number between 0 and 1"),
+        ("m2ost", {"n_layers": 0}, "`n_layers` must be an integer of at least 1"),
+    ],
+)
+def test_parameters(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_method(name, **wrong)
+
+
+def test_what_the_parameters_and_the_reference_must_fit(cohort: Cohort) -> None:
+    with pytest.raises(ValueError, match="`hidden` must be a multiple of 4 .attention heads., got 18"):
         get_method("histogene", hidden=18).fit(cohort, Run(device="cpu"))
-    with pytest.raises(ValueError, match="egn needs 2 reference slides.*only 'b'.*'ridge'"):
+    with pytest.raises(ValueError, match="'egn' needs at least 2 reference slides.*only 'b'.*'ridge'"):
         get_method("egn").fit(cohort.subset(["b"]), Run(device="cpu"))
 
 
@@ -204,12 +207,12 @@ def test_positions_are_used_where_they_are_needed(name: str, cohort: Cohort, tar
 
 
 def test_mclstexp_uses_the_positions_of_the_reference(cohort: Cohort, target: Slide) -> None:
-    method = get_method("mclstexp", n_retrieved=3, **SMALL).fit(cohort, Run(device="cpu"))
+    method = get_method("mclstexp", n_neighbors=3, **SMALL).fit(cohort, Run(device="cpu"))
     rng = np.random.default_rng(0)
     moved = replace(
         cohort, slides=tuple(replace(s, coordinates=rng.permutation(s.coordinates)) for s in cohort), _canonical=True
     )
-    again = get_method("mclstexp", n_retrieved=3, **SMALL).restore(method.state(), moved)
+    again = get_method("mclstexp", n_neighbors=3, **SMALL).restore(method.state(), moved)
     assert not np.array_equal(again.predict(target), method.predict(target))
 
 
@@ -230,25 +233,25 @@ def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, target: Slide) -> N
     distance = np.linalg.norm(target.coordinates - target.coordinates[14], axis=1)
     assert changed[distance < 1.5].all()
     assert not changed[distance > 4].any()
-    views = method._inputs(target, cohort, Scale.fit(cohort))["views"]  # type: ignore[attr-defined]
+    views = method._inputs(target, cohort, ExpressionScale.fit(cohort))  # type: ignore[attr-defined]
     for i in range(len(target)):
         order = np.lexsort(
             (np.arange(36), np.round(np.linalg.norm(target.coordinates - target.coordinates[i], axis=1), 9))
         )
         order = order[order != i]
-        for view, members in zip(views[i], ([i], order[:6], order[6:18]), strict=True):
-            np.testing.assert_allclose(view, target.embedding[members].mean(axis=0), atol=1e-5)
+        for view, members in zip(views, ([i], order[:6], order[6:18]), strict=True):
+            np.testing.assert_allclose(view[i], target.embedding[members].mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bleep", "mclstexp"])
 def test_retrieval_against_a_plain_loop(name: str, cohort: Cohort, target: Slide) -> None:
-    method = get_method(name, n_retrieved=4, **SMALL).fit(cohort, Run(device="cpu"))
+    method = get_method(name, n_neighbors=4, **SMALL).fit(cohort, Run(device="cpu"))
     network = method._fitted  # type: ignore[attr-defined]
-    scale, bank = Scale.fit(cohort), []
+    scale, bank = ExpressionScale.fit(cohort), []
     with torch.no_grad():
         for slide in cohort:
             inputs = method._tensors(method._inputs(slide, cohort, scale))  # type: ignore[attr-defined]
-            bank.append(network.express(inputs, torch.from_numpy(scale(expression_of(slide)))).double().numpy())
+            bank.append(network.express(torch.from_numpy(scale(expression_of(slide))), *inputs).double().numpy())
         images = network.image(torch.from_numpy(target.embedding)).double().numpy()
     keys, values = np.concatenate(bank), cohort.expression()
     for image, row in zip(images, method.predict(target), strict=True):
@@ -258,37 +261,37 @@ def test_retrieval_against_a_plain_loop(name: str, cohort: Cohort, target: Slide
 
 
 def test_exemplars_against_a_plain_loop_and_never_of_the_slide_itself(cohort: Cohort, target: Slide) -> None:
-    method = get_method("egn", n_exemplars=4, **SMALL).fit(cohort, Run(device="cpu"))
-    assert isinstance(method, Neural)
-    scale = Scale.fit(cohort)
+    method = get_method("egn", n_neighbors=4, **SMALL).fit(cohort, Run(device="cpu"))
+    assert isinstance(method, NetworkMethod)
+    scale = ExpressionScale.fit(cohort)
 
-    def check(inputs: Any, spots: np.ndarray, bank: np.ndarray, expression: np.ndarray) -> None:
-        for row, spot in zip(np.asarray(inputs["exemplars"]), spots, strict=True):
+    def check(inputs: Any, bank: np.ndarray, expression: np.ndarray) -> None:
+        spots, exemplars, embeddings, expressions = map(np.asarray, inputs)
+        for row, spot in zip(exemplars, spots, strict=True):
             cosine = bank @ spot / np.linalg.norm(bank, axis=1) / np.linalg.norm(spot)
             nearest = np.argsort(-cosine)[:4]
-            np.testing.assert_array_equal(np.asarray(inputs["exemplar_embedding"])[row], bank[nearest])
-            np.testing.assert_allclose(np.asarray(inputs["exemplar_expression"])[row], scale(expression[nearest]))
+            np.testing.assert_array_equal(embeddings[row], bank[nearest])
+            np.testing.assert_allclose(expressions[row], scale(expression[nearest]))
 
-    check(method._inputs(target, cohort, scale), target.embedding, cohort.embedding(), cohort.expression())
-    for slide, (inputs, _) in zip(cohort, method._steps(cohort, scale), strict=True):
+    check(method._inputs(target, cohort, scale), cohort.embedding(), cohort.expression())
+    for slide, (_, *inputs) in zip(cohort, method._steps(cohort, scale), strict=True):
         others = cohort.subset([other.name for other in cohort if other.name != slide.name])
-        check(inputs, slide.embedding, others.embedding(), others.expression())
+        np.testing.assert_array_equal(inputs[0], slide.embedding)
+        check(inputs, others.embedding(), others.expression())
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_training_shows_no_slide_its_own_expression(name: str, cohort: Cohort) -> None:
     """The inputs of a slide are the same whatever is measured on it."""
     method = get_method(name, **SMALL)
-    assert isinstance(method, Neural)
+    assert isinstance(method, NetworkMethod)
     method._device = torch.device("cpu")
-    scale = Scale.fit(cohort)
+    scale = ExpressionScale.fit(cohort)
     first, *rest = cohort.slides
     noise = np.random.default_rng(0).normal(size=expression_of(first).shape).astype(np.float32)
     other = replace(cohort, slides=(replace(first, expression=noise), *rest))
-    before, after = method._steps(cohort, scale)[0][0], method._steps(other, scale)[0][0]
-    assert before.keys() == after.keys()
-    for key, value in before.items():
-        assert torch.equal(value, after[key])
+    before, after = method._steps(cohort, scale)[0][1:], method._steps(other, scale)[0][1:]
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -299,10 +302,9 @@ def test_the_expression_held_out_while_choosing_epochs_trains_nothing(
 
     def fold(cohort: Cohort) -> dict[str, np.ndarray]:
         method = get_method(name, epochs=2, hidden=16)
-        assert isinstance(method, Neural)
+        assert isinstance(method, NetworkMethod)
         method._device = torch.device("cpu")
-        training = method._training(2, 0, Run(), "")
-        network, _ = method._train(cohort.subset(["a", "b"]), training, cohort.subset(["c"]))
+        network, _ = method._train(cohort.subset(["a", "b"]), 2, 0, "", cohort.subset(["c"]))
         return {key: value.numpy() for key, value in network.state_dict().items()}
 
     *rest, last = cohort.slides

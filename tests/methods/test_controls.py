@@ -20,8 +20,7 @@ from spahgc.methods import (
     SmoothedRidge,
     check_needs,
 )
-from spahgc.methods._linear import PENALTIES
-from spahgc.methods.smoothed_ridge import SMOOTHINGS
+from spahgc.methods.linear import PENALTIES, SMOOTHINGS
 
 from .conftest import Make
 
@@ -37,7 +36,7 @@ def test_gene_mean_weighs_slides_alike(cohort: Cohort, target: Slide) -> None:
 @pytest.mark.parametrize("k", [1, 4, 108])
 def test_knn_against_a_plain_loop(cohort: Cohort, target: Slide, k: int) -> None:
     bank, values = cohort.embedding().astype(float), cohort.expression()
-    found = KNN(k).fit(cohort, Run()).predict(target)
+    found = KNN(n_neighbors=k).fit(cohort, Run()).predict(target)
     for spot, row in zip(target.embedding.astype(float), found, strict=True):
         cosine = [spot @ other / np.linalg.norm(spot) / np.linalg.norm(other) for other in bank]
         nearest = np.argsort(cosine)[::-1][:k]
@@ -45,10 +44,10 @@ def test_knn_against_a_plain_loop(cohort: Cohort, target: Slide, k: int) -> None
 
 
 def test_knn_parameters(cohort: Cohort) -> None:
-    with pytest.raises(ValueError, match="n_neighbors is at least 1, not 0"):
-        KNN(0)
-    with pytest.raises(ValueError, match="knn needs 109 reference spots .n_neighbors.; the reference has 108"):
-        KNN(109).fit(cohort, Run())
+    with pytest.raises(ValueError, match="`n_neighbors` must be an integer of at least 1, got 0"):
+        KNN(n_neighbors=0)
+    with pytest.raises(ValueError, match="knn averages 109 reference spots .*but the reference has only 108"):
+        KNN(n_neighbors=109).fit(cohort, Run())
 
 
 def test_context_ridge_sees_the_surroundings(cohort: Cohort, target: Slide) -> None:
@@ -113,7 +112,7 @@ def test_cellularity_against_least_squares(cohort: Cohort, target: Slide, power:
         return (density - density.mean()) / density.std()
 
     planted = by_slide(cohort, lambda s: standard(s) ** power)
-    found = Cellularity(l2=0.0).fit(planted, Run()).predict(target)
+    found = Cellularity(penalty=0.0).fit(planted, Run()).predict(target)
     design = [np.column_stack([np.ones(len(s)), standard(s), standard(s) ** 2]) for s in (*planted, target)]
     # The square is standardised per slide; on one slide that is the same space of functions.
     design = [np.column_stack([d[:, :2], (d[:, 2] - d[:, 2].mean()) / d[:, 2].std()]) for d in design]
@@ -138,7 +137,7 @@ def test_cellularity_is_one_number_a_spot(cohort: Cohort, target: Slide) -> None
 
 def test_a_slide_without_stain_density(cohort: Cohort, target: Slide) -> None:
     bare = replace(target, cellularity=None)
-    message = "'cellularity' needs cellularity of every slide, and slide 't' has none .it has embedding, coordinates"
+    message = "'cellularity' requires cellularity, but slide 't' has only embedding, coordinates"
     with pytest.raises(ValueError, match=message + ".*Run spahgc.pp.image_embedding"):
         check_needs(Cellularity, bare)
     with pytest.raises(ValueError, match=message):
@@ -179,8 +178,8 @@ def test_coordinates_on_odd_slides(cohort: Cohort, target: Slide) -> None:
 
 @pytest.mark.parametrize(("k", "weight"), [(0, 0.5), (1, 0.5), (6, 0.25), (6, 1.0), (18, 0.0), (100, 0.75)])
 def test_smoothed_ridge_against_a_plain_loop(cohort: Cohort, target: Slide, k: int, weight: float) -> None:
-    method = SmoothedRidge(l2=3.0, n_neighbors=k, weight=weight).fit(cohort, Run())
-    ridge = Ridge(l2=3.0).fit(cohort, Run()).predict(target).astype(float)
+    method = SmoothedRidge(penalty=3.0, n_neighbors=k, neighbor_weight=weight).fit(cohort, Run())
+    ridge = Ridge(penalty=3.0).fit(cohort, Run()).predict(target).astype(float)
     found = method.predict(target)
     for spot, row in enumerate(found):
         distance = np.linalg.norm(target.coordinates - target.coordinates[spot], axis=1)
@@ -207,7 +206,7 @@ def test_smoothed_ridge_picks_the_neighbours_that_help(make: Make, noise: float,
     method = SmoothedRidge().fit(cohort, Run())
     assert method.smoothing[0] in expected
     if noise == 0:
-        assert method.hyperparameters == Ridge().fit(cohort, Run()).hyperparameters
+        assert method.tuned == Ridge().fit(cohort, Run()).tuned
 
 
 def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
@@ -219,7 +218,9 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
             groups = []
             for held_out in (["a", "b"], ["c"], ["d"]):
                 train = cohort.subset([s.name for s in cohort if s.name not in held_out])
-                fit = SmoothedRidge(n_neighbors=k, weight=weight).fit(train, Run(), hyperparameters=(penalty, 32))
+                absolute = penalty * train.n_spots * train.embedding().astype(float).var(axis=0).sum()
+                smoothed = {"n_neighbors": k, "neighbor_weight": weight}
+                fit = SmoothedRidge(penalty=absolute, n_components=32, **smoothed).fit(train, Run())
                 each = []
                 for slide in (s for s in cohort if s.name in held_out):
                     predicted, measured = fit.predict(slide), expression_of(slide)
@@ -227,14 +228,14 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
                 groups.append(np.mean(each))
             scores[(k, weight), penalty] = np.mean(groups)
     method = SmoothedRidge().fit(cohort, Run())
-    assert (method.smoothing, method.hyperparameters[0]) == max(scores, key=scores.__getitem__)
-    assert method.hyperparameters[1] == 32
+    assert (method.smoothing, method.tuned.penalty) == max(scores, key=scores.__getitem__)
+    assert method.tuned.n_components == 32
 
 
 def test_smoothed_ridge_parameters(cohort: Cohort) -> None:
-    with pytest.raises(ValueError, match="n_neighbors is at least 0, not -1"):
+    with pytest.raises(ValueError, match="`n_neighbors` must be an integer of at least 0 or None, got -1"):
         SmoothedRidge(n_neighbors=-1)
-    with pytest.raises(ValueError, match="weight is 0 to 1, not 2"):
-        SmoothedRidge(n_neighbors=3, weight=2)
+    with pytest.raises(ValueError, match="`neighbor_weight` must be a finite number between 0 and 1, got 2"):
+        SmoothedRidge(n_neighbors=3, neighbor_weight=2)
     assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).smoothing == (6, 0.5)
-    assert SmoothedRidge(n_neighbors=3, weight=0.1).fit(cohort.subset(["a"]), Run()).smoothing == (3, 0.1)
+    assert SmoothedRidge(n_neighbors=3, neighbor_weight=0.1).fit(cohort.subset(["a"]), Run()).smoothing == (3, 0.1)

@@ -243,10 +243,10 @@ def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(Ridge):
         name = "ridge"
 
-    with pytest.raises(ValueError, match="A method named 'ridge' is registered already"):
+    with pytest.raises(ValueError, match="Method name 'ridge' is already registered"):
         register(Other)
     Other.name, Other.needs = "mine", frozenset({"embedding", "depth"})
-    with pytest.raises(ValueError, match="'mine' needs 'depth', which no slide has. Available: 'embedding', 'coord"):
+    with pytest.raises(ValueError, match="'mine' requires 'depth', which no slide has. Available: 'embedding', 'coord"):
         register(Other)
     Other.needs = frozenset({"embedding"})
     assert register(Other) is Other

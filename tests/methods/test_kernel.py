@@ -8,9 +8,9 @@ from scipy.spatial.distance import cdist, pdist
 from sklearn.kernel_ridge import KernelRidge
 
 from spahgc._slides import Cohort, Slide
-from spahgc.methods import ContextKernel, Run, _kernel
-from spahgc.methods._context import Context
-from spahgc.methods._kernel import KernelFit
+from spahgc.methods import ContextKernel, Run
+from spahgc.methods._features import Context
+from spahgc.methods.kernel import KernelFit
 
 
 @pytest.fixture
@@ -37,19 +37,19 @@ def test_penalty_draws_to_the_mean(data: tuple[np.ndarray, np.ndarray, np.ndarra
     assert far[-1] < 1e-4
 
 
-def test_many_spots_share_centres(
+def test_many_spots_share_centers(
     data: tuple[np.ndarray, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With fewer centres than spots it is the subset of regressors; close centres lose little."""
+    """With fewer centers than spots it is the subset of regressors; close centers lose little."""
     x, y, new = data
     twice = np.repeat(x, 2, axis=0)
     whole = KernelFit.fit(twice, np.repeat(y, 2, axis=0))
-    monkeypatch.setattr(_kernel, "MAX_EXACT", 60)
-    monkeypatch.setattr(_kernel, "_ROWS", 7)
+    monkeypatch.setattr("spahgc.methods.kernel.MAX_EXACT", 60)
+    monkeypatch.setattr("spahgc.methods.kernel._ROWS", 7)
     some = KernelFit.fit(twice, np.repeat(y, 2, axis=0))
-    assert len(some.centres) == 60 < len(whole.centres) == 120
-    kernel = np.exp(-cdist(twice, some.centres) / some.scale)
-    among = np.exp(-cdist(some.centres, some.centres) / some.scale)
+    assert len(some.centers) == 60 < len(whole.centers) == 120
+    kernel = np.exp(-cdist(twice, some.centers) / some.scale)
+    among = np.exp(-cdist(some.centers, some.centers) / some.scale)
     values = np.repeat(y, 2, axis=0) - y.mean(axis=0)
     expected = np.linalg.solve(kernel.T @ kernel + among + 1e-8 * 120 * np.eye(60), kernel.T @ values)
     np.testing.assert_allclose(some.coefficients, expected, rtol=1e-5, atol=1e-8)
@@ -59,7 +59,7 @@ def test_many_spots_share_centres(
 
 def test_features_are_weighted(cohort: Cohort, target: Slide) -> None:
     plain, weighted = Context.fit(cohort.slides), Context.fit(cohort.slides, weights=(1, 0.5, 0.25, 0))
-    r = len(plain.spread)
+    r = len(plain.pca.variance)
     features, halved = plain(target), weighted(target)
     np.testing.assert_array_equal(halved[:, :r], features[:, :r])
     np.testing.assert_allclose(halved[:, r : 2 * r], features[:, r : 2 * r] / 2, rtol=1e-6)
@@ -75,5 +75,5 @@ def test_surroundings_count(cohort: Cohort, target: Slide) -> None:
 
 
 def test_penalty_is_positive() -> None:
-    with pytest.raises(ValueError, match="penalty is above 0, not 0"):
+    with pytest.raises(ValueError, match="`penalty` must be a finite number greater than 0, got 0"):
         ContextKernel(penalty=0)

@@ -12,7 +12,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from spahgc._slides import Cohort, Slide, expression_of
 from spahgc.methods import Ridge, Run
-from spahgc.methods._linear import PCA, UNTUNED, LinearFit, pooled_expression, relative_expression, tune
+from spahgc.methods._features import PCA, GeneScale
+from spahgc.methods.linear import NO_SMOOTHING, LinearFit, tune
 
 Make = Callable[..., Cohort]
 
@@ -61,12 +62,14 @@ def test_ridge_against_sklearn(penalty: float, n: int, d: int, size: int) -> Non
     ridge = SklearnRidge(alpha=alpha).fit(pca.transform(features), values)
     new = rng.normal(size=(15, d))
     np.testing.assert_allclose(fit(new), ridge.predict(pca.transform(new)), atol=1e-8)
-    again = LinearFit.from_arrays(fit.arrays("x."), "x.")
+    again = LinearFit.from_arrays(fit.arrays())
     np.testing.assert_array_equal(again(new), fit(new))
 
 
 def test_method_against_sklearn(cohort: Cohort, target: Slide) -> None:
-    penalty, size = tune(cohort, {s.name: s.embedding for s in cohort}, pooled_expression(cohort), split_by="patient")
+    _, penalty, size = tune(
+        cohort, {s.name: s.embedding for s in cohort}, GeneScale.identity(cohort).values(cohort), split_by="patient"
+    )
     features = cohort.embedding().astype(np.float64)
     pca = SklearnPCA(min(size, 12), svd_solver="full").fit(features)
     ridge = SklearnRidge(alpha=len(features) * penalty * features.var(axis=0).sum())
@@ -83,7 +86,7 @@ def test_method_against_sklearn(cohort: Cohort, target: Slide) -> None:
 
 def tuned(cohort: Cohort, **kwargs: object) -> tuple[float, int]:
     features = {s.name: s.embedding for s in cohort}
-    return tune(cohort, features, {s.name: expression_of(s).astype(float) for s in cohort}, **kwargs)
+    return tune(cohort, features, {s.name: expression_of(s).astype(float) for s in cohort}, **kwargs)[1:]
 
 
 def test_tune_picks_the_penalty_that_fits(make: Make) -> None:
@@ -156,31 +159,34 @@ def test_tune_holds_out_what_it_is_told_to(make: Make, monkeypatch: pytest.Monke
 
 
 def test_nothing_to_hold_out(make: Make) -> None:
-    assert tuned(make({"a": "P"})) == UNTUNED
+    assert tuned(make({"a": "P"})) == (3e-2, 64)
+    assert tuned(make({"a": "P"}), penalties=(7.0,)) == (7.0, 64)
+    assert Ridge().fit(make({"a": "P"}).standardized(), Run()).tuned == (NO_SMOOTHING, 3e-2, 64)
 
 
 # Expression.
 
 
-def test_relative_expression(cohort: Cohort) -> None:
-    scaled, level, spread = relative_expression(cohort)
-    for slide in cohort:
+def test_expression_scaled_by_slide(cohort: Cohort) -> None:
+    scale, unscaled = GeneScale.fit(cohort), GeneScale.identity(cohort)
+    for i, slide in enumerate(cohort):
         values = expression_of(slide).astype(float)
-        np.testing.assert_allclose(scaled[slide.name], (values - values.mean(axis=0)) / values.std(axis=0))
-    np.testing.assert_allclose(level, np.mean([expression_of(s).mean(axis=0) for s in cohort], axis=0), rtol=1e-5)
-    np.testing.assert_allclose(spread, np.mean([expression_of(s).std(axis=0) for s in cohort], axis=0), rtol=1e-5)
+        expected = (values - values.mean(axis=0)) / values.std(axis=0)
+        np.testing.assert_allclose(scale.values(cohort)[slide.name], expected)
+        np.testing.assert_allclose(np.asarray(scale.rows(cohort)[slide.name]), expected, atol=1e-5)
+        np.testing.assert_array_equal(unscaled.values(cohort)[slide.name], slide.expression)
+        np.testing.assert_allclose(scale.mean[i], values.mean(axis=0))
+        np.testing.assert_allclose(scale.std[i], values.std(axis=0))
 
 
-def test_relative_expression_of_a_constant_gene(cohort: Cohort) -> None:
+def test_expression_of_a_constant_gene(cohort: Cohort) -> None:
     first = cohort.slides[0]
     values = expression_of(first).copy()
     values[:, 1] = 4
     changed = replace(cohort, slides=(replace(first, expression=values), *cohort.slides[1:]))
-    scaled, _, spread = relative_expression(changed)
-    assert (scaled["a"][:, 1] == 0).all()
-    assert spread[1] == pytest.approx(np.mean([expression_of(s)[:, 1].std() for s in cohort.slides[1:]]) * 2 / 3)
-
-
-def test_pooled_expression(cohort: Cohort) -> None:
-    for slide in cohort:
-        np.testing.assert_array_equal(pooled_expression(cohort)[slide.name], slide.expression)
+    scale = GeneScale.fit(changed)
+    assert (scale.values(changed)["a"][:, 1] == 0).all()
+    assert scale.std[0, 1] == 0
+    # Predictions go back to the mean over the slides.
+    spread = np.mean([expression_of(s)[:, 1].std() for s in cohort.slides[1:]]) * 2 / 3
+    assert Ridge(relative=True).fit(changed, Run()).state()["std"][1] == pytest.approx(spread)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from spahgc.methods._linear import relative_expression
 
 from spahgc import settings
 from spahgc._slides import Cohort, Slide
 from spahgc.methods import ContextKernel, ContextRidge, Ridge, Run, SpaHGC
-from spahgc.methods._linear import relative_expression
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 

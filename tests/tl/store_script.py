@@ -46,7 +46,7 @@ def model() -> Model:
         for name in ("A", "B")
     ]
     reference = Cohort(tuple(slides), GENES)
-    method = get_method("ridge", l2=1.0, size=WIDTH).fit(reference.standardized(), Run())
+    method = get_method("ridge", penalty=1.0, n_components=WIDTH).fit(reference.standardized(), Run())
     return Model(method, reference, Recipe(GENES, "none", "image_toy", WIDTH, None), params={})
 
 

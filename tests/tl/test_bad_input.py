@@ -235,7 +235,7 @@ REFERENCE = {
     ),
     "fewer spots than neighbours": Case(
         ValueError,
-        "knn needs 500 reference spots .n_neighbors.; the reference has 108",
+        "knn averages 500 reference spots .*but the reference has only 108",
         options={"method": "knn", "method_params": {"n_neighbors": 500}},
     ),
     "fewer spots of other slides than K": Case(

@@ -217,10 +217,10 @@ def test_the_published_protocol_peeks(cohort: ad.AnnData, predictions: Callable[
 def test_only_the_published_protocol_sets_peek(cohort: ad.AnnData, fits: list[Run]) -> None:
     for protocol in ("honest", "hest"):
         quick(cohort, methods=["knn"], protocol=protocol)
-    assert {run.peek for run in fits} == {None}
+    assert {run.checkpoint_slide for run in fits} == {None}
     fits.clear()
     quick(cohort, methods=["knn"], protocol="paper")
-    assert [run.peek.name for run in fits if run.peek] == ["A1", "A2", "B1", "C1"]
+    assert [run.checkpoint_slide.name for run in fits if run.checkpoint_slide] == ["A1", "A2", "B1", "C1"]
 
 
 def test_panel_is_that_of_the_training_slides(cohort: ad.AnnData) -> None:
@@ -304,8 +304,8 @@ def test_fixed_ridge_is_that_of_hest(cohort: ad.AnnData, predictions: Callable[.
     expected = model.predict(pca.transform(scaled[held]))
     order = np.lexsort(cohort.obsm["spatial"][held].T)
     np.testing.assert_allclose(found, expected[order], rtol=2e-3, atol=2e-3)
-    with pytest.raises(ValueError, match="l2 is at least 0"):
-        Ridge(l2=-1.0)
+    with pytest.raises(ValueError, match="`penalty` must be a finite number of at least 0 or None, got -1"):
+        Ridge(penalty=-1.0)
 
 
 # Where it goes on.

@@ -105,7 +105,7 @@ def test_a_method_gets_no_slide_that_lacks_what_it_needs(
         found = spahgc.tl.predict(models(variant), bare["target"], copy=True).obsm["spahgc"]
         assert found.equals(spahgc.tl.predict(models(variant), target, copy=True).obsm["spahgc"])
         return
-    message = f"Method '{options['method']}' needs cellularity of every slide, and slide '{{}}' has none.*embedding, "
+    message = f"Method '{options['method']}' requires cellularity, but slide '{{}}' has only embedding, "
     with pytest.raises(ValueError, match=message.format("A1") + ".*Run spahgc.pp.image_embedding"):
         spahgc.tl.train(bare["reference"], panel=5, **options)
     with pytest.raises(ValueError, match=message.format("T1")):
@@ -201,5 +201,5 @@ def test_stain_density_is_finite(reference: ad.AnnData, target: ad.AnnData, side
 def test_a_column_that_holds_no_numbers_is_none(reference: ad.AnnData, target: ad.AnnData, words: list[Any]) -> None:
     target.obs["cellularity"] = np.resize(words, target.n_obs)
     spahgc.tl.predict(reference, target, method="ridge", panel=5)
-    with pytest.raises(ValueError, match="'cellularity' needs cellularity of every slide, and slide 'T1' has none"):
+    with pytest.raises(ValueError, match="'cellularity' requires cellularity, but slide 'T1' has only embedding"):
         spahgc.tl.predict(reference, target, method="cellularity", panel=5)

@@ -12,15 +12,13 @@ import numpy as np
 from .._run import Progress, no_progress
 from .._settings import settings
 from .._slides import Cohort, Float64, Rows, Slide, Stack
-from ._context import ContextRows
+from ._features import ContextRows, GeneScale, leading_axes
 from ._graphs import TrainingGraphs
-from ._linear import GeneScale, leading_axes
 from ._presets import Preset
 from ._references import References
 from .base import Method, Run, State
-from .context_kernel import ContextKernel
-from .context_ridge import ContextRidge
-from .ridge import Ridge
+from .kernel import ContextKernel
+from .linear import ContextRidge, Ridge
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +71,9 @@ class Part:
         if "mean" in state:
             scale = GeneScale(state["mean"], state["spread"])
         else:
-            scale = GeneScale.fit(cohort) if preset.relative else GeneScale.none(cohort)
+            scale = GeneScale.fit(cohort) if preset.relative else GeneScale.identity(cohort)
         values: Mapping[str, Float64 | Rows] = scale.rows(cohort) if state else scale.values(cohort)
-        part = cls(config, {}, {}, values, scale, scale.mean.mean(axis=0), scale.spread.mean(axis=0), kernel, linear)
+        part = cls(config, {}, {}, values, scale, scale.mean.mean(axis=0), scale.std.mean(axis=0), kernel, linear)
         for view in preset.views:
             part.nodes[view] = (
                 cohort.with_embeddings([Rows(own) for own in cohort.split(state[f"nodes.{view}"])])
@@ -141,7 +139,7 @@ class Part:
         """What :meth:`restore` needs beside the cohort."""
         parts: list[Method] = [*self.linear, *([] if self.kernel is None else [self.kernel])]
         arrays = {f"{part.name}.{key}": value for part in parts for key, value in part.state().items()}
-        return {**arrays, "mean": self.scale.mean, "spread": self.scale.spread}
+        return {**arrays, "mean": self.scale.mean, "spread": self.scale.std}
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:

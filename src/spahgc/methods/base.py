@@ -1,17 +1,20 @@
-"""The interface of a method, and the registry."""
+"""Interface of a prediction method, and the registry of methods."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
+from .._checks import Range, checked, format_names
 from .._run import Progress, no_progress, with_progress
-from .._slides import Cohort, Float32, Rows, Slide, SplitBy
+from .._slides import Cohort, Float32, Float64, Rows, Slide, SplitBy
+from ._features import GeneScale
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -19,99 +22,103 @@ if TYPE_CHECKING:
     from ._evidence import Evidence
 
 State = dict[str, np.ndarray]
+RowValues = Callable[[slice], Float64]
+"""Function that predicts the given rows of a slide, float64 (n_rows, n_genes)."""
 ARRAYS = ("embedding", "coordinates", "cellularity")
-"""What a method can need of a slide."""
+"""Slide arrays that a method may require."""
+
+C = TypeVar("C", bound="type[Method]")
 
 
 class Output(Protocol):
-    """What predictions are written into: an array (n_spots, n_genes), or what has its slices of rows."""
+    """Destination of predictions: an array (n_spots, n_genes), or an object that reads and writes slices of rows."""
 
     def __getitem__(self, rows: slice, /) -> Float32:
-        """Some rows, float32."""
+        """Read rows, float32."""
 
     def __setitem__(self, rows: slice, values: np.ndarray, /) -> None:
-        """Replace some rows."""
+        """Replace rows."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a fit is run; what it is fitted with is the method's own parameters.
+    """Settings of one fit that are not parameters of the method.
 
     Parameters
     ----------
     seed
-        Seed of everything random.
+        Random seed.
     device
-        Torch device name; `None` takes :data:`spahgc.settings`.
+        Torch device. `None` takes :data:`spahgc.settings`.
     progress
         Show a progress bar.
     split_by
-        What is held out while tuning: ``"patient"`` for targets of new patients, ``"slide"`` for other slides of the
-        reference's own patients.
-    peek
-        The scored slide **with its expression** (standardised embedding). A leak, to reproduce what was published:
-        only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC looks at it, to
-        choose its checkpoint.
+        Unit held out when tuning hyperparameters: ``"patient"`` to predict new patients, ``"slide"`` to predict
+        further slides of known patients.
+    checkpoint_slide
+        The test slide **with its expression** (standardized embedding). This is a leak, needed to reproduce published
+        scores. Only ``tl.cross_validate(protocol="paper")`` sets it, and only ``preset="paper"`` of SpaHGC uses it, to
+        select its checkpoint.
     fabric
-        Lightning's, launched: this fit is one of several processes that train together (:attr:`Method.distributed`).
+        Launched Lightning Fabric of a distributed fit (:attr:`Method.distributed`).
     """
 
     seed: int = 0
     device: str | None = None
     progress: bool = False
     split_by: SplitBy = "patient"
-    peek: Slide | None = None
+    checkpoint_slide: Slide | None = None
     fabric: Fabric | None = None
 
 
 class Method(ABC):
-    """A predictor of expression from embeddings and positions.
+    """Predictor of expression from embeddings and positions.
 
-    A method is made with its parameters, fitted on a cohort of reference slides whose embeddings are standardised per
-    slide, and then predicts slides one by one. A slide to be predicted comes without expression.
+    A method is created with its parameters, fitted on a cohort of reference slides with standardized embeddings, and
+    then predicts slides one by one. Slides to predict come without expression. The constructor stores each parameter
+    under its own name.
     """
 
     name: ClassVar[str]
     """Name in the registry."""
     source: ClassVar[str] = ""
-    """Paper the method is from."""
+    """Publication of the method."""
     min_slides: ClassVar[int] = 1
-    """Fewest reference slides it can be fitted on."""
+    """Smallest number of reference slides."""
     stochastic: ClassVar[bool] = False
-    """Whether the seed changes what is fitted; where it does not, one seed stands for all."""
+    """Whether the fit depends on the seed."""
     reads_rows: ClassVar[bool] = False
-    """Whether :meth:`predict` reads a slide's embedding block by block (:class:`~spahgc._slides.Rows`), so that the
-    slide may be larger than memory. Others are given an array."""
+    """Whether :meth:`predict` reads the embedding block by block, so that slides may be larger than memory. Other
+    methods receive an array."""
     reads_reference: ClassVar[bool] = False
-    """Whether :meth:`restore` takes reference slides whose arrays are not read yet (:class:`~spahgc._slides.Rows`), and
-    reads of them, when it predicts, what it needs, so that the reference may be larger than memory. Others are given
-    arrays."""
+    """Whether :meth:`restore` accepts reference slides that are read on access, so that the reference may be larger
+    than memory. Other methods receive arrays."""
     distributed: ClassVar[bool] = False
-    """Whether several processes can train it together (:class:`Run`)."""
+    """Whether several processes can train it together."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
-    """Arrays of a slide that it reads beside the reference's expression, of :data:`ARRAYS`."""
+    """Required slide arrays: ``"embedding"``, ``"coordinates"``, ``"cellularity"``."""
 
     @abstractmethod
     def fit(self, cohort: Cohort, run: Run) -> Self:
-        """Fit on reference slides (standardised embeddings); returns itself."""
+        """Fit on reference slides with standardized embeddings, and return the method itself."""
 
     @abstractmethod
     def predict(self, slide: Slide) -> Float32:
-        """Expression of a slide (standardised embedding, canonical spot order), float32 (n_spots, n_genes)."""
+        """Predict a slide with standardized embedding and spots in canonical order; float32 (n_spots, n_genes)."""
 
     def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        """Write what :meth:`predict` gives, to the last bit, into something that may be larger than memory.
+        """Write the values of :meth:`predict` into an array or store that may be larger than memory.
 
-        A method that works block by block has its own; for others the whole prediction is made first.
+        By default, the whole prediction is computed first; methods that work block by block override this.
 
         Parameters
         ----------
         slide
             As for :meth:`predict`.
         out
-            What is written into; what it held before plays no part.
+            Destination. Previous content is ignored.
         progress
-            Told of the work that was done.
+            Callback that receives completed shares of the work, which sum to 1.
         """
         values = self.predict(slide)
         for rows in with_progress(len(slide), progress):
@@ -120,48 +127,45 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "predict" in vars(cls) and "predict_into" not in vars(cls):
-            # Where a class changes `predict` alone, the `predict_into` of its base would give what that predicts.
+            # A class that overrides `predict` alone must not inherit the `predict_into` of another prediction.
             cls.predict_into = Method.predict_into  # type: ignore[method-assign]
 
-    @abstractmethod
     def params(self) -> dict[str, Any]:
-        """Parameters it was made with; ``type(self)(**params)`` makes it again. JSON types only."""
+        """Parameters of the constructor; ``type(self)(**params)`` is an equal method. JSON types only."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @abstractmethod
     def state(self) -> State:
-        """What was fitted, as named arrays, without the reference slides."""
+        """Fitted state as named arrays, without the reference slides."""
 
     def reference_rows(self) -> Mapping[str, np.ndarray | Rows]:
-        """What it makes of each reference spot, float32 (n_spots, d) by name.
+        """Features of each reference spot that are expensive to recompute, float32 (n_spots, d) by name.
 
-        A saved model keeps these arrays beside the reference slides, and hands them to :meth:`restore` with the state,
-        so that they need not be made again. They may be memory-mapped then, and rounded to float16.
+        A saved model stores them beside the reference slides and passes them to :meth:`restore` with the state,
+        possibly memory-mapped and rounded to float16.
         """
         return {}
 
     @abstractmethod
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        """Take back what :meth:`state` gave; `cohort` is the reference it was fitted on.
-
-        What :meth:`reference_rows` gave may be among the state.
-        """
+        """Restore a fit from :meth:`state` (and :meth:`reference_rows`) and the reference slides it was fitted on."""
 
     def to(self, device: str | None) -> Self:
-        """Predict on a torch device (`None` takes :data:`spahgc.settings`), where a method uses one."""
+        """Predict on another torch device. `None` takes :data:`spahgc.settings`."""
         return self
 
     def searches(self) -> dict[str, dict[str, Any]]:
-        """How similar reference spots were found while fitting, by what is compared, for the record.
+        """Search method (exact or approximate, with recall) used to find similar reference spots during fitting.
 
-        ``"method"`` is ``"exact"`` or ``"approximate"``; the latter with its ``"recall"``. Empty for methods that look
-        for none, and for those that are always exact.
+        One entry per compared feature, with ``"method"`` and, for an approximate search, ``"recall"``. Empty for
+        methods that search exactly or not at all.
         """
         return {}
 
     def evidence(self, slide: Slide) -> Evidence | None:
-        """Which reference spots it looks at when it predicts the spots of a slide, and how much.
+        """Reference spots behind the prediction of each spot of a slide, and their weights.
 
-        `None` for methods that look at none: what they know of the reference is in their coefficients alone.
+        `None` for methods that keep what they learned in coefficients alone.
 
         Parameters
         ----------
@@ -171,47 +175,175 @@ class Method(ABC):
         return None
 
     def history(self) -> dict[str, list[float]]:
-        """Curves of the training, by name; empty where there is none."""
+        """Training curves by name; empty for methods without epochs."""
         return {}
 
 
-METHODS: dict[str, type[Method]] = {}
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def parameters(**ranges: Range) -> Callable[[C], C]:
+    """Class decorator: turn annotated class attributes into keyword-only constructor parameters with checked ranges.
+
+    Ranges apply to subclasses as well.
+    """
+
+    def decorate(cls: C) -> C:
+        made: Any = dataclass(kw_only=True, eq=False)(cls)
+        made._ranges = {**getattr(cls, "_ranges", {}), **ranges}
+        made.__init__ = checked(**made._ranges)(made.__init__)
+        return cls
+
+    return decorate
 
 
-def register(method: type[Method]) -> type[Method]:
-    """Class decorator: make a method available by its name."""
+class BlockwiseMethod(Method):
+    """Method that predicts standardized expression block by block and scales it back to the reference."""
+
+    reads_rows: ClassVar[bool] = True
+    reads_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def relative_values(self, slide: Slide) -> RowValues:
+        """Return a function that predicts the given rows, before they are scaled back."""
+
+    def predict(self, slide: Slide) -> Float32:
+        out = np.empty((len(slide), len(self._level)), np.float32)
+        BlockwiseMethod.predict_into(self, slide, out)  # A subclass may define predict_into by predict.
+        return out
+
+    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
+        values = self.relative_values(slide)
+        for rows in with_progress(len(slide), progress):
+            out[rows] = values(rows) * self._std + self._level
+
+    def state(self) -> State:
+        return {"level": self._level, "std": self._std}
+
+    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
+        self._level, self._std = state["level"], state["std"]
+        return self
+
+    def _standardize(self, cohort: Cohort, scale: GeneScale) -> dict[str, Float64]:
+        """Standardized expression of each slide; predictions return to the mean level and deviation of the slides."""
+        self._level, self._std = scale.mean.mean(axis=0), scale.std.mean(axis=0)
+        return scale.values(cohort)
+
+
+class Registry(MutableMapping[str, type[Method]]):
+    """Methods by name; the module of a method is imported when the method is looked up."""
+
+    def __init__(self, classes: Mapping[str, str | type[Method]]) -> None:
+        self._classes = dict(classes)
+
+    def __getitem__(self, name: str) -> type[Method]:
+        found = self._classes[name]
+        if isinstance(found, str):
+            module, _, cls = found.partition(":")
+            found = self._classes[name] = getattr(import_module(f".{module}", __package__), cls)
+        return found
+
+    def __setitem__(self, name: str, method: type[Method]) -> None:
+        self._classes[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._classes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+BUILT_IN = {
+    "spahgc": "spahgc:SpaHGC",
+    "gene_mean": "linear:GeneMean",
+    "cellularity": "linear:Cellularity",
+    "coordinates": "linear:Coordinates",
+    "ridge": "linear:Ridge",
+    "context_ridge": "linear:ContextRidge",
+    "smoothed_ridge": "linear:SmoothedRidge",
+    "context_kernel": "kernel:ContextKernel",
+    "knn": "knn:KNN",
+    "stnet": "stnet:STNet",
+    "histogene": "histogene:HisToGene",
+    "hist2st": "hist2st:Hist2ST",
+    "thitogene": "thitogene:THItoGene",
+    "egn": "egn:EGN",
+    "bleep": "bleep:BLEEP",
+    "mclstexp": "mclstexp:MclSTExp",
+    "m2ost": "m2ost:M2OST",
+    "triplex": "triplex:TRIPLEX",
+}
+"""Module and class of each built-in method."""
+METHODS = Registry(BUILT_IN)
+"""Registered methods by name."""
+
+
+def register(method: C) -> C:
+    """Class decorator: make a method available by its name.
+
+    Raises
+    ------
+    ValueError
+        If the method requires an unknown slide array, or its name is taken.
+
+    Examples
+    --------
+    >>> from spahgc.methods import METHODS, Ridge, register
+    >>> @register
+    ... class Shrunken(Ridge):
+    ...     name = "shrunken"
+    >>> METHODS.pop("shrunken").__name__
+    'Shrunken'
+    """
     unknown = sorted(method.needs - set(ARRAYS))
     if unknown:
         raise ValueError(
-            f"Method {method.name!r} needs {', '.join(map(repr, unknown))}, which no slide has. Available: "
-            f"{', '.join(map(repr, ARRAYS))}."
+            f"Method {method.name!r} requires {format_names(unknown)}, which no slide has. "
+            f"Available: {format_names(ARRAYS)}."
         )
     if method.name in METHODS and METHODS[method.name].__qualname__ != method.__qualname__:
-        raise ValueError(f"A method named {method.name!r} is registered already ({METHODS[method.name].__qualname__}).")
+        raise ValueError(
+            f"Method name {method.name!r} is already registered ({METHODS[method.name].__qualname__}). Choose another."
+        )
     METHODS[method.name] = method
     return method
 
 
 def get_method(name: str, **params: Any) -> Method:
-    """Make the method that `name` names, with its parameters."""
+    """Create a registered method with its parameters.
+
+    Raises
+    ------
+    ValueError
+        If the method or a parameter does not exist, or a value is out of range.
+
+    Examples
+    --------
+    >>> from spahgc.methods import get_method
+    >>> get_method("knn", n_neighbors=5)
+    KNN(n_neighbors=5)
+    """
     if name not in METHODS:
-        raise ValueError(f"No method {name!r}. Available: {', '.join(sorted(METHODS))}.")
+        raise ValueError(f"No method {name!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     accepted = inspect.signature(METHODS[name]).parameters
     unknown = [param for param in params if param not in accepted]
     if unknown and not any(param.kind is param.VAR_KEYWORD for param in accepted.values()):
         raise ValueError(
-            f"Method {name!r} has no parameter {', '.join(map(repr, unknown))}. Available: "
-            f"{', '.join(map(repr, accepted)) or 'none'}."
+            f"Method {name!r} has no parameter {format_names(unknown)}. Available: {format_names(accepted)}."
         )
     return METHODS[name](**params)
 
 
 def check_needs(method: Method | type[Method], slide: Slide) -> None:
-    """A slide has what a method needs; an error that names the slide and what it lacks where it does not."""
+    """Raise if a slide lacks an array that the method requires."""
     missing = [name for name in ARRAYS if name in method.needs and getattr(slide, name) is None]
     if missing:
-        has = [name for name in ARRAYS if getattr(slide, name) is not None]
+        present = [name for name in ARRAYS if getattr(slide, name) is not None]
         raise ValueError(
-            f"Method {method.name!r} needs {', '.join(missing)} of every slide, and slide {slide.name!r} has none "
-            f"(it has {', '.join(has)}). Run spahgc.pp.image_embedding(sdata), which writes it."
+            f"Method {method.name!r} requires {', '.join(missing)}, but slide {slide.name!r} has only "
+            f"{', '.join(present)}. Run spahgc.pp.image_embedding(sdata), which writes it."
         )

@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
+from .._checks import at_least
 from .._slides import Cohort, Slide
-from ._neural import Neural, Scale, at_least_one
-from ._references import References
-from .base import register
+from ..nn.attention import ReferenceAttention
+from ..nn.loss import pearson_loss
+from .base import parameters
+from .knn import nearest_by_cosine
+from .network import HEADS, ExpressionScale, FeedForward, Head, NetworkMethod, SlideNetwork, Stem
 
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+N_LAYERS = 2
+"""Layers of cross-attention."""
 
 
-@register
-class EGN(Neural):
+class EGNNetwork(SlideNetwork):
+    """Cross-attention of each spot to exemplars that carry [embedding | expression]."""
+
+    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, pearson_weight: float) -> None:
+        super().__init__()
+        self.pearson_weight = pearson_weight
+        self.stem, self.exemplar = Stem(n_features, hidden, dropout), Stem(n_features, hidden, dropout)
+        self.expression = nn.Linear(n_genes, hidden)
+        self.exemplar_norm = nn.LayerNorm(2 * hidden)
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(N_LAYERS))
+        self.attention = nn.ModuleList(ReferenceAttention(hidden, 2 * hidden, HEADS) for _ in range(N_LAYERS))
+        self.feed_forward = nn.ModuleList(FeedForward(hidden, dropout) for _ in range(N_LAYERS))
+        self.dropout, self.head = nn.Dropout(dropout), Head(hidden, n_genes)
+
+    def forward(self, embedding: Tensor, exemplars: Tensor, embeddings: Tensor, expressions: Tensor) -> Tensor:
+        """Expression, (n_spots, n_genes).
+
+        Parameters
+        ----------
+        embedding
+            (n_spots, n_features).
+        exemplars
+            Exemplars of each spot, rows of the next two, int64 (n_spots, k).
+        embeddings, expressions
+            Embedding and standardized expression of the exemplars, (m, n_features) and (m, n_genes).
+        """
+        states = self.stem(embedding)
+        answer = self.exemplar_norm(torch.cat([self.exemplar(embeddings), self.expression(expressions)], dim=1))
+        for norm, attention, feed_forward in zip(self.norms, self.attention, self.feed_forward, strict=True):
+            states = states + self.dropout(attention(norm(states), answer, exemplars))
+            states = states + feed_forward(states)
+        return self.head(states)
+
+    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """MSE and weighted correlation."""
+        predicted = self(*inputs)
+        correlation = self.pearson_weight * pearson_loss(predicted, expression)
+        return {"mse": mse_loss(predicted, expression), "correlation": correlation}
+
+
+@parameters(n_neighbors=at_least(1), pearson_weight=at_least(0))
+class EGN(NetworkMethod):
     """EGN and EGGN (Yang et al., WACV 2023 and Pattern Recognition 2024): attention to exemplars.
 
-    Each spot attends to the reference spots most similar by cosine of the embedding, which carry their embedding and
-    their expression. While training, the exemplars of a slide come from the other slides. The loss is MSE and 1 - mean
-    per-gene Pearson. The graph of windows and exemplars of EGGN passes the same messages.
+    Each spot attends to the reference spots with the most similar embedding (cosine), which carry their embedding and
+    their expression. During training, the exemplars of a slide come from the other slides. The loss is the MSE and
+    1 - mean per-gene Pearson. The graph of windows and exemplars of EGGN passes the same messages.
 
     The compact form leaves out the extractor that is trained to find exemplars, the vision transformer on the tile that
-    exemplars revise layer by layer, and, of EGGN, the edges between the windows of a slide.
+    exemplars revise layer by layer, and, of EGGN, the edges between the windows of a slide. Further parameters are
+    those of :class:`NetworkMethod`.
 
     Parameters
     ----------
-    n_exemplars
-        Exemplars of each spot (fewer, where the other slides have fewer spots).
-    weight
-        Weight of the Pearson term beside the MSE.
-    hidden
-        Width of the states, a multiple of 4.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
+    n_neighbors
+        Exemplars of each spot, or all spots of the other slides if they are fewer.
+    pearson_weight
+        Weight of the Pearson term relative to the MSE.
     """
+
+    n_neighbors: int = 9
+    pearson_weight: float = 0.5
 
     name: ClassVar[str] = "egn"
     source: ClassVar[str] = (
@@ -48,37 +90,19 @@ class EGN(Neural):
         "prediction. WACV 2023. arXiv:2210.16721. Yang et al. Spatial transcriptomics analysis of gene expression "
         "prediction using exemplar guided graph neural network. Pattern Recognition 2024"
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     min_slides: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        n_exemplars: int = 9,
-        weight: float = 0.5,
-        hidden: int = 64,
-        epochs: int = 60,
-        learning_rate: float = 1e-3,
-        dropout: float = 0.2,
-    ) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-        at_least_one(n_exemplars=n_exemplars)
-        if weight < 0:
-            raise ValueError(f"weight is at least 0, not {weight}.")
-        self.n_exemplars, self.weight = n_exemplars, weight
+    def _network(self, n_features: int, scale: ExpressionScale) -> EGNNetwork:
+        return EGNNetwork(
+            n_features,
+            len(scale.mean),
+            hidden=self.hidden,
+            dropout=self.dropout,
+            pearson_weight=self.pearson_weight,
+        )
 
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import EGN as Net
-
-        return Net(n_features, len(scale.mean), hidden=self.hidden, weight=self.weight, dropout=self.dropout)
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        embedding = references.embedding()
-        others = References([other.embedding for other in references], min(self.n_exemplars, len(embedding)))
-        found = others.search(slide.embedding)
-        rows, exemplars = np.unique(found, return_inverse=True)
-        return {
-            "embedding": slide.embedding,
-            "exemplars": exemplars.reshape(found.shape).astype(np.int64),
-            "exemplar_embedding": embedding[rows],
-            "exemplar_expression": scale(references.expression()[rows]),
-        }
+    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        nearest = nearest_by_cosine(slide.embedding, [other.embedding for other in references], self.n_neighbors)
+        rows, exemplars = np.unique(nearest, return_inverse=True)
+        expressions = scale(references.expression()[rows])
+        return slide.embedding, exemplars.reshape(nearest.shape), references.embedding()[rows], expressions

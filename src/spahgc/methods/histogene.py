@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
+from .._checks import at_least
 from .._slides import Cohort, Slide
-from ._neural import N_POSITIONS, Neural, Scale, at_least_one
-from .base import register
+from .base import parameters
+from .network import (
+    ExpressionScale,
+    Head,
+    NetworkMethod,
+    PositionEmbedding,
+    SlideNetwork,
+    Stem,
+    Transformer,
+    grid_positions,
+)
 
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+
+class HisToGeneNetwork(SlideNetwork):
+    """Embedding plus learned position of each spot, a transformer over all spots of the slide, and a linear head."""
+
+    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_layers: int = 1) -> None:
+        super().__init__()
+        self.stem, self.position = Stem(n_features, hidden, dropout), PositionEmbedding(hidden)
+        self.transformer = Transformer(hidden, n_layers, dropout)
+        self.head = Head(hidden, n_genes)
+
+    def states(self, embedding: Tensor, position: Tensor) -> Tensor:
+        """Tokens after the transformer, (n_spots, hidden)."""
+        return self.transformer(self.stem(embedding) + self.position(position))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Expression, (n_spots, n_genes)."""
+        return self.head(self.states(*inputs))
 
 
-@register
-class HisToGene(Neural):
+@parameters(n_layers=at_least(1))
+class HisToGene(NetworkMethod):
     """HisToGene (Pang et al., bioRxiv 2021): the spots of a slide as tokens with learned x and y positions.
 
     Columns and rows are counted from the edge of the slide's own spots, in spot distances.
 
-    The compact form leaves out the linear map of raw pixels that makes the paper's tokens, in whose place the embedding
-    stands, has two layers where the paper has eight, and predicts at the spots alone, not between them.
+    The compact form leaves out the linear map from raw pixels to tokens, which the embedding replaces. It has two
+    layers instead of eight and predicts at the spots alone, not between them. Further parameters are those of
+    :class:`NetworkMethod`.
 
     Parameters
     ----------
     n_layers
         Layers of the transformer.
-    hidden
-        Width of the tokens, a multiple of 4.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
     """
+
+    n_layers: int = 2
 
     name: ClassVar[str] = "histogene"
     source: ClassVar[str] = (
@@ -44,31 +65,10 @@ class HisToGene(Neural):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def __init__(
-        self,
-        n_layers: int = 2,
-        hidden: int = 64,
-        epochs: int = 60,
-        learning_rate: float = 1e-3,
-        dropout: float = 0.2,
-    ) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-        at_least_one(n_layers=n_layers)
-        self.n_layers = n_layers
-
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import HisToGene as Net
-
-        return Net(
-            n_features,
-            len(scale.mean),
-            hidden=self.hidden,
-            n_positions=N_POSITIONS,
-            n_layers=self.n_layers,
-            dropout=self.dropout,
+    def _network(self, n_features: int, scale: ExpressionScale) -> HisToGeneNetwork:
+        return HisToGeneNetwork(
+            n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, n_layers=self.n_layers
         )
 
-    def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        from ..nn.baselines import grid_positions
-
-        return {"embedding": slide.embedding, "position": grid_positions(slide.coordinates, N_POSITIONS)}
+    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        return slide.embedding, grid_positions(slide.coordinates)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .._slides import Cohort, Float32, Slide, Stack, expression_of
+from .._checks import at_least
+from .._slides import Cohort, Float32, Rows, Slide, Stack, expression_of
 from ._evidence import Evidence
-from ._references import References
-from .base import Method, Run, State, register
+from .base import Method, Run, State, parameters
 
 
-@register
+@parameters(n_neighbors=at_least(1))
 class KNN(Method):
-    """Mean expression of the reference spots most similar by cosine of the standardised embedding.
+    """Mean expression of the reference spots with the most similar standardized embedding (cosine).
 
     Parameters
     ----------
@@ -23,36 +24,63 @@ class KNN(Method):
         Reference spots per target spot.
     """
 
-    name = "knn"
-    reads_reference = True
+    n_neighbors: int = 15
 
-    def __init__(self, n_neighbors: int = 15) -> None:
-        if n_neighbors < 1:
-            raise ValueError(f"n_neighbors is at least 1, not {n_neighbors}.")
-        self.n_neighbors = n_neighbors
+    name: ClassVar[str] = "knn"
+    reads_reference: ClassVar[bool] = True
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         if cohort.n_spots < self.n_neighbors:
             raise ValueError(
-                f"knn needs {self.n_neighbors} reference spots (n_neighbors); the reference has {cohort.n_spots}."
+                f"knn averages {self.n_neighbors} reference spots (`n_neighbors`), but the reference has only "
+                f"{cohort.n_spots}. Lower `n_neighbors`."
             )
         return self.restore({}, cohort)
 
     def predict(self, slide: Slide) -> Float32:
-        index = self._references.search(slide.embedding)
+        index = nearest_by_cosine(slide.embedding, self._embeddings, self.n_neighbors)
         return self._expression[index].mean(axis=1, dtype=np.float64).astype(np.float32)
 
     def evidence(self, slide: Slide) -> Evidence:
-        index = self._references.search(slide.embedding)
+        index = nearest_by_cosine(slide.embedding, self._embeddings, self.n_neighbors)
         return Evidence.merged([(index, np.full(index.shape, 1 / index.shape[1]))])
-
-    def params(self) -> dict[str, Any]:
-        return {"n_neighbors": self.n_neighbors}
 
     def state(self) -> State:
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        self._references = References([slide.embedding for slide in cohort], self.n_neighbors)
+        self._embeddings = [slide.embedding for slide in cohort]
         self._expression = Stack([expression_of(slide) for slide in cohort])
         return self
+
+
+def nearest_by_cosine(query: NDArray, slides: Sequence[NDArray | Rows], n_neighbors: int) -> NDArray[np.int64]:
+    """Most similar reference spots by cosine; one reference slide at a time is in memory.
+
+    Parameters
+    ----------
+    query
+        Embeddings, (n, d).
+    slides
+        Embeddings of each reference slide, (n_spots, d).
+    n_neighbors
+        Spots to find; all of them if there are fewer.
+
+    Returns
+    -------
+    Row numbers over all slides, (n, n_neighbors), most similar first.
+    """
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import normalize
+
+    query, first = normalize(query), 0
+    index, distance = np.empty((len(query), 0), np.int64), np.empty((len(query), 0))
+    for slide in slides:
+        search = NearestNeighbors(n_neighbors=min(n_neighbors, len(slide)), algorithm="brute")
+        # On vectors of length 1, Euclidean distance ranks as cosine similarity does.
+        distances, rows = search.fit(normalize(np.asarray(slide))).kneighbors(query)
+        index, distance = np.hstack([index, rows + first]), np.hstack([distance, distances])
+        best = np.argsort(distance, axis=1, kind="stable")[:, :n_neighbors]
+        index, distance = np.take_along_axis(index, best, axis=1), np.take_along_axis(distance, best, axis=1)
+        first += len(slide)
+    return index

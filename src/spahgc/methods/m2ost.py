@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from .._checks import at_least
+from .._geometry import spatial_knn
 from .._slides import Cohort, Slide
-from ._neural import Neural, Scale, at_least_one
-from .base import register
-
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+from .base import parameters
+from .network import ExpressionScale, FeedForward, Head, NetworkMethod, SlideNetwork, Stem
 
 RINGS = (6, 18)
-"""Nearest spots up to which each ring of neighbours reaches."""
+"""Number of nearest spots at which each ring of neighbors ends."""
+N_VIEWS = 1 + len(RINGS)
 
 
-@register
-class M2OST(Neural):
+class M2OSTNetwork(SlideNetwork):
+    """Several fields of view of each spot, one token each, mixed to one prediction.
+
+    Each layer mixes the views of each channel, by a small network that all channels share, and then the channels of all
+    views.
+    """
+
+    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_layers: int) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList(Stem(n_features, hidden, dropout) for _ in range(N_VIEWS))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers))
+        self.across = nn.ModuleList(
+            nn.Sequential(nn.Linear(N_VIEWS, 4 * N_VIEWS), nn.GELU(), nn.Linear(4 * N_VIEWS, N_VIEWS))
+            for _ in range(n_layers)
+        )
+        self.channels = nn.ModuleList(FeedForward(N_VIEWS * hidden, dropout) for _ in range(n_layers))
+        self.head = Head(N_VIEWS * hidden, n_genes)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """Expression, (n_spots, n_genes), from the embedding at each field of view, (n_spots, n_features)."""
+        tokens = torch.stack([stem(view) for stem, view in zip(self.stems, views, strict=True)], dim=1)
+        for norm, across, channels in zip(self.norms, self.across, self.channels, strict=True):
+            flat = (tokens + across(norm(tokens).mT).mT).flatten(1)
+            tokens = (flat + channels(flat)).view_as(tokens)
+        return self.head(tokens.flatten(1))
+
+
+@parameters(n_layers=at_least(1))
+class M2OST(NetworkMethod):
     """M2OST (Wang et al., 2024): a spot seen at several fields of view, mixed to one prediction.
 
-    The views are the embedding of the spot, and the means over its 6 nearest spots and over the 12 next ones. Views
-    attend to each other, and all their channels are mixed.
+    The views are the embedding of the spot and the means over its 6 nearest spots and over the next 12. Views attend to
+    each other, and all their channels are mixed.
 
-    The compact form leaves out the tiles of several magnifications, for which the means stand in, and with them the
-    mixing of patches within one view.
+    The compact form leaves out the tiles of several magnifications, which the means replace, and with them the mixing
+    of patches within one view. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
     n_layers
         Layers of the mixing.
-    hidden
-        Width of the tokens, a multiple of 4.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
     """
+
+    n_layers: int = 2
 
     name: ClassVar[str] = "m2ost"
     source: ClassVar[str] = (
@@ -48,33 +71,12 @@ class M2OST(Neural):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def __init__(
-        self,
-        n_layers: int = 2,
-        hidden: int = 64,
-        epochs: int = 60,
-        learning_rate: float = 1e-3,
-        dropout: float = 0.2,
-    ) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-        at_least_one(n_layers=n_layers)
-        self.n_layers = n_layers
-
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import M2OST as Net
-
-        return Net(
-            n_features,
-            len(scale.mean),
-            hidden=self.hidden,
-            n_views=1 + len(RINGS),
-            n_layers=self.n_layers,
-            dropout=self.dropout,
+    def _network(self, n_features: int, scale: ExpressionScale) -> M2OSTNetwork:
+        return M2OSTNetwork(
+            n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, n_layers=self.n_layers
         )
 
-    def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        from ..nn import spatial_knn
-
+    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         nearest = spatial_knn(slide.coordinates, RINGS[-1])
         views, start = [slide.embedding], 0
         for end in RINGS:
@@ -82,4 +84,4 @@ class M2OST(Neural):
             # A slide too small for a ring repeats the view inside it.
             views.append(slide.embedding[ring].mean(axis=1) if ring.shape[1] else views[-1])
             start = end
-        return {"embedding": slide.embedding, "views": np.stack(views, axis=1)}
+        return tuple(views)

@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from .._checks import at_least
 from .._slides import Cohort, Slide
-from ._neural import N_POSITIONS, Neural, Scale, at_least_one
-from .base import register
-
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+from .base import parameters
+from .bleep import BLEEP, BLEEPNetwork, Projection
+from .network import ExpressionScale, PositionEmbedding, Transformer, grid_positions
 
 
-@register
-class MclSTExp(Neural):
+class MclSTExpNetwork(BLEEPNetwork):
+    """BLEEP whose expression side is a transformer over the spots of a slide, with learned positions.
+
+    Each spot is its own only positive; all other spots of the slide are negatives.
+    """
+
+    def __init__(
+        self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_neighbors: int, n_layers: int
+    ) -> None:
+        super().__init__(n_features, n_genes, hidden=hidden, dropout=dropout, n_neighbors=n_neighbors)
+        self.token, self.position = nn.Linear(n_genes, hidden), PositionEmbedding(hidden)
+        self.transformer = Transformer(hidden, n_layers, dropout)
+        self.expression = Projection(hidden, hidden, dropout)
+
+    def express(self, expression: Tensor, *inputs: Tensor) -> Tensor:
+        """Expression of the spots of a slide, in view of each other, in the common space, (n_spots, hidden)."""
+        _, position = inputs
+        return self.expression(self.transformer(self.token(expression) + self.position(position)))
+
+    def targets(self, images: Tensor, expressions: Tensor) -> Tensor:
+        """Identity: each image should find its own expression, (n_spots, n_spots)."""
+        return torch.eye(len(images), dtype=images.dtype, device=images.device)
+
+
+@parameters(n_layers=at_least(1))
+class MclSTExp(BLEEP):
     """mclSTExp (Min et al., Briefings in Bioinformatics 2024): a contrast with spots in view of each other.
 
-    As :class:`~spahgc.methods.bleep.BLEEP`, but the expression of a spot, with its learned x and y position, goes
-    through a transformer over the spots of its slide before it is projected, and each spot is its own only positive.
+    As :class:`BLEEP`, but the expression of a spot, with its learned x and y position, goes through a transformer over
+    the spots of its slide before it is projected, and each spot is its own only positive.
 
-    The compact form leaves out the DenseNet-121 that is trained on the tiles; the spots of one slide are contrasted
-    with each other, and not those of a random batch.
+    The compact form leaves out the DenseNet-121 that is trained on the tiles. The spots of one slide are contrasted
+    with each other, instead of those of a random batch. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
-    n_retrieved
-        Reference spots that are averaged (all, where there are fewer).
+    n_neighbors
+        Reference spots that are averaged, or all if they are fewer.
     n_layers
         Layers of the transformer.
-    hidden
-        Width of the common space, a multiple of 4.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
     """
+
+    n_layers: int = 2
 
     name: ClassVar[str] = "mclstexp"
     source: ClassVar[str] = (
@@ -47,33 +66,15 @@ class MclSTExp(Neural):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def __init__(
-        self,
-        n_retrieved: int = 50,
-        n_layers: int = 2,
-        hidden: int = 128,
-        epochs: int = 60,
-        learning_rate: float = 1e-3,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-        at_least_one(n_retrieved=n_retrieved, n_layers=n_layers)
-        self.n_retrieved, self.n_layers = n_retrieved, n_layers
-
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import MclSTExp as Net
-
-        return Net(
+    def _network(self, n_features: int, scale: ExpressionScale) -> MclSTExpNetwork:
+        return MclSTExpNetwork(
             n_features,
             len(scale.mean),
             hidden=self.hidden,
-            n_positions=N_POSITIONS,
-            n_layers=self.n_layers,
-            n_retrieved=self.n_retrieved,
             dropout=self.dropout,
+            n_neighbors=self.n_neighbors,
+            n_layers=self.n_layers,
         )
 
-    def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        from ..nn.baselines import grid_positions
-
-        return {"embedding": slide.embedding, "position": grid_positions(slide.coordinates, N_POSITIONS)}
+    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        return slide.embedding, grid_positions(slide.coordinates)

@@ -14,12 +14,11 @@ from .._run import Progress, no_progress, weighted, with_progress
 from .._settings import settings
 from .._slides import Cohort, Float32, Rows, Slide, Stack, blocks, expression_of
 from ._evidence import Evidence
-from ._linear import mean_pearson
 from ._part import Part
 from ._presets import PRESETS, VIEWS, Preset
-from .base import Method, Output, Run, State, register
-from .context_kernel import ContextKernel
-from .ridge import Ridge
+from .base import Method, Output, Run, State
+from .kernel import ContextKernel
+from .linear import Ridge, mean_pearson
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spahgc")
 
 
-@register
 class SpaHGC(Method):
     """Heterogeneous graph of a slide and the reference spots it retrieves.
 
@@ -132,7 +130,7 @@ class SpaHGC(Method):
                 components=components,
                 names=graphs[view].names,
                 progress=run.progress,
-                validate=_peek(part, run.peek, device) if self.preset == "paper" else None,
+                validate=_checkpoint_score(part, run.checkpoint_slide, device) if self.preset == "paper" else None,
                 fabric=run.fabric,
             )
             self._networks.append(network.cpu())
@@ -253,7 +251,7 @@ class SpaHGC(Method):
         return self
 
 
-def _peek(part: Part, slide: Slide | None, device: torch.device) -> Callable[[Network], float] | None:
+def _checkpoint_score(part: Part, slide: Slide | None, device: torch.device) -> Callable[[Network], float] | None:
     """Score of a network on the very slide that is scored: how the published checkpoint was chosen (:class:`Run`)."""
     if slide is None:
         return None

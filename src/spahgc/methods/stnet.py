@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ._neural import Neural, Scale
-from .base import register
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+from .._checks import at_least
+from .base import parameters
+from .network import ExpressionScale, Head, NetworkMethod, SlideNetwork, Stem
 
 
-@register
-class STNet(Neural):
+class STNetNetwork(SlideNetwork):
+    """Linear map to the genes, or a network with one hidden layer."""
+
+    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        if hidden:
+            stem, head = Stem(n_features, hidden, dropout), Head(hidden, n_genes)
+            self.layers = nn.Sequential(stem, nn.GELU(), nn.Dropout(dropout), head)
+        else:
+            output = nn.Linear(n_features, n_genes)
+            nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
+            nn.init.zeros_(output.bias)
+            self.layers = nn.Sequential(nn.Dropout(dropout), output)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Expression, (n_spots, n_genes)."""
+        return self.layers(embedding)
+
+
+@parameters(hidden=at_least(0))
+class STNet(NetworkMethod):
     """ST-Net (He et al., Nature Biomedical Engineering 2020): each spot alone, embedding to expression.
 
-    The compact form leaves out the DenseNet-121 that is fine-tuned on the tiles: embeddings are given, and a hidden
-    layer makes up for the lack of fine-tuning. ``hidden=0`` is the paper's linear head.
+    The compact form leaves out the DenseNet-121 that is fine-tuned on the tiles. Embeddings are given, and a hidden
+    layer makes up for the missing fine-tuning. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
     hidden
-        Width of the hidden layer; 0: none.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
+        Width of the hidden layer. 0 uses the linear head of the paper.
     """
+
+    hidden: int = 128
 
     name: ClassVar[str] = "stnet"
     source: ClassVar[str] = (
         "He et al. Integrating spatial gene expression and breast tumour morphology via deep learning. "
         "Nature Biomedical Engineering 2020. doi:10.1038/s41551-020-0578-x"
     )
-    _least_hidden = 0
 
-    def __init__(self, hidden: int = 128, epochs: int = 60, learning_rate: float = 1e-3, dropout: float = 0.2) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import STNet as Net
-
-        return Net(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout)
+    def _network(self, n_features: int, scale: ExpressionScale) -> STNetNetwork:
+        return STNetNetwork(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout)

@@ -1,46 +1,103 @@
-"""TRIPLEX in compact form: spot, neighbourhood and slide, fused by cross-attention."""
+"""TRIPLEX in compact form: spot, neighborhood and slide, fused by cross-attention."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
+from .._checks import at_least, between
+from .._geometry import spatial_knn
 from .._slides import Cohort, Slide
-from ._neural import N_POSITIONS, Neural, Scale, at_least_one
-from .base import register
+from ..nn.attention import ReferenceAttention
+from .base import parameters
+from .network import (
+    HEADS,
+    ExpressionScale,
+    FeedForward,
+    Head,
+    NetworkMethod,
+    PositionEmbedding,
+    SlideNetwork,
+    Stem,
+    Transformer,
+    grid_positions,
+)
 
-if TYPE_CHECKING:
-    from ..nn.baselines import Network
+
+class TRIPLEXNetwork(SlideNetwork):
+    r"""Tokens of spot, neighborhood and slide, fused by cross-attention, each with its own prediction.
+
+    The slide token of a spot is the output of a transformer over all spots. It attends to the spot's own token and
+    those of the neighbors, and the result is added to it. During training, spot, mean neighborhood, and slide each
+    predict as well; the loss is the MSE of the fused prediction plus, for each of the three,
+    :math:`(1 - \alpha) MSE(y) + \alpha MSE(fused)`.
+    """
+
+    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.stem, self.position = Stem(n_features, 3 * hidden, dropout), PositionEmbedding(hidden)
+        self.transformer = Transformer(hidden, 1, dropout)
+        self.query_norm, self.answer_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.attention = ReferenceAttention(hidden, hidden, HEADS)
+        self.feed_forward = FeedForward(hidden, dropout)
+        self.head = Head(hidden, n_genes)
+        self.heads = nn.ModuleDict({name: Head(hidden, n_genes) for name in ("spot", "neighborhood", "slide")})
+
+    def tokens(self, embedding: Tensor, position: Tensor, neighbors: Tensor) -> dict[str, Tensor]:
+        """Tokens of ``spot``, ``neighborhood`` and ``slide``, and ``fused``, each (n_spots, hidden)."""
+        n, k = neighbors.shape
+        spot, neighbor, slide = self.stem(embedding).chunk(3, dim=1)
+        slide = self.transformer(slide + self.position(position))
+        # The first n answers are the spots themselves, the others their tokens as neighbors.
+        members = torch.cat([torch.arange(n, device=neighbors.device)[:, None], n + neighbors], dim=1)
+        answer = self.answer_norm(torch.cat([spot, neighbor]))
+        fused = slide + self.attention(self.query_norm(slide), answer, members)
+        around = neighbor.index_select(0, neighbors.reshape(-1)).view(n, k, -1).mean(dim=1) if k else neighbor
+        return {"spot": spot, "neighborhood": around, "slide": slide, "fused": fused + self.feed_forward(fused)}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Expression, (n_spots, n_genes)."""
+        return self.head(self.tokens(*inputs)["fused"])
+
+    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """MSE of the fused prediction, and the loss of each of the three."""
+        tokens = self.tokens(*inputs)
+        fused = self.head(tokens["fused"])
+        terms = {"mse": mse_loss(fused, expression)}
+        for name, head in self.heads.items():
+            predicted = head(tokens[name])
+            own, distilled = mse_loss(predicted, expression), mse_loss(predicted, fused.detach())
+            terms[name] = (1 - self.alpha) * own + self.alpha * distilled
+        return terms
 
 
-@register
-class TRIPLEX(Neural):
-    """TRIPLEX (Chung et al., CVPR 2024): tokens of spot, neighbourhood and slide, fused by cross-attention.
+@parameters(n_neighbors=at_least(1), alpha=between(0, 1))
+class TRIPLEX(NetworkMethod):
+    """TRIPLEX (Chung et al., CVPR 2024): tokens of spot, neighborhood and slide, fused by cross-attention.
 
-    The slide's tokens come from a transformer over all its spots; each asks its spot's own token and those of the
-    nearest spots. Spot, neighbourhood and slide also predict on their own while training, and learn from the fused
-    prediction as well.
+    The tokens of the slide come from a transformer over all its spots. Each attends to its spot's own token and those
+    of the nearest spots. Spot, neighborhood, and slide also predict on their own during training, and learn from the
+    fused prediction as well.
 
     The compact form leaves out the network that is trained on the spot's tile, so that the spot is one token; the
-    outer ring of the 5 x 5 neighbours and the self-attention among them; and the convolutional encoding of positions,
-    for which learned x and y positions stand in.
+    outer ring of the 5 x 5 neighbors and the self-attention among them; and the convolutional encoding of positions,
+    which learned x and y positions replace. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
     n_neighbors
-        Nearest spots in the neighbourhood.
+        Nearest spots in the neighborhood.
     alpha
-        How far the three predictions follow the fused one, 0 to 1.
-    hidden
-        Width of the tokens, a multiple of 4.
-    epochs
-        Most epochs that are trained.
-    learning_rate
-        Of AdamW.
-    dropout
-        Share of values that are dropped while training.
+        Weight of the fused prediction in the targets of the three predictions.
     """
+
+    n_neighbors: int = 8
+    alpha: float = 0.3
 
     name: ClassVar[str] = "triplex"
     source: ClassVar[str] = (
@@ -49,39 +106,8 @@ class TRIPLEX(Neural):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def __init__(
-        self,
-        n_neighbors: int = 8,
-        alpha: float = 0.3,
-        hidden: int = 64,
-        epochs: int = 60,
-        learning_rate: float = 1e-3,
-        dropout: float = 0.2,
-    ) -> None:
-        super().__init__(hidden, epochs, learning_rate, dropout)
-        at_least_one(n_neighbors=n_neighbors)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is from 0 to 1, not {alpha}.")
-        self.n_neighbors, self.alpha = n_neighbors, alpha
+    def _network(self, n_features: int, scale: ExpressionScale) -> TRIPLEXNetwork:
+        return TRIPLEXNetwork(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, alpha=self.alpha)
 
-    def _network(self, n_features: int, scale: Scale) -> Network:
-        from ..nn.baselines import TRIPLEX as Net
-
-        return Net(
-            n_features,
-            len(scale.mean),
-            hidden=self.hidden,
-            n_positions=N_POSITIONS,
-            alpha=self.alpha,
-            dropout=self.dropout,
-        )
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: Scale) -> dict[str, np.ndarray]:
-        from ..nn import spatial_knn
-        from ..nn.baselines import grid_positions
-
-        return {
-            "embedding": slide.embedding,
-            "position": grid_positions(slide.coordinates, N_POSITIONS),
-            "neighbors": spatial_knn(slide.coordinates, self.n_neighbors),
-        }
+    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        return slide.embedding, grid_positions(slide.coordinates), spatial_knn(slide.coordinates, self.n_neighbors)

@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from .._slides import Cohort, Float32, Float64, Rows, Slide, expression_of, standardization, standardize
-from ..methods._linear import GeneScale
+from ..methods._features import GeneScale
 from ._tensor_file import Tensors
 
 

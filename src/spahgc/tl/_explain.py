@@ -18,7 +18,7 @@ from .._tables._cohorts import TargetSlide, target_slides
 from .._tables._predictions import panel, values
 from ..methods import METHODS, Method
 from ..methods._evidence import Evidence
-from ..methods._linear import GeneScale
+from ..methods._features import GeneScale
 from ._model import Model
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def explain(
 def _agreement(predicted: Float32, evidence: Evidence, reference: Cohort) -> Float32:
     """Correlation over genes of the prediction with the weighted mean of what was measured in the evidence, (n,)."""
     scale = GeneScale.fit(reference)
-    level, spread = scale.mean.mean(axis=0), scale.spread.mean(axis=0)
+    level, spread = scale.mean.mean(axis=0), scale.std.mean(axis=0)
     measured = Stack(list(scale.rows(reference).values()))
     out = np.empty(len(predicted), np.float32)
     for rows in blocks(len(predicted), _ROWS):

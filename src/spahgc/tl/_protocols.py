@@ -163,5 +163,5 @@ def method_params(protocol: Protocol, method: str, params: Mapping[str, Any], n_
     """Parameters of a method under a protocol."""
     if protocol.fixed_ridge and method == "ridge":
         # The penalty of HEST-Benchmark: 100 / (components x genes).
-        return {"l2": 100 / (HEST_COMPONENTS * n_genes), "size": HEST_COMPONENTS, **params}
+        return {"penalty": 100 / (HEST_COMPONENTS * n_genes), "n_components": HEST_COMPONENTS, **params}
     return dict(params)

@@ -50,8 +50,8 @@ class Support:
     @classmethod
     def fit(cls, reference: Cohort) -> Self:
         """From the reference slides, embeddings as the encoder gave them."""
-        from ..methods._kernel import evenly
-        from ..methods._linear import PCA
+        from ..methods._features import PCA
+        from ..methods.kernel import evenly
 
         some = evenly(reference.n_spots, MAX_SPOTS)
         raw = Stack([slide.embedding for slide in reference])[some].astype(np.float64)

@@ -167,7 +167,7 @@ def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek:
     for slide in (*data.cohort, *(held.slide for held in held_out)):
         check_needs(method, slide)
     seen = replace(held_out[0].slide, expression=held_out[0].measured) if peek else None
-    method.fit(data.cohort, Run(seed=seed, device=device, split_by=data.fold.split_by, peek=seen))
+    method.fit(data.cohort, Run(seed=seed, device=device, split_by=data.fold.split_by, checkpoint_slide=seen))
     scores = []
     for held in held_out:
         predicted = method.predict(held.slide.without_expression())
