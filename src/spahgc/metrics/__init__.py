@@ -1,4 +1,4 @@
-"""Scores of a prediction against measured expression, on arrays (n_obs, n_vars) -> (n_vars,), and what is made of them.
+"""Scores of a prediction against measured expression, on arrays (n_obs, n_vars) -> (n_vars,), and their summaries.
 
 Per gene: `pearson`, `spearman`, `rmse`, `mae`, `pearson_depth_removed`, `depth_only`, `morans_i`, `structure` and
 `noise_ceiling`. Per slide: `morans_i_agreement`, `structure_agreement`, `share_above`. Over slides and patients:
@@ -7,27 +7,38 @@ Per gene: `pearson`, `spearman`, `rmse`, `mae`, `pearson_depth_removed`, `depth_
 
 from __future__ import annotations
 
-from ._agreement import depth_only, mae, pearson, pearson_depth_removed, rmse, share_above, spearman
-from ._comparison import paired_difference, summarize
-from ._intervals import Interval, bootstrap
-from ._noise import noise_ceiling
-from ._spatial import morans_i, morans_i_agreement, nearest_spots
-from ._structure import structure, structure_agreement
+from .._geometry import spatial_knn
+from ._comparison import Interval, bootstrap, paired_difference, summarize
+from ._scores import (
+    GOOD,
+    depth_only,
+    mae,
+    noise_ceiling,
+    pearson,
+    pearson_depth_removed,
+    rmse,
+    share_above,
+    spearman,
+    structure,
+    structure_agreement,
+)
+from ._spatial import morans_i, morans_i_agreement
 
 __all__ = [
+    "GOOD",
     "Interval",
     "bootstrap",
     "depth_only",
     "mae",
     "morans_i",
     "morans_i_agreement",
-    "nearest_spots",
     "noise_ceiling",
     "paired_difference",
     "pearson",
     "pearson_depth_removed",
     "rmse",
     "share_above",
+    "spatial_knn",
     "spearman",
     "structure",
     "structure_agreement",

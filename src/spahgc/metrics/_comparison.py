@@ -1,25 +1,138 @@
-"""Methods beside each other, from a long table of scores: what a benchmark reports.
+"""Comparison of methods from a long table of scores, as benchmarks report it.
 
-A score is averaged over seeds, then over the genes of a slide, the slides of a patient, and patients, so that neither a
-patient with many slides nor a slide with many spots weighs more than another.
+A score is averaged over seeds, then over the genes of a slide, the slides of a patient, and patients, so that neither
+patients with many slides nor slides with many spots weigh more than others. Intervals resample patients and the slides
+within them, because results have to generalize to new patients; genes and spots are not resampled.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from ._intervals import Interval, bootstrap
+from .._checks import at_least, between, checked, format_names
+from ._scores import Scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ERRORS = ("rmse", "mae")
-_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value")
+MIN_PATIENTS = 5
 _LEVELS = ["method", "patient", "slide", "gene"]
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Mean over patients and its percentile interval.
+
+    Attributes
+    ----------
+    mean
+        Mean over slides within a patient, then over patients.
+    low, high
+        Ends of the interval; NaN if there are fewer than two slides.
+    level
+        Fraction of the resampled means inside.
+    n_patients, n_slides
+        Patients and slides with a value.
+    meaningful
+        False with fewer than five patients: the interval then describes these slides and says little about others.
+    unit
+        What was resampled: patients and slides within them, or slides alone if there is one patient.
+    """
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    n_patients: int
+    n_slides: int
+    meaningful: bool
+    unit: Literal["patient", "slide"]
+
+
+@checked(level=between(0, 1), n_resamples=at_least(1))
+def bootstrap(
+    values: ArrayLike,
+    patients: Sequence[object] | NDArray,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    rng: int | np.random.Generator = 0,
+) -> Interval:
+    """Mean over slides, then patients, with a percentile interval from resampling patients, then their slides.
+
+    Parameters
+    ----------
+    values
+        Value per slide, (n_slides,), such as its mean score over genes. Slides without a value (NaN) are left out.
+    patients
+        Patient of each slide.
+    level
+        Fraction of the resampled means inside the interval.
+    n_resamples
+        Number of resamples.
+    rng
+        Seed or generator.
+
+    Returns
+    -------
+    The mean and its interval.
+
+    Raises
+    ------
+    ValueError
+        If `values` and `patients` differ in length.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.bootstrap([0.2, 0.4, 0.6], ["A", "A", "B"]).mean
+    0.45
+    """
+    of_slide, labels = np.asarray(values, dtype=np.float64), np.asarray(patients)
+    if of_slide.ndim != 1 or labels.shape != of_slide.shape:
+        raise ValueError(
+            f"`values` and `patients` must have one entry per slide, got shapes {of_slide.shape} and {labels.shape}."
+        )
+    defined = ~np.isnan(of_slide)
+    of_slide, labels = of_slide[defined], labels[defined]
+    names, patient, n_slides = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
+    mean, low, high = np.nan, np.nan, np.nan
+    if len(of_slide):
+        mean = (np.bincount(patient, of_slide) / n_slides).mean()
+    if len(of_slide) > 1:
+        tail = (1 - level) / 2
+        low, high = np.quantile(_resampled(of_slide, patient, n_resamples, rng), [tail, 1 - tail])
+    return Interval(
+        mean=float(mean),
+        low=float(low),
+        high=float(high),
+        level=level,
+        n_patients=len(names),
+        n_slides=len(of_slide),
+        meaningful=len(names) >= MIN_PATIENTS,
+        unit="slide" if len(names) == 1 else "patient",
+    )
+
+
+def _resampled(values: Scores, patient: NDArray[np.intp], n_resamples: int, rng: int | np.random.Generator) -> Scores:
+    """Means of draws of patients, each with as many slides as it has, drawn from its own."""
+    generator = np.random.default_rng(rng)
+    n_patients = int(patient.max()) + 1
+    drawn = generator.integers(n_patients, size=(n_resamples, n_patients))
+    means = np.empty(drawn.shape)
+    for i in range(n_patients):
+        of_patient, places = values[patient == i], drawn == i
+        slides = generator.integers(len(of_patient), size=(np.count_nonzero(places), len(of_patient)))
+        means[places] = of_patient[slides].mean(axis=1)
+    return np.asarray(means.mean(axis=1))
+
+
+@checked(level=between(0, 1), n_resamples=at_least(1))
 def paired_difference(
     table: pd.DataFrame,
     method: str,
@@ -30,16 +143,16 @@ def paired_difference(
     n_resamples: int = 2000,
     rng: int | np.random.Generator = 0,
 ) -> Interval:
-    """Mean difference of a method to a baseline, paired gene by gene on the same slides.
+    """Mean difference of a method from a baseline, paired by gene and slide.
 
-    Seeds are averaged first, then the difference is taken for each gene of a slide, and averaged over genes, slides
-    and patients. Genes and slides that only one of the two has a score for are left out.
+    Seeds are averaged first; then the difference is taken for each gene of a slide and averaged over genes, slides and
+    patients. Genes and slides that lack a score of either are left out.
 
     Parameters
     ----------
     table
-        Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value`` and, if there are
-        several, ``seed``.
+        Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value``, and ``seed`` if there
+        are several.
     method, baseline
         Methods of the table.
     metric
@@ -49,19 +162,27 @@ def paired_difference(
 
     Returns
     -------
-    The mean difference and its interval. Below zero means lower than the baseline, which for errors is better.
+    The mean difference and its interval. Negative values are lower than the baseline, which is better for errors.
 
     Raises
     ------
     KeyError
         If a column, the metric or a method is not in the table.
     ValueError
-        If a score is there twice.
+        If the table contains a score twice.
+
+    Examples
+    --------
+    >>> import pandas as pd, spahgc
+    >>> table = pd.DataFrame({"method": ["ridge", "knn"], "slide": "S1", "patient": "A", "gene": "GNAS"})
+    >>> spahgc.metrics.paired_difference(table.assign(metric="pearson", value=[0.3, 0.2]), "knn").mean.round(2)
+    -0.1
     """
     scores = _by_method(_rows(table, metric))
     return _interval(_of(scores, method) - _of(scores, baseline), level=level, n_resamples=n_resamples, rng=rng)
 
 
+@checked(level=between(0, 1), n_resamples=at_least(1))
 def summarize(
     table: pd.DataFrame,
     baseline: str | None = "ridge",
@@ -71,13 +192,12 @@ def summarize(
     n_resamples: int = 2000,
     rng: int | np.random.Generator = 0,
 ) -> pd.DataFrame:
-    """One row a method: mean score with its interval, and the paired difference to a baseline with its own.
+    """Summarize each method in one row: mean score and paired difference to a baseline, with their intervals.
 
     Parameters
     ----------
     table
-        Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value`` and, if there are
-        several, ``seed``.
+        See :func:`paired_difference`.
     baseline
         Method that the others are compared with; `None` leaves the comparison NaN.
     metric
@@ -89,35 +209,43 @@ def summarize(
     -------
     DataFrame with the methods as index, best first, and the columns
 
-    - ``mean``, ``low``, ``high``: mean over genes, slides, patients, and its interval;
+    - ``mean``, ``low``, ``high``: mean over genes, slides and patients, and its interval;
     - ``difference``, ``difference_low``, ``difference_high``: see :func:`paired_difference`;
-    - ``relative``: the difference as a share of the baseline's mean over the same genes and slides, NaN where
-      that mean is not above zero;
+    - ``relative``: difference divided by the baseline's mean over the same genes and slides, NaN if that is not
+      positive;
     - ``n_slides``, ``n_patients``: with a score of the method;
-    - ``undefined``: share of the genes of its slides that have no score, such as a constant prediction's correlation.
-      They are left out of ``mean``, so a method that predicts constants where it is unsure looks better than it is;
-    - ``meaningful``: False where either interval rests on fewer than five patients;
-    - ``unit``: ``"patient"``, or ``"slide"`` where all slides are of one patient.
+    - ``undefined``: fraction of the genes of its slides without a score, such as the correlation of a constant
+      prediction. They are left out of ``mean``, which flatters a method that predicts constants when unsure;
+    - ``meaningful``: False if either interval rests on fewer than five patients;
+    - ``unit``: ``"patient"``, or ``"slide"`` if all slides are from one patient.
 
     Raises
     ------
     KeyError
         If a column, the metric or the baseline is not in the table.
     ValueError
-        If a score is there twice.
+        If the table contains a score twice.
+
+    Examples
+    --------
+    >>> import pandas as pd, spahgc
+    >>> table = pd.DataFrame({"method": ["ridge", "knn"], "slide": "S1", "patient": "A", "gene": "GNAS"})
+    >>> spahgc.metrics.summarize(table.assign(metric="pearson", value=[0.3, 0.2])).index.tolist()
+    ['ridge', 'knn']
     """
     import pandas as pd
 
     chosen = _rows(table, metric)
-    scores, undefined = _by_method(chosen), _undefined(chosen)
+    scores = _by_method(chosen)
+    undefined = chosen["value"].isna().groupby(chosen["method"], observed=True).mean()
     rows = {}
     for method in map(str, scores.columns):
-        own, base = scores[method], _of(scores, method if baseline is None else baseline)
-        pair = own * np.nan if baseline is None else own - base
-        mean = _interval(own, level=level, n_resamples=n_resamples, rng=rng)
+        of_method, base = scores[method], _of(scores, method if baseline is None else baseline)
+        pair = of_method * np.nan if baseline is None else of_method - base
+        mean = _interval(of_method, level=level, n_resamples=n_resamples, rng=rng)
         difference = _interval(pair, level=level, n_resamples=n_resamples, rng=rng)
         shared = _interval(base[pair.notna()], n_resamples=1).mean
-        rows[str(method)] = {
+        rows[method] = {
             "mean": mean.mean,
             "low": mean.low,
             "high": mean.high,
@@ -127,54 +255,43 @@ def summarize(
             "relative": difference.mean / shared if shared > 0 else np.nan,
             "n_slides": mean.n_slides,
             "n_patients": mean.n_patients,
-            "undefined": undefined[method],
+            "undefined": float(undefined[method]),
             "meaningful": mean.meaningful and (baseline is None or difference.meaningful),
             "unit": mean.unit,
         }
     summary = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-    return summary.sort_values("mean", ascending=metric in _ERRORS, kind="stable")
+    return summary.sort_values("mean", ascending=metric in {"rmse", "mae"}, kind="stable")
 
 
 def _rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of one metric, checked."""
-    missing = [column for column in _COLUMNS if column not in table]
+    """Rows of one metric, or an error if columns are missing or scores occur twice."""
+    missing = [column for column in (*_LEVELS, "metric", "value") if column not in table]
     if missing:
-        raise KeyError(
-            f"The table of scores has no column {', '.join(missing)}. Available: {', '.join(map(str, table.columns))}."
-        )
+        raise KeyError(f"The table has no column {', '.join(missing)}. Available: {format_names(table.columns)}.")
     rows = table[table["metric"] == metric]
     if not len(rows):
-        raise KeyError(
-            f"The table has no scores {metric!r}. Available: {', '.join(map(repr, table['metric'].unique()))}."
-        )
-    # Slides whose patient is not known may all be of one.
+        raise KeyError(f"The table has no scores {metric!r}. Available: {format_names(table['metric'].unique())}.")
+    # Slides of unknown patients may all be from one.
     patient = rows["patient"].astype(object).where(rows["patient"].notna(), "unknown")
     rows = rows.assign(patient=patient, method=rows["method"].astype(str))
-    doubled = rows.duplicated([*_LEVELS, *(["seed"] if "seed" in rows else [])])
-    if doubled.any():
-        first = rows[doubled].iloc[0]
+    repeated = rows.duplicated([*_LEVELS, *(["seed"] if "seed" in rows else [])])
+    if repeated.any():
+        first = rows[repeated].iloc[0]
         raise ValueError(
             f"The table has {metric} of {first['method']!r} twice for gene {first['gene']!r} of slide "
-            f"{first['slide']!r}: keep the rows of one setting, and name repeats by a column 'seed'."
+            f"{first['slide']!r}. Keep the rows of one setting, and number repeats in a column 'seed'."
         )
     return rows
 
 
 def _by_method(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, a row per patient, slide and gene, a column per method; NaN where there is no score."""
+    """Mean over seeds, with a row per patient, slide and gene, and a column per method; NaN if there is no score."""
     return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean().unstack("method")
-
-
-def _undefined(rows: pd.DataFrame) -> dict[str, float]:
-    """Share of each method's scores that are NaN."""
-    shares = rows["value"].isna().groupby(rows["method"], observed=True).mean()
-    return {str(method): float(share) for method, share in shares.items()}
 
 
 def _of(scores: pd.DataFrame, method: str) -> pd.Series:
     if method not in scores:
-        available = ", ".join(map(repr, scores.columns))
-        raise KeyError(f"The table has no scores of method {method!r}. Available: {available}.")
+        raise KeyError(f"The table has no scores of method {method!r}. Available: {format_names(scores.columns)}.")
     return scores[method]
 
 

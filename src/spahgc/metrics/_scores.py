@@ -1,0 +1,418 @@
+"""Scores of each gene over the spots of one slide, and the highest score that counting noise allows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from .._checks import at_least, checked
+from .._slides import normalize as normalize_counts
+from .._slides import spot_depth
+
+Scores = NDArray[np.float64]
+
+GOOD = 0.3
+"""Pearson correlation above which the prediction of a gene is called good."""
+# Columns whose spread is a smaller share of their magnitude are constant: the rest is rounding error.
+CONSTANT = 1e-7
+_BLOCK = 512  # genes
+
+
+@checked()
+def pearson(measured: ArrayLike, predicted: ArrayLike) -> Scores:
+    """Pearson correlation of each gene over spots.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in any unit.
+
+    Returns
+    -------
+    float64 (n_vars,). NaN for a gene that is constant in either matrix or has a NaN.
+
+    Raises
+    ------
+    ValueError
+        If the matrices differ in shape or have fewer than two spots.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.pearson([[0, 1], [1, 1], [2, 4]], [[0, 3], [2, 3], [4, 0]]).round(2)
+    array([ 1., -1.])
+    """
+    a, b = pair(measured, predicted)
+    return _cosine(centered(a), centered(b))
+
+
+@checked()
+def spearman(measured: ArrayLike, predicted: ArrayLike) -> Scores:
+    """Spearman rank correlation of each gene over spots; ties take their mean rank.
+
+    Parameters, returned values and errors are those of :func:`pearson`.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in any unit.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.spearman([[0], [1], [2]], [[0], [1], [50]])
+    array([1.])
+    """
+    a, b = pair(measured, predicted)
+    # Constant genes are found on the values, because ranks of rounding noise would look like a signal.
+    undefined = np.isnan(centered(a)).any(axis=0) | np.isnan(centered(b)).any(axis=0)
+    return np.where(undefined, np.nan, pearson(rankdata(a, axis=0), rankdata(b, axis=0)))
+
+
+@checked()
+def rmse(measured: ArrayLike, predicted: ArrayLike) -> Scores:
+    """Root mean squared error of each gene, in the unit of the expression.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in the same unit.
+
+    Returns
+    -------
+    float64 (n_vars,)
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.rmse([[0, 1], [0, 1]], [[3, 1], [3, 1]])
+    array([3., 0.])
+    """
+    a, b = pair(measured, predicted)
+    return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=0)))
+
+
+@checked()
+def mae(measured: ArrayLike, predicted: ArrayLike) -> Scores:
+    """Mean absolute error of each gene, in the unit of the expression.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in the same unit.
+
+    Returns
+    -------
+    float64 (n_vars,)
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.mae([[0, 1], [0, 1]], [[3, 1], [1, 1]])
+    array([2., 0.])
+    """
+    a, b = pair(measured, predicted)
+    return np.asarray(np.mean(np.abs(a - b), axis=0))
+
+
+@checked()
+def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: ArrayLike) -> Scores:
+    """Pearson correlation of each gene after regressing the log sequencing depth out of both matrices.
+
+    The remaining correlation cannot come from predicting how many molecules a spot yields.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in any unit.
+    depth
+        Total counts of each spot over all genes, (n_obs,).
+
+    Returns
+    -------
+    float64 (n_vars,). NaN for a gene that is constant in either matrix or fully explained by depth; plain Pearson if
+    all spots have the same depth; all NaN if the depth of any spot is unknown (NaN).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the depth of a spot is negative.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> values, depth = [[0], [1], [2], [2]], [10, 100, 1000, 10]
+    >>> spahgc.metrics.pearson_depth_removed(values, values, depth).round(2)
+    array([1.])
+    """
+    a, b = pair(measured, predicted)
+    values = _log_depth(depth, a.shape[0])
+    if np.isnan(values).any():
+        return np.full(a.shape[1], np.nan)
+    log_depth = centered(values[:, None])
+    if np.isnan(log_depth).any():
+        return pearson(a, b)
+    return _cosine(_residual(centered(a), log_depth), _residual(centered(b), log_depth))
+
+
+@checked()
+def depth_only(measured: ArrayLike, depth: ArrayLike) -> Scores:
+    """Pearson correlation of each gene with the log sequencing depth: the score of a prediction of depth alone.
+
+    If it is high, a correlation with measured expression says little about the gene.
+
+    Parameters
+    ----------
+    measured
+        Expression (n_obs, n_vars).
+    depth
+        Total counts of each spot over all genes, (n_obs,).
+
+    Returns
+    -------
+    float64 (n_vars,)
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.depth_only([[0], [1], [2]], [9, 99, 999]).round(2)
+    array([1.])
+    """
+    a = np.asarray(measured, dtype=np.float64)
+    return pearson(a, np.broadcast_to(_log_depth(depth, a.shape[0])[:, None], a.shape))
+
+
+@checked()
+def share_above(scores: ArrayLike, threshold: float = GOOD) -> float:
+    """Fraction of the genes with a score that exceed a threshold.
+
+    Genes without a score (NaN), such as constant ones, are left out. To compare methods, leave out the same genes for
+    all of them.
+
+    Parameters
+    ----------
+    scores
+        Score per gene, (n_vars,).
+    threshold
+        Threshold; scores equal to it do not exceed it.
+
+    Returns
+    -------
+    0 to 1; NaN if no gene has a score.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> spahgc.metrics.share_above([0.1, 0.5, float("nan")])
+    0.5
+    """
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    values = values[~np.isnan(values)]
+    return float((values > threshold).mean()) if len(values) else float("nan")
+
+
+@checked()
+def structure(measured: ArrayLike, predicted: ArrayLike) -> Scores:
+    """Structural agreement of each gene: whether its correlations with the other genes are those measured.
+
+    Pearson correlation of the row of a gene in the gene-gene correlation matrix of the measurement with its row in
+    that of the prediction, without the gene itself. Both matrices are Pearson correlations over the spots of the slide.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in any unit.
+
+    Returns
+    -------
+    float64 (n_vars,). NaN for a gene that is constant in either matrix, which is left out of the rows of the others,
+    and if fewer than two other genes are left.
+
+    Examples
+    --------
+    >>> import numpy as np, spahgc
+    >>> values = np.random.default_rng(0).normal(size=(20, 4))
+    >>> spahgc.metrics.structure(values, 2 * values).round(2)
+    array([1., 1., 1., 1.])
+    """
+    return _correlation(_row_sums(measured, predicted))
+
+
+@checked()
+def structure_agreement(measured: ArrayLike, predicted: ArrayLike) -> float:
+    """Structural agreement of a slide: correlation of all measured and predicted gene-gene correlations.
+
+    Parameters
+    ----------
+    measured, predicted
+        Expression (n_obs, n_vars), in any unit.
+
+    Returns
+    -------
+    Pearson correlation over all pairs of genes that vary in both; NaN with fewer than three of these genes.
+
+    Examples
+    --------
+    >>> import numpy as np, spahgc
+    >>> values = np.random.default_rng(0).normal(size=(20, 4))
+    >>> round(spahgc.metrics.structure_agreement(values, values), 2)
+    1.0
+    """
+    return float(_correlation(np.nansum(_row_sums(measured, predicted), axis=1, keepdims=True))[0])
+
+
+@checked(n_splits=at_least(1))
+def noise_ceiling(
+    counts: Any,
+    *,
+    genes: NDArray[np.intp] | None = None,
+    n_splits: int = 10,
+    normalize: Literal["log1p", "log10"] = "log1p",
+    rng: int | np.random.Generator = 0,
+) -> Scores:
+    """Estimate the Pearson correlation of each gene's measured with its true expression over the spots of a slide.
+
+    The molecules of each spot are split at random into two halves (binomial thinning), two measurements of the same
+    expression with independent noise. Their correlation r, averaged over splits, gives the reliability of the whole
+    measurement, R = 2 r / (1 + r) (Spearman-Brown), and the ceiling, sqrt(R).
+
+    Both halves of a spot share its depth, and log1p leaves some of that in sparse genes, which would pass for
+    expression. With ``"log1p"``, log depth is therefore regressed out of the halves, and the part of the whole
+    measurement that it explains counts as noise; a prediction of depth can exceed the ceiling of a gene that follows
+    depth. With ``"log10"``, depth is part of the measurement.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of one slide, (n_obs, n_vars), dense or SciPy sparse.
+    genes
+        Columns to return; depth is the sum over all columns.
+    n_splits
+        Number of random splits.
+    normalize
+        Unit of the expression: ``"log1p"`` of counts per 10,000, or ``"log10"`` of counts + 1.
+    rng
+        Seed or generator of the splits.
+
+    Returns
+    -------
+    float64 (n_genes,), 0 to 1. 0 if the halves do not agree (r <= 0); NaN for a gene that is constant, or that is
+    constant in one half of every split.
+
+    Raises
+    ------
+    ValueError
+        If the counts are negative or not integers, or a gene is requested twice.
+
+    References
+    ----------
+    Spearman (1910) and Brown (1910), British Journal of Psychology 3, 271-295 and 296-322; binomial thinning of counts:
+    Neufeld et al. (2024), Biostatistics 25, 270-287.
+
+    Examples
+    --------
+    >>> import numpy as np, spahgc
+    >>> counts = np.random.default_rng(0).poisson([5, 50], size=(100, 2))
+    >>> spahgc.metrics.noise_ceiling(counts).shape
+    (2,)
+    """
+    values = counts.data if sp.issparse(counts) else np.asarray(counts)
+    if getattr(counts, "ndim", 0) != 2:
+        raise ValueError(f"`counts` must be a matrix (n_obs, n_vars), got {getattr(counts, 'ndim', 0)} dimensions.")
+    if values.size and (not np.isfinite(values).all() or values.min() < 0 or (values != np.rint(values)).any()):
+        raise ValueError("`counts` must be raw counts to be split, but has negative, missing or fractional values.")
+    columns = np.arange(counts.shape[1]) if genes is None else np.asarray(genes, dtype=np.intp)
+    if len(np.unique(columns)) < len(columns):
+        raise ValueError("`genes` contains a column twice.")
+    chosen = sp.csc_array(counts[:, columns]).astype(np.int64)
+    # Of the other genes only the sum matters, whose half is binomial as well.
+    depth = spot_depth(counts)
+    rest = np.rint(depth - spot_depth(chosen)).astype(np.int64)
+
+    def normalized(part: Any, others: NDArray[np.int64]) -> NDArray[np.float32]:
+        whole = sp.hstack([part, sp.csc_array(others[:, None])], format="csr")
+        return normalize_counts(whole, normalize, genes=np.arange(part.shape[1]))
+
+    generator = np.random.default_rng(rng)
+    total, n_defined = np.zeros(len(columns)), np.zeros(len(columns))
+    for _ in range(n_splits):
+        first, first_rest = chosen.copy(), generator.binomial(rest, 0.5)
+        first.data = generator.binomial(chosen.data, 0.5)
+        a, b = normalized(first, first_rest), normalized(chosen - first, rest - first_rest)
+        r = pearson_depth_removed(a, b, depth) if normalize == "log1p" else pearson(a, b)
+        total, n_defined = total + np.nan_to_num(r), n_defined + ~np.isnan(r)
+    r = np.maximum(np.divide(total, n_defined, out=np.full(len(columns), np.nan), where=n_defined > 0), 0.0)
+    reliability = 2 * r / (1 + r)
+    if normalize == "log1p":
+        # If all spots have the same depth, it explains nothing (NaN).
+        reliability *= 1 - np.nan_to_num(depth_only(normalized(chosen, rest), depth)) ** 2
+    return np.asarray(np.sqrt(reliability))
+
+
+def pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Convert measured and predicted expression to float64, or raise if they are not matrices of the same shape."""
+    a, b = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(
+            f"`measured` and `predicted` must be matrices (n_obs, n_vars) of the same shape, got {a.shape} and {b.shape}."
+        )
+    if a.shape[0] < 2:
+        raise ValueError(f"A score over spots needs at least two spots, got {a.shape[0]}.")
+    return a, b
+
+
+def centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Subtract the mean of each column; a constant column becomes NaN."""
+    rest = values - values.mean(axis=0)
+    scale = np.abs(values).max(axis=0)
+    constant = np.sqrt(np.mean(rest**2, axis=0)) <= CONSTANT * np.where(scale > 0, scale, 1.0)
+    return np.where(constant, np.nan, rest)
+
+
+def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
+    values = np.asarray(depth, dtype=np.float64).ravel()
+    if values.shape[0] != n_obs:
+        raise ValueError(f"`depth` has {values.shape[0]} values for {n_obs} spots.")
+    if (values < 0).any():
+        raise ValueError("`depth` must be the total count of each spot, but has negative values.")
+    return np.log(values + 1.0)
+
+
+def _residual(values: NDArray[np.float64], covariate: NDArray[np.float64]) -> NDArray[np.float64]:
+    rest = values - covariate * (covariate * values).sum(axis=0) / (covariate**2).sum()
+    explained = np.sqrt((rest**2).sum(axis=0)) <= CONSTANT * np.sqrt((values**2).sum(axis=0))
+    return np.where(explained, np.nan, rest)
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> Scores:
+    norms = np.sqrt((a * a).sum(axis=0)) * np.sqrt((b * b).sum(axis=0))
+    return np.clip((a * b).sum(axis=0) / norms, -1.0, 1.0)
+
+
+def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
+    """Sums over the correlations of each gene with the others: n, a, b, aa, bb, ab (6, n_vars), in blocks of genes."""
+    a, b = (centered(values) for values in pair(measured, predicted))
+    kept = np.flatnonzero(~np.isnan(a).any(axis=0) & ~np.isnan(b).any(axis=0))
+    a, b = (values[:, kept] / np.sqrt((values[:, kept] ** 2).sum(axis=0)) for values in (a, b))
+    sums = np.full((6, np.shape(measured)[1]), np.nan)
+    for start in range(0, len(kept), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(kept)))
+        x, y = a[:, rows].T @ a, b[:, rows].T @ b
+        itself = (np.arange(len(rows)), rows)
+        x[itself] = y[itself] = 0.0
+        sums[0, kept[rows]] = len(kept) - 1
+        sums[1:, kept[rows]] = [product.sum(axis=1) for product in (x, y, x * x, y * y, x * y)]
+    return sums
+
+
+def _correlation(sums: NDArray[np.float64]) -> Scores:
+    """Pearson correlation from the sums of :func:`_row_sums`; NaN if either side does not vary."""
+    n = np.where(sums[0] > 1, sums[0], np.nan)
+    a, b, aa, bb, ab = sums[1:] / n
+    std_a, std_b = np.sqrt(np.maximum(aa - a * a, 0)), np.sqrt(np.maximum(bb - b * b, 0))
+    constant = (std_a <= CONSTANT) | (std_b <= CONSTANT)
+    return np.clip((ab - a * b) / np.where(constant, np.nan, std_a * std_b), -1.0, 1.0)
