@@ -163,7 +163,7 @@ def test_share_above() -> None:
 
 def test_bad_input() -> None:
     table = long()
-    with pytest.raises(KeyError, match=r"no column patient, value. Available: method, slide"):
+    with pytest.raises(KeyError, match=r"no column patient, value. Available: 'method', 'slide'"):
         metrics.summarize(table.drop(columns=["patient", "value"]))
     with pytest.raises(KeyError, match=r"no scores 'r2'. Available: 'pearson', 'rmse'|'rmse', 'pearson'"):
         metrics.summarize(table, metric="r2")

@@ -76,9 +76,9 @@ def test_seed() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"one entry per slide, not \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"one entry per slide, got shapes \(2,\) and \(3,\)"):
         metrics.bootstrap([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match="level is between 0 and 1, not 95"):
+    with pytest.raises(ValueError, match="`level` must be a finite number between 0 and 1, got 95"):
         metrics.bootstrap([1, 2], [1, 2], level=95)
-    with pytest.raises(ValueError, match="n_resamples is at least 1, not 0"):
+    with pytest.raises(ValueError, match="`n_resamples` must be an integer of at least 1, got 0"):
         metrics.bootstrap([1, 2], [1, 2], n_resamples=0)

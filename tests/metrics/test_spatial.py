@@ -1,4 +1,4 @@
-"""Moran's I against scanpy and the plain double sum, and neighbours against all pairs of distances."""
+"""Moran's I against scanpy and the plain double sum, and neighbors against all pairs of distances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from spahgc import metrics
-from spahgc._geometry import spatial_knn
 
 
 def slide(seed: int, n: int = 80, g: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +26,7 @@ def slide(seed: int, n: int = 80, g: int = 5) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", range(5))
 def test_against_the_double_sum(seed: int) -> None:
     xy, x = slide(seed, n=30)
-    index = metrics.nearest_spots(xy, 4)
+    index = metrics.spatial_knn(xy, 4)
     expected = []
     for gene in x.T:
         z = gene - gene.mean()
@@ -37,7 +36,7 @@ def test_against_the_double_sum(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_against_scanpy_on_squidpy_neighbours(seed: int) -> None:
+def test_against_scanpy_on_squidpy_neighbors(seed: int) -> None:
     xy, x = slide(seed)
     adata = AnnData(x, obsm={"spatial": xy})
     sq.gr.spatial_neighbors_knn(adata, n_neighs=6)
@@ -45,10 +44,10 @@ def test_against_scanpy_on_squidpy_neighbours(seed: int) -> None:
     standard = sp.csr_matrix(weights / weights.sum(axis=1))
     expected = sc.metrics.morans_i(standard, x.T)
     np.testing.assert_allclose(metrics.morans_i(x, weights), expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics.morans_i(x, metrics.nearest_spots(xy, 6)), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics.morans_i(x, metrics.spatial_knn(xy, 6)), expected, rtol=1e-5)
 
 
-def test_spots_without_neighbours() -> None:
+def test_spots_without_neighbors() -> None:
     """Isolated spots, as squidpy leaves them at the rim: scanpy's formula divides by the sum of the weights."""
     xy, x = slide(0)
     weights = sp.random_array((80, 80), density=0.02, rng=np.random.default_rng(0), format="csr")
@@ -61,7 +60,7 @@ def test_spots_without_neighbours() -> None:
 def test_a_pattern_is_seen_and_noise_is_not() -> None:
     xy, _ = slide(0, n=2000)
     x = np.column_stack([xy[:, 0], np.random.default_rng(1).normal(size=2000)])
-    smooth, noise = metrics.morans_i(x, metrics.nearest_spots(xy))
+    smooth, noise = metrics.morans_i(x, metrics.spatial_knn(xy, 6))
     assert smooth > 0.95
     assert abs(noise) < 0.05
 
@@ -71,7 +70,7 @@ def test_constant_genes_and_nan() -> None:
     x[:, 0], x[3, 1], x[:, 2] = 1 / 3, np.nan, 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.morans_i(x.astype(np.float32), metrics.nearest_spots(xy))
+        found = metrics.morans_i(x.astype(np.float32), metrics.spatial_knn(xy, 6))
     np.testing.assert_array_equal(np.isnan(found), [True, True, True, False])
 
 
@@ -79,15 +78,15 @@ def test_constant_genes_and_nan() -> None:
 def test_agreement_is_the_correlation_over_genes(how: str) -> None:
     xy, x = slide(0, g=12)
     y = x + np.random.default_rng(1).normal(size=x.shape)
-    index = metrics.nearest_spots(xy)
+    index = metrics.spatial_knn(xy, 6)
     of = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[how]
     expected = of(metrics.morans_i(x, index), metrics.morans_i(y, index)).statistic
-    assert metrics.morans_i_agreement(x, y, index, how=how) == pytest.approx(expected)
+    assert metrics.morans_i_agreement(x, y, index, method=how) == pytest.approx(expected)
     y = np.column_stack([y, np.zeros(80)])  # a gene that is constant in one is left out
     x = np.column_stack([x, xy[:, 0]])
-    assert metrics.morans_i_agreement(x, y, index, how=how) == pytest.approx(expected)
+    assert metrics.morans_i_agreement(x, y, index, method=how) == pytest.approx(expected)
     assert np.isnan(metrics.morans_i_agreement(x, np.zeros_like(x), index))
-    assert metrics.morans_i_agreement(x, 3 * x + 1, index, how=how) == pytest.approx(1)
+    assert metrics.morans_i_agreement(x, 3 * x + 1, index, method=how) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("k", [1, 4, 6, 11])
@@ -99,17 +98,16 @@ def test_nearest_spots(k: int) -> None:
         distance = np.round(cdist(xy, xy), 7)
         np.fill_diagonal(distance, np.inf)
         expected = [np.lexsort((np.arange(n), row))[:own] for row in distance]
-        np.testing.assert_array_equal(metrics.nearest_spots(xy, k), expected)
-        np.testing.assert_array_equal(metrics.nearest_spots(xy, k), spatial_knn(xy, k))
-    assert metrics.nearest_spots(grid[:3], 6).shape == (3, 2)
-    assert metrics.nearest_spots(grid[:1]).shape == (1, 0)
+        np.testing.assert_array_equal(metrics.spatial_knn(xy, k), expected)
+    assert metrics.spatial_knn(grid[:3], 6).shape == (3, 2)
+    assert metrics.spatial_knn(grid[:1], 6).shape == (1, 0)
 
 
 def test_bad_input() -> None:
     xy, x = slide(0)
-    index = metrics.nearest_spots(xy)
+    index = metrics.spatial_knn(xy, 6)
     for bad in (index[:-1], index.astype(float), index[:, 0], xy):
-        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\) for 80 spots.*nearest_spots"):
+        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\) for 80 spots.*spatial_knn"):
             metrics.morans_i(x, bad)
     with pytest.raises(ValueError, match="row numbers outside 0 to 79"):
         metrics.morans_i(x, index + 1)
@@ -117,13 +115,13 @@ def test_bad_input() -> None:
         metrics.morans_i(x, sp.eye_array(3, format="csr"))
     with pytest.raises(ValueError, match="at least one pair"):
         metrics.morans_i(x, sp.csr_array((80, 80)))
-    with pytest.raises(ValueError, match="values is a matrix"):
+    with pytest.raises(ValueError, match="`values` must be a matrix"):
         metrics.morans_i(x[:, 0], index)
-    with pytest.raises(ValueError, match="'pearson', 'spearman', not 'kendall'"):
-        metrics.morans_i_agreement(x, x, index, how="kendall")
-    with pytest.raises(ValueError, match=r"coordinates has shape \(80,\)"):
-        metrics.nearest_spots(xy[:, 0])
+    with pytest.raises(ValueError, match="`method` must be one of 'pearson', 'spearman', got 'kendall'"):
+        metrics.morans_i_agreement(x, x, index, method="kendall")
+    with pytest.raises(ValueError, match=r"`coordinates` must be a matrix .* got shape \(80,\)"):
+        metrics.spatial_knn(xy[:, 0], 6)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        metrics.nearest_spots(xy * np.nan)
-    with pytest.raises(ValueError, match="k is at least 1, not 0"):
-        metrics.nearest_spots(xy, 0)
+        metrics.spatial_knn(xy * np.nan, 6)
+    with pytest.raises(ValueError, match="`k` must be an integer of at least 1, got 0"):
+        metrics.spatial_knn(xy, 0)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from spahgc import metrics
-from spahgc.metrics import _structure
+from spahgc.metrics import _scores
 
 
 def pair(seed: int, n: int = 40, g: int = 9) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +21,7 @@ def pair(seed: int, n: int = 40, g: int = 9) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("block", [1, 4, 512])
 @pytest.mark.parametrize("seed", range(5))
 def test_against_correlation_matrices(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_structure, "_BLOCK", block)
+    monkeypatch.setattr(_scores, "_BLOCK", block)
     a, b = pair(seed)
     x, y = np.corrcoef(a.T), np.corrcoef(b.T)
     expected = [stats.pearsonr(np.delete(x[i], i), np.delete(y[i], i)).statistic for i in range(9)]

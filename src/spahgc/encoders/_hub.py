@@ -90,7 +90,8 @@ def registry(wanted: str = "") -> dict[str, Any]:
         from lazyslide_models import MODEL_REGISTRY, ModelTask
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         raise ImportError(
-            f"Encoder {wanted!r} requires lazyslide-models, which cannot be imported ({error}). Run: {EXTRA}"
+            (f"Encoder {wanted!r} requires" if wanted else "All encoders but 'texture' require")
+            + f" lazyslide-models, which cannot be imported ({error}). Run: {EXTRA}"
         ) from error
     return {
         name: model

@@ -197,8 +197,8 @@ def table() -> pd.DataFrame:
     --------
     >>> import spahgc
     >>> encoders = spahgc.encoders.table()
-    >>> encoders.loc["texture", ["width", "tile_px", "license"]].tolist()
-    [126, 112, 'BSD-3-Clause']
+    >>> encoders.loc["texture", ["license", "page"]].tolist()
+    ['BSD-3-Clause', '']
     """
     import pandas as pd
 
@@ -211,7 +211,7 @@ def table() -> pd.DataFrame:
     try:
         from ._hub import MPP, REQUIRES, registry, repository_of
 
-        models = registry("uni2")
+        models = registry()
     except ImportError as error:
         models, missing = {}, str(error)
         logger.warning("%s", missing)

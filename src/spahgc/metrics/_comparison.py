@@ -175,8 +175,8 @@ def paired_difference(
     --------
     >>> import pandas as pd, spahgc
     >>> table = pd.DataFrame({"method": ["ridge", "knn"], "slide": "S1", "patient": "A", "gene": "GNAS"})
-    >>> spahgc.metrics.paired_difference(table.assign(metric="pearson", value=[0.3, 0.2]), "knn").mean.round(2)
-    -0.1
+    >>> round(spahgc.metrics.paired_difference(table.assign(metric="pearson", value=[0.5, 0.25]), "knn").mean, 2)
+    -0.25
     """
     scores = _by_method(_rows(table, metric))
     return _interval(_of(scores, method) - _of(scores, baseline), level=level, n_resamples=n_resamples, rng=rng)

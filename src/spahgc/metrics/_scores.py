@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from .._checks import at_least, checked
+from .._slides import Normalize, spot_depth
 from .._slides import normalize as normalize_counts
-from .._slides import spot_depth
 
 Scores = NDArray[np.float64]
 
@@ -271,7 +271,7 @@ def noise_ceiling(
     *,
     genes: NDArray[np.intp] | None = None,
     n_splits: int = 10,
-    normalize: Literal["log1p", "log10"] = "log1p",
+    normalize: Normalize = "log1p",
     rng: int | np.random.Generator = 0,
 ) -> Scores:
     """Estimate the Pearson correlation of each gene's measured with its true expression over the spots of a slide.
@@ -294,7 +294,7 @@ def noise_ceiling(
     n_splits
         Number of random splits.
     normalize
-        Unit of the expression: ``"log1p"`` of counts per 10,000, or ``"log10"`` of counts + 1.
+        Unit of the expression: ``"log1p"`` of counts per 10,000, or ``"log10"`` of counts + 1; not ``"none"``.
     rng
         Seed or generator of the splits.
 
@@ -306,7 +306,7 @@ def noise_ceiling(
     Raises
     ------
     ValueError
-        If the counts are negative or not integers, or a gene is requested twice.
+        If the counts are negative or not integers, a gene is requested twice, or `normalize` is ``"none"``.
 
     References
     ----------
@@ -320,6 +320,10 @@ def noise_ceiling(
     >>> spahgc.metrics.noise_ceiling(counts).shape
     (2,)
     """
+    if normalize == "none":
+        raise ValueError(
+            "normalize='none' has no noise ceiling: expression that is not counts cannot be split into halves."
+        )
     values = counts.data if sp.issparse(counts) else np.asarray(counts)
     if getattr(counts, "ndim", 0) != 2:
         raise ValueError(f"`counts` must be a matrix (n_obs, n_vars), got {getattr(counts, 'ndim', 0)} dimensions.")
@@ -358,7 +362,7 @@ def pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64]
     a, b = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(
-            f"`measured` and `predicted` must be matrices (n_obs, n_vars) of the same shape, got {a.shape} and {b.shape}."
+            f"`measured` and `predicted` must be matrices (n_obs, n_vars) of one shape, got {a.shape} and {b.shape}."
         )
     if a.shape[0] < 2:
         raise ValueError(f"A score over spots needs at least two spots, got {a.shape[0]}.")

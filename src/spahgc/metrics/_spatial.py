@@ -46,7 +46,7 @@ def morans_i(values: ArrayLike, neighbors: Any) -> Scores:
     >>> position = np.arange(20.0)[:, None]
     >>> neighbors = spahgc.metrics.spatial_knn(np.hstack([position, 0 * position]), 2)
     >>> spahgc.metrics.morans_i(position, neighbors).round(1)
-    array([0.9])
+    array([1.])
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2:

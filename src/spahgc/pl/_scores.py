@@ -11,6 +11,7 @@ from matplotlib.offsetbox import AnchoredOffsetbox, TextArea, VPacker
 from .. import _keys as keys
 from .. import get
 from .._checks import at_least, checked, format_names
+from ..metrics import GOOD
 from ._style import GRAY, MINUS, legend_above, palette, panels
 from ._tissue import table_of
 
@@ -27,8 +28,6 @@ LABELS = {
     "mae": "mean absolute error",
 }
 _CORRELATIONS = ("pearson", "spearman", "pearson_depth_removed")
-GOOD = 0.3
-"""Correlation above which a gene counts as predictable."""
 
 
 @checked(n_genes=at_least(0))

@@ -12,7 +12,7 @@ from .. import _keys as keys
 from .. import get
 from .._checks import at_least, checked, format_names
 from ..get import VERDICTS
-from ._scores import GOOD
+from ..metrics import GOOD
 from ._style import GRAY, count, legend_above, palette, panels
 from ._tissue import table_of
 

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from .._checks import format_names
 from .._slides import Float64, SplitBy
 from ..get import VERDICTS
+from ..metrics import GOOD
 from ._shifts import Shifts, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
-GOOD, BAD, BEYOND_DEPTH = 0.3, 0.15, 0.15
-"""Limits of the verdicts: expected Pearson of a trusted gene, of one that is not predictable, and what has to be left
-of a trusted gene's Pearson once depth is removed."""
+BAD, BEYOND_DEPTH = 0.15, 0.15
+"""Limits of the verdicts: expected Pearson of a gene that is not predictable, and Pearson with depth removed of a
+trusted one; the expected Pearson of a trusted gene is at least `GOOD`."""
 CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"
 """Rows of a table of scores that hold the noise ceiling."""
 _NEEDED = ("method", "slide", "patient", "gene", "metric", "value")

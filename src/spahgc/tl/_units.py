@@ -192,7 +192,7 @@ def run_ceiling(counts: Mapping[str, Any], unit: Unit, genes: tuple[str, ...], c
         Unit of the expression.
     """
     with _TURN, _one_thread():
-        ceilings = [noise_ceiling(slide, genes=columns, how=how, rng=unit.seed) for slide in counts.values()]
+        ceilings = [noise_ceiling(slide, genes=columns, normalize=how, rng=unit.seed) for slide in counts.values()]
     return Result(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
 
 
