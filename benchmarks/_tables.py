@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import Any
 
 UNIT_NAMES = {
-    "log1p": "log1p counts per 10k (depth-normalised, the default)",
+    "log1p": "log1p counts per 10k (depth-normalized, the default)",
     "log10": "log10(counts + 1) (depth left in)",
 }
 EMBEDDING_NAMES = {"texture": "Texture embeddings (no weights)", "mobilenet": "MobileNet embeddings (ImageNet)"}
@@ -69,7 +69,7 @@ DESIGNED_ON = ("C3", "C5", "mob_02", "colon q1")
 
 
 def untouched(content: Mapping[str, Any], embedding: str) -> str:
-    """The default against ridge and context ridge on the cases that it was not designed on, depth-normalised."""
+    """The default against ridge and context ridge on the cases that it was not designed on, depth-normalized."""
     scores = case_scores(content, "log1p", embedding)
     cases = [case for case in content["protocol"]["cases"] if case not in DESIGNED_ON]
     whole, ridge, context = (_mean(scores[m], cases) for m in ("spahgc", "ridge", "context_ridge"))
@@ -232,7 +232,7 @@ def protocol_table(content: Mapping[str, Any]) -> str:
     rows.append(("commits", ", ".join(sorted({result["commit"] for result in content["results"].values()}))))
     planned = content["protocol"]["planned"]
     done = sum(name in content["results"] for name in planned)
-    rows.append(("seeds so far, depth-normalised", _seeds_so_far(content)))
+    rows.append(("seeds so far, depth-normalized", _seeds_so_far(content)))
     rows.append(("runs", f"{done} of {len(planned)} done, {content['seconds'] / 60:.0f} minutes in all"))
     return "\n".join(f"- **{name}**: {value}" for name, value in rows)
 

@@ -39,7 +39,7 @@ EMBEDDINGS = ("texture", "mobilenet")
 UNITS = ("log1p", "log10")
 SEEDS = (0, 1, 2)
 PAPER_CASES = ("C2", "C4", "B4")
-"""The paper's preset takes minutes a run: these, with texture embeddings, depth-normalised, one seed."""
+"""The paper's preset takes minutes a run: these, with texture embeddings, depth-normalized, one seed."""
 QUICK_CASES = ("C4", "mob_11", "colon q2")
 
 _PHASES = {

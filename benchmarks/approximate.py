@@ -4,7 +4,7 @@ python benchmarks/approximate.py
 
 Banks are made of slides of 4,000 spots with 512 features, as the default preset's nodes have: smooth fields over each
 slide (``fields``), or spots around the same 300 centres on all slides (``clusters``). ``real`` are MobileNet embeddings
-of all real slides, standardised per slide.
+of all real slides, standardized per slide.
 """
 
 from __future__ import annotations

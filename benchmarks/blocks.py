@@ -24,7 +24,7 @@ MAX_NODES = (20_000, 150)
 
 
 def run(case: str, max_nodes: int, seed: int) -> float:
-    """Mean per-gene Pearson on the held-out quarter, by the default preset, texture embeddings, depth-normalised."""
+    """Mean per-gene Pearson on the held-out quarter, by the default preset, texture embeddings, depth-normalized."""
     import spahgc
 
     spahgc.settings.max_nodes = max_nodes

@@ -3,7 +3,7 @@
 python benchmarks/evidence.py           every case with two reference slides or more; a few minutes
 python benchmarks/evidence.py --fresh   forget results of an earlier run
 
-Each case is held out and predicted as in accuracy.py (texture embeddings, depth-normalised, one seed), and the
+Each case is held out and predicted as in accuracy.py (texture embeddings, depth-normalized, one seed), and the
 prediction explained. A spot's score is the Pearson correlation over genes of predicted and measured expression, each
 relative to the mean and spread of the gene over the slide's spots; nothing but this score reads what was measured.
 """
