@@ -233,7 +233,7 @@ def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, target: Slide) -> N
     distance = np.linalg.norm(target.coordinates - target.coordinates[14], axis=1)
     assert changed[distance < 1.5].all()
     assert not changed[distance > 4].any()
-    views = method._inputs(target, cohort, ExpressionScale.fit(cohort))  # type: ignore[attr-defined]
+    views = method.inputs(target, cohort, ExpressionScale.fit(cohort))  # type: ignore[attr-defined]
     for i in range(len(target)):
         order = np.lexsort(
             (np.arange(36), np.round(np.linalg.norm(target.coordinates - target.coordinates[i], axis=1), 9))
@@ -246,13 +246,14 @@ def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, target: Slide) -> N
 @pytest.mark.parametrize("name", ["bleep", "mclstexp"])
 def test_retrieval_against_a_plain_loop(name: str, cohort: Cohort, target: Slide) -> None:
     method = get_method(name, n_neighbors=4, **SMALL).fit(cohort, Run(device="cpu"))
-    network = method._fitted  # type: ignore[attr-defined]
+    net = method._fitted  # type: ignore[attr-defined]
     scale, bank = ExpressionScale.fit(cohort), []
     with torch.no_grad():
         for slide in cohort:
-            inputs = method._tensors(method._inputs(slide, cohort, scale))  # type: ignore[attr-defined]
-            bank.append(network.express(torch.from_numpy(scale(expression_of(slide))), *inputs).double().numpy())
-        images = network.image(torch.from_numpy(target.embedding)).double().numpy()
+            inputs = method._tensors(method.inputs(slide, cohort, scale))  # type: ignore[attr-defined]
+            expression = torch.from_numpy(scale(expression_of(slide)))
+            bank.append(method.express(net, expression, *inputs).double().numpy())  # type: ignore[attr-defined]
+        images = net.image(torch.from_numpy(target.embedding)).double().numpy()
     keys, values = np.concatenate(bank), cohort.expression()
     for image, row in zip(images, method.predict(target), strict=True):
         cosine = [image @ key / np.linalg.norm(image) / np.linalg.norm(key) for key in keys]
@@ -273,7 +274,7 @@ def test_exemplars_against_a_plain_loop_and_never_of_the_slide_itself(cohort: Co
             np.testing.assert_array_equal(embeddings[row], bank[nearest])
             np.testing.assert_allclose(expressions[row], scale(expression[nearest]))
 
-    check(method._inputs(target, cohort, scale), cohort.embedding(), cohort.expression())
+    check(method.inputs(target, cohort, scale), cohort.embedding(), cohort.expression())
     for slide, (_, *inputs) in zip(cohort, method._steps(cohort, scale), strict=True):
         others = cohort.subset([other.name for other in cohort if other.name != slide.name])
         np.testing.assert_array_equal(inputs[0], slide.embedding)

@@ -204,7 +204,7 @@ def test_smoothed_ridge_picks_the_neighbours_that_help(make: Make, noise: float,
     made = make({"a": "P", "bb": "Q", "ccc": "R", "dddd": "S"}, n=400)
     cohort = replace(made, slides=tuple(planted(s) for s in made)).standardized()
     method = SmoothedRidge().fit(cohort, Run())
-    assert method.smoothing[0] in expected
+    assert method.tuned.smoothing[0] in expected
     if noise == 0:
         assert method.tuned == Ridge().fit(cohort, Run()).tuned
 
@@ -228,7 +228,7 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
                 groups.append(np.mean(each))
             scores[(k, weight), penalty] = np.mean(groups)
     method = SmoothedRidge().fit(cohort, Run())
-    assert (method.smoothing, method.tuned.penalty) == max(scores, key=scores.__getitem__)
+    assert (method.tuned.smoothing, method.tuned.penalty) == max(scores, key=scores.__getitem__)
     assert method.tuned.n_components == 32
 
 
@@ -237,5 +237,8 @@ def test_smoothed_ridge_parameters(cohort: Cohort) -> None:
         SmoothedRidge(n_neighbors=-1)
     with pytest.raises(ValueError, match="`neighbor_weight` must be a finite number between 0 and 1, got 2"):
         SmoothedRidge(n_neighbors=3, neighbor_weight=2)
-    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).smoothing == (6, 0.5)
-    assert SmoothedRidge(n_neighbors=3, neighbor_weight=0.1).fit(cohort.subset(["a"]), Run()).smoothing == (3, 0.1)
+    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).tuned.smoothing == (6, 0.5)
+    assert SmoothedRidge(n_neighbors=3, neighbor_weight=0.1).fit(cohort.subset(["a"]), Run()).tuned.smoothing == (
+        3,
+        0.1,
+    )

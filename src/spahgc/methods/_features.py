@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from .._geometry import SpatialNeighbors
 from .._slides import BLOCK, Cohort, Float32, Float64, Moments, Rows, Slide, blocks, expression_of
 
-RINGS = (6, 18, 60)
-"""Numbers of nearest spots whose mean embedding describes the surroundings of a spot."""
+RINGS = (6, 18, 60)  # numbers of nearest spots whose mean embedding describes the surroundings of a spot
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,13 @@ class PCA:
     """Principal components of a feature matrix, from the eigenvectors of its covariance."""
 
     mean: Float64
-    axes: Float64
-    """Components as columns, (n_features, r)."""
-    variance: Float64
-    """Variance along each component, (r,)."""
-    total: float = float("nan")
-    """Summed variance of all features."""
+    axes: Float64  # components as columns, (n_features, r)
+    variance: Float64  # along each component, (r,)
+    total: float = float("nan")  # summed variance of all features
 
     @classmethod
     def fit(cls, features: np.ndarray, n_components: int) -> Self:
         """Fit the `n_components` leading components, or fewer if the features have a lower rank."""
-        from scipy.linalg import eigh
-
         centered = features.astype(np.float64)
         mean = centered.mean(axis=0)
         centered -= mean
@@ -49,7 +44,7 @@ class PCA:
             vectors = centered.T @ vectors / np.sqrt(n * values)
         # The sign of an eigenvector is arbitrary; fix it so that results do not depend on the linear algebra library.
         signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
-        return cls(mean, vectors * signs, values, total)
+        return cls(mean, np.ascontiguousarray(vectors * signs), values, total)
 
     def __call__(self, features: np.ndarray) -> Float64:
         """Project features onto the components, (n, r)."""
@@ -65,8 +60,7 @@ class Context:
     """
 
     pca: PCA
-    weights: tuple[float, ...]
-    """Weight of the spot itself and of each ring."""
+    weights: tuple[float, ...]  # of the spot itself and of each ring
 
     @classmethod
     def fit(
@@ -90,9 +84,8 @@ class Context:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Fitted state as named arrays."""
-        parts = {"mean": self.pca.mean, "axes": self.pca.axes, "variance": self.pca.variance}
-        parts["weights"] = np.array(self.weights)
-        return {f"context.{name}": np.ascontiguousarray(array) for name, array in parts.items()}
+        pca = {"context.mean": self.pca.mean, "context.axes": self.pca.axes, "context.variance": self.pca.variance}
+        return {**pca, "context.weights": np.array(self.weights)}
 
     @classmethod
     def from_arrays(cls, state: Mapping[str, np.ndarray]) -> Self:
@@ -102,17 +95,7 @@ class Context:
 
 
 class ContextRows:
-    """Context features of a slide (:class:`Context`), computed for the rows that are read.
-
-    Parameters
-    ----------
-    context
-        Fitted components and weights.
-    slide
-        Slide with standardized embedding.
-    divisor
-        Number that divides all features.
-    """
+    """Context features of a slide with standardized embedding, over a divisor; computed for the rows that are read."""
 
     def __init__(self, context: Context, slide: Slide, *, divisor: float = 1.0) -> None:
         self._rings = RINGS[: len(context.weights) - 1]
@@ -173,10 +156,8 @@ class ContextRows:
 class GeneScale:
     """Mean and standard deviation of each gene on each slide."""
 
-    mean: Float64
-    """(n_slides, n_genes)"""
-    std: Float64
-    """(n_slides, n_genes)"""
+    mean: Float64  # (n_slides, n_genes)
+    std: Float64  # (n_slides, n_genes)
 
     @classmethod
     def fit(cls, cohort: Cohort) -> Self:

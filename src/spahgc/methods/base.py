@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
@@ -228,33 +229,15 @@ class BlockwiseMethod(Method):
         return scale.values(cohort)
 
 
-class Registry(MutableMapping[str, type[Method]]):
-    """Methods by name; the module of a method is imported when the method is looked up."""
-
-    def __init__(self, classes: Mapping[str, str | type[Method]]) -> None:
-        self._classes = dict(classes)
+class Registry(UserDict[str, Any]):
+    """Methods by name; the module of a built-in method is imported when the method is looked up."""
 
     def __getitem__(self, name: str) -> type[Method]:
-        found = self._classes[name]
-        if isinstance(found, str):
-            module, _, cls = found.partition(":")
-            found = self._classes[name] = getattr(import_module(f".{module}", __package__), cls)
-        return found
-
-    def __setitem__(self, name: str, method: type[Method]) -> None:
-        self._classes[name] = method
-
-    def __delitem__(self, name: str) -> None:
-        del self._classes[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._classes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
-
-    def __len__(self) -> int:
-        return len(self._classes)
+        if isinstance(self.data[name], str):
+            module, _, cls = self.data[name].partition(":")
+            self.data[name] = getattr(import_module(f".{module}", __package__), cls)
+        method: type[Method] = self.data[name]
+        return method
 
 
 BUILT_IN = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from .._checks import at_least
 from .base import parameters
-from .network import ExpressionScale, NetworkMethod, SlideNetwork, Step
+from .network import ExpressionScale, NetworkMethod, Step
 
 _CHUNK = 1024
 
@@ -30,65 +30,14 @@ class Projection(nn.Module):
         return self.norm(mapped + self.second(mapped))
 
 
-class BLEEPNetwork(SlideNetwork):
-    r"""Projections of embedding and expression, contrasted within a slide; prediction by retrieval.
-
-    With the projections I and E, (n_spots, hidden), the logits are :math:`I E^T`, and the targets of the cross-entropy
-    in both directions are :math:`softmax((I I^T + E E^T) / 2)`, taken as constants, so that spots that look or express
-    alike are not pushed apart. A spot is predicted as the mean expression of the reference spots whose E is most
-    similar by cosine to its I.
-    """
-
-    recalls = True
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_neighbors: int) -> None:
-        super().__init__()
-        self.n_neighbors = n_neighbors
-        self.image = Projection(n_features, hidden, dropout)
-        self.expression = Projection(n_genes, hidden, dropout)
-        # The reference spots are not weights: they come back with the reference.
-        self.register_buffer("keys", torch.empty(0, hidden), persistent=False)
-        self.register_buffer("values", torch.empty(0, n_genes), persistent=False)
-
-    def express(self, expression: Tensor, *inputs: Tensor) -> Tensor:
-        """Expression of the spots of a slide in the common space, (n_spots, hidden)."""
-        return self.expression(expression)
-
-    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-        """Contrast of the spots of a slide."""
-        images, expressions = self.image(inputs[0]), self.express(expression, *inputs)
-        logits = images @ expressions.T
-        targets = self.targets(images.detach(), expressions.detach())
-        return {"contrast": (cross_entropy(logits, targets) + cross_entropy(logits.T, targets.T)) / 2}
-
-    def targets(self, images: Tensor, expressions: Tensor) -> Tensor:
-        """Target distribution of each image over the expressions, (n_spots, n_spots)."""
-        return ((images @ images.T + expressions @ expressions.T) / 2).softmax(dim=1)
-
-    def recall(self, references: Sequence[Step]) -> None:
-        """Project the expression of the reference slides."""
-        self.keys = torch.cat([normalize(self.express(*reference), dim=1) for reference in references])
-        self.values = torch.cat([expression for expression, *_ in references])
-
-    def forward(self, embedding: Tensor, *_: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes)."""
-        k = min(self.n_neighbors, len(self.keys))
-        predicted = []
-        for images in normalize(self.image(embedding), dim=1).split(_CHUNK):
-            index = (images @ self.keys.T).topk(k, dim=1).indices
-            weights = images.new_zeros(len(images), len(self.keys)).scatter_(1, index, 1.0 / k)
-            predicted.append(weights @ self.values)
-        return torch.cat(predicted)
-
-
 @parameters(n_neighbors=at_least(1))
 class BLEEP(NetworkMethod):
-    """BLEEP (Xie et al., NeurIPS 2023): mean expression of the reference spots retrieved in a common space.
+    r"""BLEEP (Xie et al., NeurIPS 2023): mean expression of the reference spots retrieved in a common space.
 
-    Projections of embedding and expression are trained by a contrast with soft targets. The prediction is the mean
-    expression of the reference spots whose projected expression is nearest by cosine to the spot's projected embedding.
+    Projections of embedding and expression, I and E, are trained by a contrast within each slide. The logits are
+    :math:`I E^T`, and the targets of the cross-entropy in both directions are :math:`softmax((I I^T + E E^T) / 2)`,
+    taken as constants, so that spots that look or express alike are not pushed apart. The prediction is the mean
+    expression of the reference spots whose E is most similar by cosine to the I of the spot.
 
     The compact form leaves out the ResNet-50 that is trained on the tiles, and the batch correction of the expression.
     The spots of one slide are contrasted with each other, instead of those of a random batch. Further parameters are
@@ -110,7 +59,36 @@ class BLEEP(NetworkMethod):
         "learning. NeurIPS 2023. arXiv:2306.01859"
     )
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> BLEEPNetwork:
-        return BLEEPNetwork(
-            n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, n_neighbors=self.n_neighbors
-        )
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        widths = {"image": n_features, "expression": len(scale.mean)}
+        return {name: Projection(width, self.hidden, self.dropout) for name, width in widths.items()}
+
+    def express(self, net: Any, expression: Tensor, *inputs: Tensor) -> Tensor:
+        """Expression of the spots of a slide in the common space, (n_spots, hidden)."""
+        return net.expression(expression)
+
+    def targets(self, images: Tensor, expressions: Tensor) -> Tensor:
+        """Target distribution of each image over the expressions, (n_spots, n_spots)."""
+        return ((images @ images.T + expressions @ expressions.T) / 2).softmax(dim=1)
+
+    def losses(self, net: Any, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        images, expressions = net.image(inputs[0]), self.express(net, expression, *inputs)
+        logits = images @ expressions.T
+        targets = self.targets(images.detach(), expressions.detach())
+        return {"contrast": (cross_entropy(logits, targets) + cross_entropy(logits.T, targets.T)) / 2}
+
+    def recall(self, net: Any, references: Callable[[], Sequence[Step]]) -> None:
+        steps = references()
+        keys = torch.cat([normalize(self.express(net, *step), dim=1) for step in steps])
+        # Not weights: the reference spots are saved with the reference.
+        net.register_buffer("keys", keys, persistent=False)
+        net.register_buffer("values", torch.cat([expression for expression, *_ in steps]), persistent=False)
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        k = min(self.n_neighbors, len(net.keys))
+        predicted = []
+        for images in normalize(net.image(embedding), dim=1).split(_CHUNK):
+            index = (images @ net.keys.T).topk(k, dim=1).indices
+            weights = images.new_zeros(len(images), len(net.keys)).scatter_(1, index, 1.0 / k)
+            predicted.append(weights @ net.values)
+        return torch.cat(predicted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,50 +15,9 @@ from ..nn.attention import ReferenceAttention
 from ..nn.loss import pearson_loss
 from .base import parameters
 from .knn import nearest_by_cosine
-from .network import HEADS, ExpressionScale, FeedForward, Head, NetworkMethod, SlideNetwork, Stem
+from .network import HEADS, ExpressionScale, FeedForward, Head, NetworkMethod, Stem
 
-N_LAYERS = 2
-"""Layers of cross-attention."""
-
-
-class EGNNetwork(SlideNetwork):
-    """Cross-attention of each spot to exemplars that carry [embedding | expression]."""
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, pearson_weight: float) -> None:
-        super().__init__()
-        self.pearson_weight = pearson_weight
-        self.stem, self.exemplar = Stem(n_features, hidden, dropout), Stem(n_features, hidden, dropout)
-        self.expression = nn.Linear(n_genes, hidden)
-        self.exemplar_norm = nn.LayerNorm(2 * hidden)
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(N_LAYERS))
-        self.attention = nn.ModuleList(ReferenceAttention(hidden, 2 * hidden, HEADS) for _ in range(N_LAYERS))
-        self.feed_forward = nn.ModuleList(FeedForward(hidden, dropout) for _ in range(N_LAYERS))
-        self.dropout, self.head = nn.Dropout(dropout), Head(hidden, n_genes)
-
-    def forward(self, embedding: Tensor, exemplars: Tensor, embeddings: Tensor, expressions: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes).
-
-        Parameters
-        ----------
-        embedding
-            (n_spots, n_features).
-        exemplars
-            Exemplars of each spot, rows of the next two, int64 (n_spots, k).
-        embeddings, expressions
-            Embedding and standardized expression of the exemplars, (m, n_features) and (m, n_genes).
-        """
-        states = self.stem(embedding)
-        answer = self.exemplar_norm(torch.cat([self.exemplar(embeddings), self.expression(expressions)], dim=1))
-        for norm, attention, feed_forward in zip(self.norms, self.attention, self.feed_forward, strict=True):
-            states = states + self.dropout(attention(norm(states), answer, exemplars))
-            states = states + feed_forward(states)
-        return self.head(states)
-
-    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-        """MSE and weighted correlation."""
-        predicted = self(*inputs)
-        correlation = self.pearson_weight * pearson_loss(predicted, expression)
-        return {"mse": mse_loss(predicted, expression), "correlation": correlation}
+N_LAYERS = 2  # of cross-attention
 
 
 @parameters(n_neighbors=at_least(1), pearson_weight=at_least(0))
@@ -92,17 +51,35 @@ class EGN(NetworkMethod):
     )
     min_slides: ClassVar[int] = 2
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> EGNNetwork:
-        return EGNNetwork(
-            n_features,
-            len(scale.mean),
-            hidden=self.hidden,
-            dropout=self.dropout,
-            pearson_weight=self.pearson_weight,
-        )
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         nearest = nearest_by_cosine(slide.embedding, [other.embedding for other in references], self.n_neighbors)
         rows, exemplars = np.unique(nearest, return_inverse=True)
         expressions = scale(references.expression()[rows])
         return slide.embedding, exemplars.reshape(nearest.shape), references.embedding()[rows], expressions
+
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        hidden, dropout, n_genes = self.hidden, self.dropout, len(scale.mean)
+        return {
+            "stem": Stem(n_features, hidden, dropout),
+            "exemplar": Stem(n_features, hidden, dropout),
+            "expression": nn.Linear(n_genes, hidden),
+            "exemplar_norm": nn.LayerNorm(2 * hidden),
+            "norms": nn.ModuleList(nn.LayerNorm(hidden) for _ in range(N_LAYERS)),
+            "attention": nn.ModuleList(ReferenceAttention(hidden, 2 * hidden, HEADS) for _ in range(N_LAYERS)),
+            "feed_forward": nn.ModuleList(FeedForward(hidden, dropout) for _ in range(N_LAYERS)),
+            "dropout": nn.Dropout(dropout),
+            "head": Head(hidden, n_genes),
+        }
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        states, (exemplars, embeddings, expressions) = net.stem(embedding), inputs
+        answer = net.exemplar_norm(torch.cat([net.exemplar(embeddings), net.expression(expressions)], dim=1))
+        for norm, attention, feed_forward in zip(net.norms, net.attention, net.feed_forward, strict=True):
+            states = states + net.dropout(attention(norm(states), answer, exemplars))
+            states = states + feed_forward(states)
+        return net.head(states)
+
+    def losses(self, net: Any, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        predicted = self.forward(net, *inputs)
+        correlation = self.pearson_weight * pearson_loss(predicted, expression)
+        return {"mse": mse_loss(predicted, expression), "correlation": correlation}

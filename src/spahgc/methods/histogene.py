@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import at_least
 from .._slides import Cohort, Slide
 from .base import parameters
-from .network import (
-    ExpressionScale,
-    Head,
-    NetworkMethod,
-    PositionEmbedding,
-    SlideNetwork,
-    Stem,
-    Transformer,
-    grid_positions,
-)
-
-
-class HisToGeneNetwork(SlideNetwork):
-    """Embedding plus learned position of each spot, a transformer over all spots of the slide, and a linear head."""
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_layers: int = 1) -> None:
-        super().__init__()
-        self.stem, self.position = Stem(n_features, hidden, dropout), PositionEmbedding(hidden)
-        self.transformer = Transformer(hidden, n_layers, dropout)
-        self.head = Head(hidden, n_genes)
-
-    def states(self, embedding: Tensor, position: Tensor) -> Tensor:
-        """Tokens after the transformer, (n_spots, hidden)."""
-        return self.transformer(self.stem(embedding) + self.position(position))
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes)."""
-        return self.head(self.states(*inputs))
+from .network import ExpressionScale, Head, NetworkMethod, PositionEmbedding, Stem, Transformer, grid_positions
 
 
 @parameters(n_layers=at_least(1))
@@ -65,10 +38,20 @@ class HisToGene(NetworkMethod):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> HisToGeneNetwork:
-        return HisToGeneNetwork(
-            n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, n_layers=self.n_layers
-        )
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         return slide.embedding, grid_positions(slide.coordinates)
+
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        return {
+            "stem": Stem(n_features, self.hidden, self.dropout),
+            "position": PositionEmbedding(self.hidden),
+            "transformer": Transformer(self.hidden, self.n_layers, self.dropout),
+            "head": Head(self.hidden, len(scale.mean)),
+        }
+
+    def states(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        """Tokens before the head, (n_spots, hidden)."""
+        return net.transformer(net.stem(embedding) + net.position(inputs[0]))
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        return net.head(self.states(net, embedding, *inputs))

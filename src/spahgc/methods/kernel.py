@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.metrics.pairwise import euclidean_distances
 
 from .._checks import above
-from .._slides import Cohort, Float32, Float64, Slide, blocks
+from .._slides import Cohort, Float64, Slide, blocks
 from ._features import Context, ContextRows, GeneScale
 from .base import BlockwiseMethod, RowValues, Run, State, parameters
 
-WEIGHTS = (1.0, 0.7, 0.5, 0.35)
-"""Weights of the spot itself and of the means over its 6, 18, and 60 nearest spots."""
-MAX_EXACT = 4096
-"""Largest number of kernel centers; a larger reference is represented by as many spots, evenly over the slides."""
+WEIGHTS = (1.0, 0.7, 0.5, 0.35)  # of the spot itself and of the means over its 6, 18, and 60 nearest spots
+MAX_EXACT = 4096  # kernel centers; a larger reference is represented by as many spots, evenly over the slides
 _MEDIAN_SPOTS = 1024
 _ROWS = 2048
 
 
-@dataclass(frozen=True, eq=False)
-class KernelFit:
+class KernelFit(NamedTuple):
     r"""Kernel ridge regression with the Laplace kernel.
 
     .. math:: \hat y(x) = \mu + \sum_r k(x, x_r) \alpha_r, \quad k(x, x') = \exp(-\lVert x - x' \rVert / s)
@@ -32,43 +30,38 @@ class KernelFit:
     them and :math:`\alpha` is fitted to all (subset of regressors).
     """
 
-    centers: Float64
-    """Features of the spots in the sum, (m, d)."""
-    coefficients: Float64
-    """(m, n_genes)"""
+    centers: Float64  # features of the spots in the sum, (m, d)
+    coefficients: Float64  # (m, n_genes)
     intercept: Float64
-    """(n_genes,)"""
-    scale: float
+    scale: Float64  # (1,)
 
     @classmethod
     def fit(cls, features: np.ndarray, values: np.ndarray, *, penalty: float = 1.0) -> Self:
         """Fit `values` (n, n_genes) on `features` (n, d)."""
-        from scipy.linalg import cho_factor, cho_solve
-
         x, intercept = features.astype(np.float64), values.mean(axis=0, dtype=np.float64)
         y = values - intercept
         centers = x[evenly(len(x), MAX_EXACT)]
         sample = x[evenly(len(x), _MEDIAN_SPOTS)]
-        distances = _distances(sample)[np.triu_indices(len(sample), 1)]
+        distances = euclidean_distances(sample)[np.triu_indices(len(sample), 1)]
         scale = (float(np.median(distances)) if len(distances) else 0.0) or 1.0
-        among = np.exp(_distances(centers) / -scale)
+        among = np.exp(euclidean_distances(centers) / -scale)
         if len(centers) == len(x):
             system, right = among + penalty * np.eye(len(x)), y
         else:
             system = penalty * among + 1e-8 * len(x) * np.eye(len(centers))
             right = np.zeros((len(centers), y.shape[1]))
             for rows in blocks(len(x), _ROWS):
-                kernel = np.exp(_distances(x[rows], centers) / -scale)
+                kernel = np.exp(euclidean_distances(x[rows], centers) / -scale)
                 system += kernel.T @ kernel
                 right += kernel.T @ y[rows]
-        return cls(centers, cho_solve(cho_factor(system, lower=True), right), intercept, scale)
+        return cls(centers, cho_solve(cho_factor(system, lower=True), right), intercept, np.array([scale]))
 
     def __call__(self, features: np.ndarray) -> Float64:
         """Predicted values, (n, n_genes)."""
-        parts = [
-            np.exp(_distances(features[rows].astype(np.float64), self.centers) / -self.scale) @ self.coefficients
-            for rows in blocks(len(features), _ROWS)
-        ]
+        parts = []
+        for rows in blocks(len(features), _ROWS):
+            distances = euclidean_distances(features[rows].astype(np.float64), self.centers)
+            parts.append(np.exp(distances / -self.scale) @ self.coefficients)
         return np.concatenate(parts) + self.intercept
 
 
@@ -104,25 +97,15 @@ class ContextKernel(BlockwiseMethod):
 
     def state(self) -> State:
         # Features are float32, so this does not round the centers.
-        centers: Float32 = self._fit.centers.astype(np.float32)
-        fit = {"coefficients": self._fit.coefficients, "intercept": self._fit.intercept}
-        scale = np.array([self._fit.scale])
-        return {**super().state(), **fit, "centers": centers, "scale": scale, **self.context.arrays()}
+        fit = {**self._fit._asdict(), "centers": self._fit.centers.astype(np.float32)}
+        return {**fit, **self.context.arrays(), **super().state()}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         self.context = Context.from_arrays(state)
-        centers, scale = state["centers"].astype(np.float64), float(state["scale"][0])
-        self._fit = KernelFit(centers, state["coefficients"], state["intercept"], scale)
+        self._fit = KernelFit(*(state[name].astype(np.float64) for name in KernelFit._fields))
         return super().restore(state, cohort)
 
 
 def evenly(n: int, most: int) -> NDArray[np.int64]:
     """At most `most` of n row numbers, evenly spaced."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
-
-
-def _distances(a: np.ndarray, b: np.ndarray | None = None) -> Float64:
-    """Euclidean distances; exactly 0 between a row and itself if `b` is omitted."""
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    return np.asarray(euclidean_distances(a, b))

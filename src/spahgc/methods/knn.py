@@ -7,6 +7,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 from .._checks import at_least
 from .._slides import Cohort, Float32, Rows, Slide, Stack, expression_of
@@ -55,24 +57,10 @@ class KNN(Method):
 
 
 def nearest_by_cosine(query: NDArray, slides: Sequence[NDArray | Rows], n_neighbors: int) -> NDArray[np.int64]:
-    """Most similar reference spots by cosine; one reference slide at a time is in memory.
+    """Row numbers of the most similar reference spots by cosine, most similar first, (n, n_neighbors).
 
-    Parameters
-    ----------
-    query
-        Embeddings, (n, d).
-    slides
-        Embeddings of each reference slide, (n_spots, d).
-    n_neighbors
-        Spots to find; all of them if there are fewer.
-
-    Returns
-    -------
-    Row numbers over all slides, (n, n_neighbors), most similar first.
+    One reference slide at a time is in memory. If there are fewer spots than `n_neighbors`, all are returned.
     """
-    from sklearn.neighbors import NearestNeighbors
-    from sklearn.preprocessing import normalize
-
     query, first = normalize(query), 0
     index, distance = np.empty((len(query), 0), np.int64), np.empty((len(query), 0))
     for slide in slides:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -15,22 +14,17 @@ from ..metrics import pearson
 from ._features import PCA, Context, ContextRows, GeneScale
 from .base import BlockwiseMethod, Method, RowValues, Run, State, check_needs, parameters
 
-PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""Candidate ridge penalties, relative to the total variance of the features."""
-SIZES = (32, 64, 128, 256)
-"""Candidate numbers of principal components."""
-GRID = 6
-"""Gaussian basis functions along each axis (:class:`Coordinates`)."""
-REACH = 2.0
-"""Standard deviations between the mean position and the outermost basis functions (:class:`Coordinates`)."""
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # relative to the total variance of the features
+SIZES = (32, 64, 128, 256)  # numbers of principal components
+GRID = 6  # Gaussian basis functions along each axis
+REACH = 2.0  # standard deviations between the mean position and the outermost basis functions
 
 
 class Smoothing(NamedTuple):
     """Average over neighboring spots."""
 
     n_neighbors: int
-    weight: float
-    """Weight of the mean over the neighbors."""
+    weight: float  # of the mean over the neighbors
 
     def __call__(self, values: np.ndarray, slide: Slide) -> Float64:
         """Average values (n_spots, ...) of each spot with the mean over its nearest spots."""
@@ -48,30 +42,23 @@ class Hyperparameters(NamedTuple):
     """Tuned hyperparameters of ridge regression."""
 
     smoothing: Smoothing
-    penalty: float
-    """Relative to the total variance of the features."""
+    penalty: float  # relative to the total variance of the features
     n_components: int
 
 
 NO_SMOOTHING = Smoothing(0, 0.0)
+# A plain mean over a spot and its 6 neighbors was worse than no smoothing on Visium and on legacy arrays.
 SMOOTHINGS = (NO_SMOOTHING, *(Smoothing(n, weight) for n in (6, 18) for weight in (0.25, 0.5)))
-"""Candidates of :class:`SmoothedRidge`. A plain mean over a spot and its 6 neighbors was worse than no smoothing on
-Visium and on legacy arrays."""
-UNTUNED = Hyperparameters(Smoothing(6, 0.5), 3e-2, 64)
-"""Hyperparameters for a single reference slide, where nothing can be held out."""
+UNTUNED = Hyperparameters(Smoothing(6, 0.5), 3e-2, 64)  # for a single reference slide
 
 
-@dataclass(frozen=True)
-class LinearFit:
+class LinearFit(NamedTuple):
     """Ridge coefficients on principal components."""
 
     mean: Float64
-    axes: Float64
-    """(n_features, r)"""
-    coefficients: Float64
-    """(r, n_genes)"""
+    axes: Float64  # (n_features, r)
+    coefficients: Float64  # (r, n_genes)
     intercept: Float64
-    """(n_genes,)"""
 
     @classmethod
     def fit(cls, features: np.ndarray, values: np.ndarray, penalty: float, n_components: int) -> Self:
@@ -83,15 +70,6 @@ class LinearFit:
     def __call__(self, features: np.ndarray) -> Float64:
         """Predicted values, (n, n_genes)."""
         return np.asarray((features - self.mean) @ self.axes @ self.coefficients + self.intercept)
-
-    def arrays(self) -> State:
-        """Fitted state as named arrays."""
-        return {part.name: np.ascontiguousarray(getattr(self, part.name)) for part in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, state: Mapping[str, np.ndarray]) -> Self:
-        """Inverse of :meth:`arrays`."""
-        return cls(*(state[part.name] for part in fields(cls)))
 
 
 def _coefficients(pca: PCA, scores: Float64, values: np.ndarray, penalty: float) -> Float64:
@@ -111,19 +89,8 @@ def tune(
 ) -> Hyperparameters:
     """Select the hyperparameters with the best mean per-gene Pearson on held-out groups of reference slides.
 
-    Groups are those of :meth:`Cohort.splits`, and each counts the same. If several candidates are equally good, the
-    first smoothing, the strongest penalty, and the smallest number of components are selected.
-
-    Parameters
-    ----------
-    cohort
-        Reference slides.
-    features, values
-        Features and values to fit, by slide name.
-    split_by
-        Unit that is held out.
-    penalties, sizes, smoothings
-        Candidates. With a single candidate of each, nothing is tuned.
+    Each group of :meth:`Cohort.splits` counts the same. If several candidates are equally good, the first smoothing,
+    the strongest penalty, and the smallest number of components are selected.
     """
     groups = cohort.splits(split_by)
     if len(groups) < 2 or len(smoothings) * len(penalties) * len(sizes) == 1:
@@ -210,10 +177,10 @@ class Ridge(BlockwiseMethod):
         return lambda rows: self._fit(features[rows])
 
     def state(self) -> State:
-        return {**self._fit.arrays(), **super().state()}
+        return {**self._fit._asdict(), **super().state()}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        self._fit = LinearFit.from_arrays(state)
+        self._fit = LinearFit(*(state[name] for name in LinearFit._fields))
         return super().restore(state, cohort)
 
     def _smoothings(self) -> Sequence[Smoothing]:
@@ -228,7 +195,6 @@ class Ridge(BlockwiseMethod):
         return slide.embedding
 
 
-@parameters()
 class ContextRidge(Ridge):
     """Ridge regression on the embedding of a spot and the mean embeddings of its 6, 18, and 60 nearest spots.
 
@@ -275,29 +241,23 @@ class SmoothedRidge(Ridge):
     name: ClassVar[str] = "smoothed_ridge"
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def fit(self, cohort: Cohort, run: Run) -> Self:
-        super().fit(cohort, run)
-        self.smoothing = self.tuned.smoothing
-        return self
-
     def relative_values(self, slide: Slide) -> RowValues:
         values = super().relative_values(slide)
-        smoothed = self.smoothing(np.concatenate([values(rows) for rows in blocks(len(slide))]), slide)
+        smoothed = self.tuned.smoothing(np.concatenate([values(rows) for rows in blocks(len(slide))]), slide)
         return lambda rows: smoothed[rows]
 
     def state(self) -> State:
-        return {**super().state(), "smoothing": np.array(self.smoothing, dtype=np.float64)}
+        return {**super().state(), "tuned": np.array([*self.tuned.smoothing, *self.tuned[1:]])}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        n_neighbors, weight = state["smoothing"].tolist()
-        self.smoothing = Smoothing(int(n_neighbors), weight)
+        n_neighbors, weight, penalty, n_components = state["tuned"].tolist()
+        self.tuned = Hyperparameters(Smoothing(int(n_neighbors), weight), penalty, int(n_components))
         return super().restore(state, cohort)
 
     def _smoothings(self) -> Sequence[Smoothing]:
         return SMOOTHINGS if self.n_neighbors is None else (Smoothing(self.n_neighbors, self.neighbor_weight),)
 
 
-@parameters()
 class Coordinates(Ridge):
     """Control without an image: ridge regression on a smooth basis of the spot position.
 
@@ -317,7 +277,6 @@ class Coordinates(Ridge):
         return np.einsum("ni,nj->nij", x, y).reshape(len(position), -1).astype(np.float32)
 
 
-@parameters()
 class Cellularity(Ridge):
     """Control that counts nuclei: ridge regression on the hematoxylin density of a spot's tile and its square.
 
@@ -338,7 +297,6 @@ def _standardized(values: np.ndarray) -> Float64:
     return (values - mean) / scale
 
 
-@parameters()
 class GeneMean(Method):
     """Control without a slide: mean expression of each gene over the reference, each slide counting the same.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,38 +12,10 @@ from .._checks import at_least
 from .._geometry import spatial_knn
 from .._slides import Cohort, Slide
 from .base import parameters
-from .network import ExpressionScale, FeedForward, Head, NetworkMethod, SlideNetwork, Stem
+from .network import ExpressionScale, FeedForward, Head, NetworkMethod, Stem
 
-RINGS = (6, 18)
-"""Number of nearest spots at which each ring of neighbors ends."""
+RINGS = (6, 18)  # numbers of nearest spots at which each ring of neighbors ends
 N_VIEWS = 1 + len(RINGS)
-
-
-class M2OSTNetwork(SlideNetwork):
-    """Several fields of view of each spot, one token each, mixed to one prediction.
-
-    Each layer mixes the views of each channel, by a small network that all channels share, and then the channels of all
-    views.
-    """
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_layers: int) -> None:
-        super().__init__()
-        self.stems = nn.ModuleList(Stem(n_features, hidden, dropout) for _ in range(N_VIEWS))
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers))
-        self.across = nn.ModuleList(
-            nn.Sequential(nn.Linear(N_VIEWS, 4 * N_VIEWS), nn.GELU(), nn.Linear(4 * N_VIEWS, N_VIEWS))
-            for _ in range(n_layers)
-        )
-        self.channels = nn.ModuleList(FeedForward(N_VIEWS * hidden, dropout) for _ in range(n_layers))
-        self.head = Head(N_VIEWS * hidden, n_genes)
-
-    def forward(self, *views: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes), from the embedding at each field of view, (n_spots, n_features)."""
-        tokens = torch.stack([stem(view) for stem, view in zip(self.stems, views, strict=True)], dim=1)
-        for norm, across, channels in zip(self.norms, self.across, self.channels, strict=True):
-            flat = (tokens + across(norm(tokens).mT).mT).flatten(1)
-            tokens = (flat + channels(flat)).view_as(tokens)
-        return self.head(tokens.flatten(1))
 
 
 @parameters(n_layers=at_least(1))
@@ -71,12 +43,7 @@ class M2OST(NetworkMethod):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> M2OSTNetwork:
-        return M2OSTNetwork(
-            n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, n_layers=self.n_layers
-        )
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         nearest = spatial_knn(slide.coordinates, RINGS[-1])
         views, start = [slide.embedding], 0
         for end in RINGS:
@@ -85,3 +52,25 @@ class M2OST(NetworkMethod):
             views.append(slide.embedding[ring].mean(axis=1) if ring.shape[1] else views[-1])
             start = end
         return tuple(views)
+
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        width, layers = N_VIEWS * self.hidden, range(self.n_layers)
+        mixers = [
+            nn.Sequential(nn.Linear(N_VIEWS, 4 * N_VIEWS), nn.GELU(), nn.Linear(4 * N_VIEWS, N_VIEWS)) for _ in layers
+        ]
+        return {
+            "stems": nn.ModuleList(Stem(n_features, self.hidden, self.dropout) for _ in range(N_VIEWS)),
+            "norms": nn.ModuleList(nn.LayerNorm(self.hidden) for _ in layers),
+            "across": nn.ModuleList(mixers),
+            "channels": nn.ModuleList(FeedForward(width, self.dropout) for _ in layers),
+            "head": Head(width, len(scale.mean)),
+        }
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        views = zip(net.stems, (embedding, *inputs), strict=True)
+        tokens = torch.stack([stem(view) for stem, view in views], dim=1)
+        for norm, across, channels in zip(net.norms, net.across, net.channels, strict=True):
+            # The views of each channel by a small network that all channels share, then the channels of all views.
+            flat = (tokens + across(norm(tokens).mT).mT).flatten(1)
+            tokens = (flat + channels(flat)).view_as(tokens)
+        return net.head(tokens.flatten(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,32 +11,8 @@ from torch import Tensor, nn
 from .._checks import at_least
 from .._slides import Cohort, Slide
 from .base import parameters
-from .bleep import BLEEP, BLEEPNetwork, Projection
+from .bleep import BLEEP, Projection
 from .network import ExpressionScale, PositionEmbedding, Transformer, grid_positions
-
-
-class MclSTExpNetwork(BLEEPNetwork):
-    """BLEEP whose expression side is a transformer over the spots of a slide, with learned positions.
-
-    Each spot is its own only positive; all other spots of the slide are negatives.
-    """
-
-    def __init__(
-        self, n_features: int, n_genes: int, *, hidden: int, dropout: float, n_neighbors: int, n_layers: int
-    ) -> None:
-        super().__init__(n_features, n_genes, hidden=hidden, dropout=dropout, n_neighbors=n_neighbors)
-        self.token, self.position = nn.Linear(n_genes, hidden), PositionEmbedding(hidden)
-        self.transformer = Transformer(hidden, n_layers, dropout)
-        self.expression = Projection(hidden, hidden, dropout)
-
-    def express(self, expression: Tensor, *inputs: Tensor) -> Tensor:
-        """Expression of the spots of a slide, in view of each other, in the common space, (n_spots, hidden)."""
-        _, position = inputs
-        return self.expression(self.transformer(self.token(expression) + self.position(position)))
-
-    def targets(self, images: Tensor, expressions: Tensor) -> Tensor:
-        """Identity: each image should find its own expression, (n_spots, n_spots)."""
-        return torch.eye(len(images), dtype=images.dtype, device=images.device)
 
 
 @parameters(n_layers=at_least(1))
@@ -66,15 +42,20 @@ class MclSTExp(BLEEP):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> MclSTExpNetwork:
-        return MclSTExpNetwork(
-            n_features,
-            len(scale.mean),
-            hidden=self.hidden,
-            dropout=self.dropout,
-            n_neighbors=self.n_neighbors,
-            n_layers=self.n_layers,
-        )
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         return slide.embedding, grid_positions(slide.coordinates)
+
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        return {
+            **super().layers(n_features, scale),
+            "token": nn.Linear(len(scale.mean), self.hidden),
+            "position": PositionEmbedding(self.hidden),
+            "transformer": Transformer(self.hidden, self.n_layers, self.dropout),
+            "expression": Projection(self.hidden, self.hidden, self.dropout),
+        }
+
+    def express(self, net: Any, expression: Tensor, *inputs: Tensor) -> Tensor:
+        return net.expression(net.transformer(net.token(expression) + net.position(inputs[1])))
+
+    def targets(self, images: Tensor, expressions: Tensor) -> Tensor:
+        return torch.eye(len(images), dtype=images.dtype, device=images.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,12 +24,9 @@ from .linear import mean_pearson
 Step = tuple[Tensor, ...]
 """Standardized expression of a reference slide, (n_spots, n_genes), and the arguments of the network for it."""
 
-UNTUNED_EPOCHS = 15
-"""Number of epochs if nothing can be held out."""
-N_POSITIONS = 128
-"""Columns and rows of the grid of learned positions. A Visium slide has 78 rows."""
-HEADS = 4
-"""Attention heads."""
+UNTUNED_EPOCHS = 15  # if nothing can be held out
+N_POSITIONS = 128  # columns and rows of the grid of learned positions; a Visium slide has 78 rows
+HEADS = 4  # of all attention
 _MAX_FOLDS = 2
 _SMOOTHING = 5
 _PATIENCE = 12
@@ -40,29 +37,17 @@ _WEIGHTS = "network."
 
 
 class SlideNetwork(nn.Module):
-    """Network that maps the inputs of a slide to standardized expression, (n_spots, n_genes)."""
+    """Layers and parameters of a network by name, with the loss of its method as the forward pass."""
 
-    recalls: ClassVar[bool] = False
-    """Whether predictions require the reference slides (:meth:`recall`)."""
-
-    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-        """Terms whose sum is minimized, by name."""
-        return {"mse": mse_loss(self(*inputs), expression)}
-
-    def recall(self, references: Sequence[Step]) -> None:
-        """Store what predictions require of the reference slides; called in evaluation mode before predicting."""
-
-
-class NetworkLoss(nn.Module):
-    """Loss of a network on one slide and its terms."""
-
-    def __init__(self, network: SlideNetwork) -> None:
+    def __init__(self, method: NetworkMethod, n_features: int, scale: ExpressionScale) -> None:
         super().__init__()
-        self.network = network
+        self.method = method
+        for name, part in method.layers(n_features, scale).items():
+            setattr(self, name, part)
 
     def forward(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-        """Sum of the terms as ``"loss"``, and the terms by name."""
-        terms = self.network.losses(expression, *inputs)
+        """Terms of the loss on one slide, and their sum as ``"loss"``."""
+        terms = self.method.losses(self, expression, *inputs)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
@@ -154,8 +139,7 @@ class ExpressionScale:
     """Mean and standard deviation of each gene over all reference spots."""
 
     mean: Float64
-    std: Float64
-    """0 for a constant gene."""
+    std: Float64  # 0 for a constant gene
 
     @classmethod
     def fit(cls, cohort: Cohort) -> Self:
@@ -207,12 +191,23 @@ class NetworkMethod(Method):
     stochastic: ClassVar[bool] = True
 
     @abstractmethod
-    def _network(self, n_features: int, scale: ExpressionScale) -> SlideNetwork:
-        """Create the network."""
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        """Create the layers of the network, by name."""
 
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
-        """Arguments of the network for a slide; `references` never includes the slide itself."""
+    @abstractmethod
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        """Apply the layers `net` to the inputs of a slide; standardized expression, (n_spots, n_genes)."""
+
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        """Inputs of the network for a slide; `references` never includes the slide itself."""
         return (slide.embedding,)
+
+    def losses(self, net: Any, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss, by name."""
+        return {"mse": mse_loss(self.forward(net, *inputs), expression)}
+
+    def recall(self, net: Any, references: Callable[[], Sequence[Step]]) -> None:
+        """Store what predictions need of the reference slides; called in evaluation mode before predicting."""
 
     def history(self) -> History:
         return self._history
@@ -241,7 +236,7 @@ class NetworkMethod(Method):
         return self
 
     def predict(self, slide: Slide) -> Float32:
-        return self._apply(self._fitted, self._tensors(self._inputs(slide, self._cohort, self._scale)), self._scale)
+        return self._apply(self._fitted, self._tensors(self.inputs(slide, self._cohort, self._scale)), self._scale)
 
     def state(self) -> State:
         weights = {f"{_WEIGHTS}{key}": value.cpu().numpy() for key, value in self._fitted.state_dict().items()}
@@ -250,13 +245,13 @@ class NetworkMethod(Method):
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         self._device = settings.torch_device()
         self._cohort, self._scale = cohort, ExpressionScale(state["mean"], state["std"])
-        network = self._network(cohort.slides[0].embedding.shape[1], self._scale)
+        network = SlideNetwork(self, cohort.slides[0].embedding.shape[1], self._scale)
         network.load_state_dict(
             {k.removeprefix(_WEIGHTS): torch.from_numpy(v.copy()) for k, v in state.items() if k.startswith(_WEIGHTS)}
         )
         network.to(self._device)
         with few_threads(max(map(len, cohort)), self.hidden):
-            self._fitted = _ready(network, self._steps(cohort, self._scale) if network.recalls else [])
+            self._fitted = self._ready(network, lambda: self._steps(cohort, self._scale))
         return self
 
     def _choose_epochs(self, cohort: Cohort, run: Run, seed: int) -> tuple[int, list[float]]:
@@ -289,10 +284,10 @@ class NetworkMethod(Method):
         steps = self._steps(cohort, scale)
         # The correlation over a single spot is undefined.
         scored = [slide for slide in held_out or () if len(slide) > 1]
-        inputs = [self._tensors(self._inputs(slide.without_expression(), cohort, scale)) for slide in scored]
+        inputs = [self._tensors(self.inputs(slide.without_expression(), cohort, scale)) for slide in scored]
 
         def validate(history: History) -> bool:
-            _ready(network, steps)
+            self._ready(network, lambda: steps)
             predicted = [self._apply(network, given, scale).astype(np.float64) for given in inputs]
             pairs = zip(scored, predicted, strict=True)
             scores = history.setdefault("validation", [])
@@ -301,9 +296,9 @@ class NetworkMethod(Method):
 
         weights_and_dropout, shuffle = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         with few_threads(max(map(len, cohort)), self.hidden), seeded(weights_and_dropout, self._device):
-            network = self._network(cohort.slides[0].embedding.shape[1], scale).to(self._device)
+            network = SlideNetwork(self, cohort.slides[0].embedding.shape[1], scale).to(self._device)
             history = fit(
-                NetworkLoss(network),
+                network,
                 steps,
                 [slide.name for slide in cohort],
                 epochs=epochs,
@@ -313,14 +308,14 @@ class NetworkMethod(Method):
                 label=label,
                 after_epoch=validate if scored else None,
             )
-            return _ready(network, steps), history
+            return self._ready(network, lambda: steps), history
 
     def _steps(self, cohort: Cohort, scale: ExpressionScale) -> list[Step]:
         """Inputs and standardized expression of each reference slide, with the other slides as its references."""
         steps: list[Step] = []
         for slide in cohort:
             others = cohort.subset([other.name for other in cohort if other.name != slide.name])
-            inputs = self._inputs(slide.without_expression(), others, scale)
+            inputs = self.inputs(slide.without_expression(), others, scale)
             steps.append(self._tensors((scale(expression_of(slide)), *inputs)))
         return steps
 
@@ -330,12 +325,10 @@ class NetworkMethod(Method):
     def _apply(self, network: SlideNetwork, inputs: Sequence[Tensor], scale: ExpressionScale) -> Float32:
         with torch.no_grad():
             # float64 on the CPU only: MPS has none.
-            return scale.inverse_transform(network(*inputs).cpu().double().numpy())
+            return scale.inverse_transform(self.forward(network, *inputs).cpu().double().numpy())
 
-
-def _ready(network: SlideNetwork, references: Sequence[Step]) -> SlideNetwork:
-    """Switch a network to evaluation mode and let it recall the reference slides."""
-    network.eval()
-    with torch.no_grad():
-        network.recall(references)
-    return network
+    def _ready(self, network: SlideNetwork, references: Callable[[], Sequence[Step]]) -> SlideNetwork:
+        """Switch a network to evaluation mode and let it recall the reference slides."""
+        with torch.no_grad():
+            self.recall(network.eval(), references)
+        return network

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from .._checks import at_least
 from .base import parameters
-from .network import ExpressionScale, Head, NetworkMethod, SlideNetwork, Stem
-
-
-class STNetNetwork(SlideNetwork):
-    """Linear map to the genes, or a network with one hidden layer."""
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float) -> None:
-        super().__init__()
-        if hidden:
-            stem, head = Stem(n_features, hidden, dropout), Head(hidden, n_genes)
-            self.layers = nn.Sequential(stem, nn.GELU(), nn.Dropout(dropout), head)
-        else:
-            output = nn.Linear(n_features, n_genes)
-            nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
-            nn.init.zeros_(output.bias)
-            self.layers = nn.Sequential(nn.Dropout(dropout), output)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes)."""
-        return self.layers(embedding)
+from .network import ExpressionScale, Head, NetworkMethod, Stem
 
 
 @parameters(hidden=at_least(0))
@@ -51,5 +32,15 @@ class STNet(NetworkMethod):
         "Nature Biomedical Engineering 2020. doi:10.1038/s41551-020-0578-x"
     )
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> STNetNetwork:
-        return STNetNetwork(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout)
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        n_genes = len(scale.mean)
+        if self.hidden:
+            stem, head = Stem(n_features, self.hidden, self.dropout), Head(self.hidden, n_genes)
+            return {"all": nn.Sequential(stem, nn.GELU(), nn.Dropout(self.dropout), head)}
+        output = nn.Linear(n_features, n_genes)
+        nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
+        nn.init.zeros_(output.bias)
+        return {"all": nn.Sequential(nn.Dropout(self.dropout), output)}
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        return net.all(embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,28 +12,12 @@ from .._checks import at_least
 from .._geometry import spatial_knn
 from .._slides import Cohort, Slide
 from .base import parameters
-from .histogene import HisToGeneNetwork
-from .network import HEADS, ExpressionScale, NetworkMethod, edge_index, grid_positions
-
-
-class THItoGeneNetwork(HisToGeneNetwork):
-    """Transformer, two layers of graph attention on the nearest spots, and a linear head."""
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float) -> None:
-        super().__init__(n_features, n_genes, hidden=hidden, dropout=dropout)
-        self.graph = nn.ModuleList(GATConv(hidden, hidden // HEADS, HEADS) for _ in range(2))
-        self.between = nn.Dropout(dropout)
-
-    def states(self, embedding: Tensor, position: Tensor, neighbors: Tensor) -> Tensor:  # type: ignore[override]
-        """Tokens after the graph attention, (n_spots, hidden)."""
-        states, edges = super().states(embedding, position), edge_index(neighbors)
-        for layer in self.graph:
-            states = nn.functional.elu(layer(self.between(states), edges))
-        return states
+from .histogene import HisToGene
+from .network import HEADS, ExpressionScale, edge_index
 
 
 @parameters(n_neighbors=at_least(1))
-class THItoGene(NetworkMethod):
+class THItoGene(HisToGene):
     """THItoGene (Jia et al., Briefings in Bioinformatics 2023): a transformer, then graph attention (GAT).
 
     The transformer over the spots of a slide, with learned x and y positions, is followed by two layers of graph
@@ -44,10 +28,13 @@ class THItoGene(NetworkMethod):
 
     Parameters
     ----------
+    n_layers
+        Layers of the transformer.
     n_neighbors
         Nearest spots in the graph.
     """
 
+    n_layers: int = 1
     n_neighbors: int = 4
 
     name: ClassVar[str] = "thitogene"
@@ -55,10 +42,16 @@ class THItoGene(NetworkMethod):
         "Jia et al. THItoGene: a deep learning method for predicting spatial transcriptomics from histological images. "
         "Briefings in Bioinformatics 2023. doi:10.1093/bib/bbad464"
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> THItoGeneNetwork:
-        return THItoGeneNetwork(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout)
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+        return *super().inputs(slide, references, scale), spatial_knn(slide.coordinates, self.n_neighbors)
 
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
-        return slide.embedding, grid_positions(slide.coordinates), spatial_knn(slide.coordinates, self.n_neighbors)
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        graph = nn.ModuleList(GATConv(self.hidden, self.hidden // HEADS, HEADS) for _ in range(2))
+        return {**super().layers(n_features, scale), "graph": graph, "between": nn.Dropout(self.dropout)}
+
+    def states(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        states, edges = super().states(net, embedding, *inputs), edge_index(inputs[1])
+        for layer in net.graph:
+            states = nn.functional.elu(layer(net.between(states), edges))
+        return states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,68 +21,20 @@ from .network import (
     Head,
     NetworkMethod,
     PositionEmbedding,
-    SlideNetwork,
     Stem,
     Transformer,
     grid_positions,
 )
 
 
-class TRIPLEXNetwork(SlideNetwork):
-    r"""Tokens of spot, neighborhood and slide, fused by cross-attention, each with its own prediction.
-
-    The slide token of a spot is the output of a transformer over all spots. It attends to the spot's own token and
-    those of the neighbors, and the result is added to it. During training, spot, mean neighborhood, and slide each
-    predict as well; the loss is the MSE of the fused prediction plus, for each of the three,
-    :math:`(1 - \alpha) MSE(y) + \alpha MSE(fused)`.
-    """
-
-    def __init__(self, n_features: int, n_genes: int, *, hidden: int, dropout: float, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
-        self.stem, self.position = Stem(n_features, 3 * hidden, dropout), PositionEmbedding(hidden)
-        self.transformer = Transformer(hidden, 1, dropout)
-        self.query_norm, self.answer_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.attention = ReferenceAttention(hidden, hidden, HEADS)
-        self.feed_forward = FeedForward(hidden, dropout)
-        self.head = Head(hidden, n_genes)
-        self.heads = nn.ModuleDict({name: Head(hidden, n_genes) for name in ("spot", "neighborhood", "slide")})
-
-    def tokens(self, embedding: Tensor, position: Tensor, neighbors: Tensor) -> dict[str, Tensor]:
-        """Tokens of ``spot``, ``neighborhood`` and ``slide``, and ``fused``, each (n_spots, hidden)."""
-        n, k = neighbors.shape
-        spot, neighbor, slide = self.stem(embedding).chunk(3, dim=1)
-        slide = self.transformer(slide + self.position(position))
-        # The first n answers are the spots themselves, the others their tokens as neighbors.
-        members = torch.cat([torch.arange(n, device=neighbors.device)[:, None], n + neighbors], dim=1)
-        answer = self.answer_norm(torch.cat([spot, neighbor]))
-        fused = slide + self.attention(self.query_norm(slide), answer, members)
-        around = neighbor.index_select(0, neighbors.reshape(-1)).view(n, k, -1).mean(dim=1) if k else neighbor
-        return {"spot": spot, "neighborhood": around, "slide": slide, "fused": fused + self.feed_forward(fused)}
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Expression, (n_spots, n_genes)."""
-        return self.head(self.tokens(*inputs)["fused"])
-
-    def losses(self, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-        """MSE of the fused prediction, and the loss of each of the three."""
-        tokens = self.tokens(*inputs)
-        fused = self.head(tokens["fused"])
-        terms = {"mse": mse_loss(fused, expression)}
-        for name, head in self.heads.items():
-            predicted = head(tokens[name])
-            own, distilled = mse_loss(predicted, expression), mse_loss(predicted, fused.detach())
-            terms[name] = (1 - self.alpha) * own + self.alpha * distilled
-        return terms
-
-
 @parameters(n_neighbors=at_least(1), alpha=between(0, 1))
 class TRIPLEX(NetworkMethod):
-    """TRIPLEX (Chung et al., CVPR 2024): tokens of spot, neighborhood and slide, fused by cross-attention.
+    r"""TRIPLEX (Chung et al., CVPR 2024): tokens of spot, neighborhood and slide, fused by cross-attention.
 
     The tokens of the slide come from a transformer over all its spots. Each attends to its spot's own token and those
-    of the nearest spots. Spot, neighborhood, and slide also predict on their own during training, and learn from the
-    fused prediction as well.
+    of the nearest spots, and the result is added to it. Spot, mean neighborhood, and slide also predict on their own
+    during training: the loss is the MSE of the fused prediction plus, for each of the three,
+    :math:`(1 - \alpha) MSE(y) + \alpha MSE(fused)`.
 
     The compact form leaves out the network that is trained on the spot's tile, so that the spot is one token; the
     outer ring of the 5 x 5 neighbors and the self-attention among them; and the convolutional encoding of positions,
@@ -106,8 +58,45 @@ class TRIPLEX(NetworkMethod):
     )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
-    def _network(self, n_features: int, scale: ExpressionScale) -> TRIPLEXNetwork:
-        return TRIPLEXNetwork(n_features, len(scale.mean), hidden=self.hidden, dropout=self.dropout, alpha=self.alpha)
-
-    def _inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
+    def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         return slide.embedding, grid_positions(slide.coordinates), spatial_knn(slide.coordinates, self.n_neighbors)
+
+    def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
+        hidden, dropout, n_genes = self.hidden, self.dropout, len(scale.mean)
+        return {
+            "stem": Stem(n_features, 3 * hidden, dropout),
+            "position": PositionEmbedding(hidden),
+            "transformer": Transformer(hidden, 1, dropout),
+            "query_norm": nn.LayerNorm(hidden),
+            "answer_norm": nn.LayerNorm(hidden),
+            "attention": ReferenceAttention(hidden, hidden, HEADS),
+            "feed_forward": FeedForward(hidden, dropout),
+            "head": Head(hidden, n_genes),
+            "heads": nn.ModuleDict({name: Head(hidden, n_genes) for name in ("spot", "neighborhood", "slide")}),
+        }
+
+    def tokens(self, net: Any, embedding: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """Tokens of ``spot``, ``neighborhood`` and ``slide``, and ``fused``, each (n_spots, hidden)."""
+        position, neighbors = inputs
+        n, k = neighbors.shape
+        spot, neighbor, slide = net.stem(embedding).chunk(3, dim=1)
+        slide = net.transformer(slide + net.position(position))
+        # The first n answers are the spots themselves, the others their tokens as neighbors.
+        members = torch.cat([torch.arange(n, device=neighbors.device)[:, None], n + neighbors], dim=1)
+        answer = net.answer_norm(torch.cat([spot, neighbor]))
+        fused = slide + net.attention(net.query_norm(slide), answer, members)
+        around = neighbor.index_select(0, neighbors.reshape(-1)).view(n, k, -1).mean(dim=1) if k else neighbor
+        return {"spot": spot, "neighborhood": around, "slide": slide, "fused": fused + net.feed_forward(fused)}
+
+    def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        return net.head(self.tokens(net, embedding, *inputs)["fused"])
+
+    def losses(self, net: Any, expression: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        tokens = self.tokens(net, *inputs)
+        fused = net.head(tokens["fused"])
+        terms = {"mse": mse_loss(fused, expression)}
+        for name, head in net.heads.items():
+            predicted = head(tokens[name])
+            own, distilled = mse_loss(predicted, expression), mse_loss(predicted, fused.detach())
+            terms[name] = (1 - self.alpha) * own + self.alpha * distilled
+        return terms
