@@ -92,9 +92,9 @@ def test_spots_far_outside_are_told() -> None:
 def test_which_slide() -> None:
     both = concatenate([make("A"), make("B", swapped=True)], concatenate_tables=True)
     spahgc.pp.check_alignment(both)
-    with pytest.raises(ValueError, match=r"2 slides were checked. Pass slide=<one of them>; available: 'A', 'B'"):
+    with pytest.raises(ValueError, match=r"There are 2 slides. Pass slide=<one of them>; available: 'A', 'B'"):
         spahgc.pl.alignment(both)
-    with pytest.raises(KeyError, match="No slide 'C' was checked"):
+    with pytest.raises(KeyError, match="No slide 'C'. Available: 'A', 'B'"):
         spahgc.pl.alignment(both, slide="C")
     assert spahgc.pl.alignment(both, slide="B")[0].get_title() == "B: x and y swapped"
 

@@ -368,7 +368,7 @@ def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exce
 
 
 def test_several_slides_need_a_name(two_slides: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"2 slides. Pass slide=<one of them>; available: 'S1', 'S2'"):
+    with pytest.raises(ValueError, match=r"There are 2 slides. Pass slide=<one of them>; available: 'S1', 'S2'"):
         spahgc.pl.expression(two_slides, "STRIPE")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spahgc.pl._report import ReportSection, html_table, write_report
+from spahgc.pl._report import html_table, write_report
 
 from .conftest import GENES, make_slide
 
@@ -82,10 +82,17 @@ def scored() -> ad.AnnData:
 
 
 def write(scored: ad.AnnData, frame: pd.DataFrame, path: Path, figures: Path | None = None) -> Page:
-    result = ReportSection(
-        "Result", text=["One.", EVIL], warnings=[EVIL], table=html_table(frame, classes="summary"), table_caption=EVIL
-    )
-    closing = [ReportSection(EVIL, facts={EVIL: EVIL, "Slides": ["B4", EVIL]}), ReportSection("Files", entries=[EVIL])]
+    result = {
+        "heading": "Result",
+        "text": ["One.", EVIL],
+        "warnings": [EVIL],
+        "table": html_table(frame, classes="summary"),
+        "table_caption": EVIL,
+    }
+    closing = [
+        {"heading": EVIL, "facts": {EVIL: EVIL, "Slides": ["B4", EVIL]}},
+        {"heading": "Files", "entries": [EVIL]},
+    ]
     write_report(
         scored, path, genes={EVIL: EVIL}, result=result, closing=closing, title=EVIL, subtitle=EVIL, figures=figures
     )

@@ -70,7 +70,7 @@ def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
 
 
 def test_errors(slide: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match=r"no prediction 'other'. Available in uns: .*'spahgc'.*tl.predict first"):
+    with pytest.raises(KeyError, match=r"uns\['other'\] has no 'training'.*Available in uns: .*'spahgc'"):
         spahgc.pl.training(slide, key="other")
     del slide.uns["spahgc"]["training"]
     with pytest.raises(KeyError, match="has no 'training'"):

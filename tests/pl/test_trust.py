@@ -100,10 +100,10 @@ def test_errors(slide: ad.AnnData, trust_frame: pd.DataFrame) -> None:
     slide.uns["spahgc"]["trust"] = record(trust_frame, PARAMS)
     with pytest.raises(KeyError, match=r"No trust for 'ERBB2'. Available: 'GRADIENT'"):
         spahgc.pl.trust(slide, ["ERBB2"])
-    with pytest.raises(KeyError, match="No trust for none"):
+    with pytest.raises(ValueError, match="No gene to draw"):
         spahgc.pl.trust(slide, [])
     with pytest.raises(ValueError, match="`n_genes` must be an integer of at least 0"):
         spahgc.pl.trust(slide, n_genes=-1)
     slide.uns["spahgc"]["trust"] = record(trust_frame.assign(expected_pearson=np.nan), PARAMS)
-    with pytest.raises(ValueError, match="No gene was assessed"):
+    with pytest.raises(ValueError, match="No gene to draw"):
         spahgc.pl.trust(slide)

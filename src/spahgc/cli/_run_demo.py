@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-METHODS = ("spahgc", "context_ridge", "ridge", "knn", "gene_mean")
-"""The method and its controls."""
+METHODS = ("spahgc", "context_ridge", "ridge", "knn", "gene_mean")  # the method and its controls
 ORACLE = "depth only (oracle)"
 PANEL = 300
 RECORD = "demo.json"
@@ -36,12 +35,12 @@ FILES = {
     "of the reference.",
     RECORD: "scores and seconds, for programs.",
 }
+# Genes to draw, chosen before any prediction was seen.
 MARKER_GENES = {
     "ERBB2": "HER2, the receptor that these tumors overexpress",
     "COL1A1": "collagen of the stroma",
     "IGKC": "plasma cells",
 }
-"""Genes to draw, chosen before any prediction was seen."""
 DRAWN_GENES = {
     "density-00": "planted: density of the nuclei",
     "colour-00": "planted: color of the tissue",
@@ -64,18 +63,14 @@ _MEANING = (
 
 @dataclass(frozen=True)
 class Example:
-    """Slides of the demonstration, and genes to draw with their descriptions.
-
-    The measured expression of the target is used for the scores only.
-    """
+    """Slides of the demonstration, and genes to draw with their descriptions."""
 
     name: str
     origin: str
     reference: SpatialData
     target: SpatialData
     genes: Mapping[str, str]
-    drawn: bool = False
-    """Synthetic slides."""
+    drawn: bool
 
 
 class Stopwatch:
@@ -105,30 +100,7 @@ def run(
     cohort: Mapping[str, Any] | None = None,
     method_params: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train on the reference, predict the target from its H&E, score it, and write everything to a folder.
-
-    Parameters
-    ----------
-    out
-        The folder. Files of an earlier demonstration are replaced, other files are not.
-    data
-        Folder that holds ``her2st``; `None` tries ``SPAHGC_DATA_DIR``, then ``../shared/data``.
-    synthetic
-        Use the drawn cohort even if real slides are available.
-    seed
-        Seed of everything random.
-    say
-        Receives lines of progress and results.
-    cohort, method_params
-        Parameters of the drawn cohort and of the method ``spahgc``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If `data` contains no slides.
-    FileExistsError
-        If the folder contains files of these names from elsewhere.
-    """
+    """Train on the reference, predict the target from its H&E, score it, and write everything to a folder."""
     prepare(out)
     watch = Stopwatch(say)
     folder, tried = (None, []) if synthetic else find_data(data)
@@ -167,21 +139,18 @@ def run(
             rng=seed,
         )
     watch.begin("predicting", f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
-    predictions: dict[str, Any] = {
-        method: tl.predict(model, adata_blind, copy=True) for method, model in models.items()
-    }
+    for method, model in models.items():
+        tl.predict(model, adata_blind, key_added=method)
 
     watch.begin("scoring", "scoring against what was measured")
-    scored, key = {}, keys.PREDICTION
-    for method, prediction in predictions.items():
-        scored[method] = table = example.target.tables[keys.TABLE].copy()
-        table.obsm[key], table.uns[key] = prediction.obsm[key], prediction.uns[key]
-        table.obs[keys.support()] = prediction.obs[keys.support()]
-        tl.evaluate(table)
-    target = scored["spahgc"]
-    record = target.uns[key]
+    target = example.target.tables[keys.TABLE].copy()
+    target.obs[keys.support()] = adata_blind.obs[keys.support()]
+    for method in METHODS:
+        target.obsm[method], target.uns[method] = adata_blind.obsm[method], adata_blind.uns[method]
+        tl.evaluate(target, key=method)
+    record = target.uns[keys.PREDICTION]
     params = record[keys.PARAMS]
-    scores = pd.concat([get.scores(table) for table in scored.values()], ignore_index=True)
+    scores = pd.concat([get.scores(target, key=method).assign(method=method) for method in METHODS], ignore_index=True)
     scores.insert(2, "same_patient", scores["patient"].isin(params["shared_patients"]))
     summary = summarize(scores)
 
@@ -190,7 +159,7 @@ def run(
     with replacing(out / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
     with replacing(out / "predictions.h5ad") as temporary:
-        table_for_scanpy(scored).write_h5ad(temporary)
+        table_for_scanpy(target).write_h5ad(temporary)
     target.uns[keys.scores()] = {name: column.to_numpy() for name, column in scores.items()}
     write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed, seconds=watch.seconds)
 
@@ -228,6 +197,7 @@ def real_slides(folder: Path) -> Example:
         reference=her2st(path, slides=["B4", "C2", "C3", "C5"]),
         target=her2st(path, slides=["C4"]),
         genes=MARKER_GENES,
+        drawn=False,
     )
 
 
@@ -292,21 +262,20 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
     return text.where(summary.notna(), "n/a")
 
 
-def table_for_scanpy(scored: Mapping[str, AnnData]) -> AnnData:
-    """Table for scanpy: spahgc in ``X``, controls and measurement in ``layers``, scores in ``var``."""
-    import numpy as np
+def table_for_scanpy(target: AnnData) -> AnnData:
+    """Prediction of spahgc in ``X``, controls and measurement in ``layers``, scores in ``var``."""
+    import pandas as pd
 
     from .. import get
     from .._tables._cohorts import measured_expression
 
-    main = scored["spahgc"]
-    table = get.predicted(main)
+    table = get.predicted(target)
     for method in METHODS[1:]:
-        table.layers[method] = get.predicted(scored[method])[:, table.var_names].X
-    both = table.var_names.isin(main.var_names)
-    unit = main.uns[keys.PREDICTION][keys.PARAMS]["normalize"]
-    table.layers[keys.MEASURED] = np.full(table.shape, np.nan, dtype=np.float32)
-    table.layers[keys.MEASURED][:, both] = measured_expression(main, list(table.var_names[both]), unit, layer=None)[0]
+        table.layers[method] = target.obsm[method][table.var_names].to_numpy()
+    unit = target.uns[keys.PREDICTION][keys.PARAMS]["normalize"]
+    here = [gene for gene in table.var_names if gene in target.var_names]
+    measured = pd.DataFrame(measured_expression(target, here, unit, layer=None)[0], columns=here)
+    table.layers[keys.MEASURED] = measured.reindex(columns=table.var_names).to_numpy()
     return table
 
 
@@ -337,15 +306,15 @@ def write_page(
     seconds: Mapping[str, float],
 ) -> None:
     """Write the report and its figures."""
-    from ..pl._report import MINUS, ReportSection, html_table, write_report
+    from ..pl._report import MINUS, html_table, write_report
 
     record = target.uns[keys.PREDICTION]
     params, panel = record[keys.PARAMS], [str(gene) for gene in record["genes"]]
     name, patient = " ".join(params["target_slides"]), " (same patient)" if params["shared_patients"] else ""
     own: dict[str, Any] = summary.T.to_dict()["spahgc"]
-    result = ReportSection(
-        "Result",
-        text=[
+    result = {
+        "heading": "Result",
+        "text": [
             f"The expression of {len(panel)} genes in {target.n_obs} spots of {name} was predicted from its H&E image, "
             f"by training on {len(params['reference_slides'])} slides that have both. The prediction was made from a "
             "table without genes; the measured expression of the slide was joined for the scores only. The mean "
@@ -354,11 +323,11 @@ def write_page(
             "A constant has no correlation, so the gene mean has none (n/a). The last row is an oracle that knows the "
             "measured depth of each spot, which no method does, and nothing about genes.",
         ],
-        warnings=remarks(params, drawn=example.drawn),
-        table=html_table(formatted(summary).replace("-", MINUS, regex=True), classes="summary"),
-        table_caption=f"Scores of {name} over {len(panel)} genes{patient}: mean over genes of the score over spots. "
+        "warnings": remarks(params, drawn=example.drawn),
+        "table": html_table(formatted(summary).replace("-", MINUS, regex=True), classes="summary"),
+        "table_caption": f"Scores of {name} over {len(panel)} genes{patient}: mean over genes of the score over spots. "
         "RMSE is in the unit of the expression.",
-    )
+    }
     encoder = record["encoder"]
     fields = ", ".join(f"{encoder['tile_um'] * field:.0f}" for field in encoder["fields_of_view"])
     pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
@@ -385,9 +354,9 @@ def write_page(
         result=result,
         history=history,
         closing=[
-            ReportSection("What the numbers mean", text=_MEANING),
-            ReportSection("How it was made", facts=facts),
-            ReportSection("Files", entries=[f"{file}: {text}" for file, text in FILES.items()]),
+            {"heading": "What the numbers mean", "text": _MEANING},
+            {"heading": "How it was made", "facts": facts},
+            {"heading": "Files", "entries": [f"{file}: {text}" for file, text in FILES.items()]},
         ],
         title=f"spahgc: expression of {name} from its H&E",
         subtitle=f"{example.name}. {'Drawn slides, not real ones. ' if example.drawn else ''}"
@@ -403,10 +372,7 @@ def prepare(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file. Choose another folder: --out.")
     taken = [name for name in FILES if (out / name).exists()]
-    try:
-        ours = json.loads((out / RECORD).read_text(encoding="utf-8")).get("written_by") == "spahgc demo"
-    except (OSError, ValueError, AttributeError):
-        ours = False
+    ours = (out / RECORD).is_file() and '"written_by": "spahgc demo"' in (out / RECORD).read_text(encoding="utf-8")
     if taken and not ours:
         raise FileExistsError(
             f"{out} contains {', '.join(taken)}, and not from a demonstration; nothing was touched. Choose another "

@@ -9,20 +9,18 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._checks import checked, format_names
+from .._checks import checked
 from .._links import affine_between, pick_table, regions, systems_of
 from .._slides import Float64
 from ..io._image import resolutions, thumbnail
 from ._style import GRAY, palette, panels
-from ._tissue import desaturate
+from ._tissue import desaturate, pick_slide
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_LINE = 44
-"""Characters in a line of text."""
-_REACH = 0.25
-"""Distance beyond the image, as a fraction of its longer side, up to which spots are drawn; others are counted."""
+_LINE = 44  # characters in a line of text
+_REACH = 0.25  # how far beyond the image spots are drawn, as a fraction of its longer side; others are counted
 
 
 @checked()
@@ -48,10 +46,8 @@ def alignment(
         Name of the slide; `None` if there is only one.
     table_key
         Name of the table; `None` takes the only one, or ``table``.
-    ax
-        Two axes to draw into; `None` makes a figure.
-    show
-        Show the figure. `None` shows a new figure in an interactive session.
+    ax, show
+        As in :func:`expression`.
 
     Returns
     -------
@@ -68,13 +64,7 @@ def alignment(
     slides = table.uns.get(keys.ALIGNMENT, {}).get("slides", {})
     if not slides:
         raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
-    if slide is None and len(slides) > 1:
-        raise ValueError(
-            f"{len(slides)} slides were checked. Pass slide=<one of them>; available: {format_names(slides)}."
-        )
-    name = next(iter(slides)) if slide is None else slide
-    if name not in slides:
-        raise KeyError(f"No slide {name!r} was checked. Available: {format_names(slides)}.")
+    name = pick_slide(slides, slide)
     found = slides[name]
     _, _, shapes, now = next(spots for spots in regions(sdata, table) if spots.name == name)
     element = sdata.images[str(found["image"])]

@@ -54,7 +54,7 @@ def benchmark(
     key
         Key of the cross-validation.
     ax, show
-        As in :func:`trust`.
+        As in :func:`expression`.
 
     Returns
     -------

@@ -18,17 +18,15 @@ from ..pp._images import locate
 from ..pp._tiles import TileReader
 from ._expression import check_panel
 from ._style import GRAY, panels
-from ._tissue import bar_length, length_label, shorten
+from ._tissue import draw_scale_bar, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 _PIXELS = 224
-_TILE_UM = 112.0
-"""Side of the tiles if the embedding does not record it."""
-_WIDTH = 1.35
-"""Inches of a panel."""
+_TILE_UM = 112.0  # if the embedding does not record it
+_WIDTH = 1.35  # inches of a panel
 
 
 @checked(n_tiles=at_least(1), tile_um=above(0))
@@ -71,10 +69,8 @@ def evidence(
         Name of the table in both; `None` takes the only one, or ``table``.
     key
         Key of the prediction.
-    ax
-        ``n_tiles + 1`` axes to draw into; `None` makes a figure.
-    show
-        Show the figure. `None` shows a new figure in an interactive session.
+    ax, show
+        As in :func:`expression`.
 
     Returns
     -------
@@ -117,7 +113,10 @@ def evidence(
         axes[0].spines[:].set_linewidth(1.8)
         if gene is not None:
             axes[0].set_ylabel(UNITS[params["normalize"]], color=GRAY)
-        _scale_bar(axes[0], tile_um)
+        # A label on white is legible on any tissue.
+        bbox = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0}
+        end = (0.95 * tile_um, 0.93 * tile_um)
+        draw_scale_bar(axes[0], end, 0.9 * tile_um, 0.45 * tile_um, 1.0, va="bottom", bbox=bbox)
     return axes
 
 
@@ -129,12 +128,3 @@ def _tiles(sdata: SpatialData, table: AnnData, spots: Any, tile_um: float) -> li
         reader = TileReader(slide.levels, slide.centers[slide.rows == row], _PIXELS, image=slide.image)
         tiles.append(np.moveaxis(reader.read(0, tile_um)[0], 0, -1))
     return tiles
-
-
-def _scale_bar(ax: Axes, width: float) -> None:
-    """Bar of a round length in the lower right corner, with a label on white that is legible on any tissue."""
-    length = bar_length(0.45 * width)
-    left, y = 0.95 * width - length, 0.93 * width
-    ax.plot([left, left + length], [y, y], color="black", linewidth=1.8, solid_capstyle="butt")
-    label = ax.text(left + length / 2, y - 0.03 * width, length_label(length), ha="center", va="bottom")
-    label.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0})

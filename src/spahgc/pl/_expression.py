@@ -31,8 +31,7 @@ Panel = Literal["measured", "predicted", "difference"]
 _PANEL_WIDTH = 1.9
 _BAR_WIDTH = 0.55
 _MOST_COLUMNS = 3
-_DEFAULT = 3
-"""Genes that are drawn if none is named."""
+_DEFAULT = 3  # genes that are drawn if none is named
 
 
 @checked(size=above(0), alpha=between(0, 1))
@@ -142,7 +141,9 @@ def expression(
             raise ValueError(f"{none}, so only what='predicted' can be drawn.")
         log.info("%s: only the prediction is drawn.", none)
         wanted = ["predicted"]
-    same_patient = _is_shared(drawn.rows, params)
+    shared_patients = set(map(str, params.get("shared_patients", ())))
+    patients = drawn.rows.obs.get(params.get("patient_key"))
+    same_patient = patients is not None and set(patients.astype(str)) <= shared_patients
     units = str(record.get("units", "expression"))
     # With one scale for measured and predicted expression, the latter of the two panels has the color bar.
     shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
@@ -161,7 +162,9 @@ def expression(
             draw_tissue(one, drawn, img=img, name=", ".join(filter(None, notes)), scale_bar=first)
             if kind == wanted[0]:
                 _name_gene(one, gene, verdicts.get(gene))
-            values = _panel_values(measured.get(gene), predicted[:, row])
+            values = {"predicted": predicted[:, row]}
+            if gene in measured:
+                values |= {"measured": measured[gene], "difference": predicted[:, row] - measured[gene]}
             one.set_title(_title(kind, values))
             if kind not in values:
                 one.text(0.5, 0.5, "not measured", transform=one.transAxes, ha="center", va="center")
@@ -210,26 +213,13 @@ def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: str)
     return dict(zip(here, values.T.astype(np.float64), strict=True))
 
 
-def _is_shared(rows: AnnData, params: Mapping[str, Any]) -> bool:
-    """Whether the reference of the prediction has slides of all patients of these spots."""
-    shared, patient_key = set(map(str, params.get("shared_patients", ()))), params.get("patient_key")
-    return bool(shared) and patient_key in rows.obs and set(rows.obs[patient_key].astype(str)) <= shared
-
-
 def _name_gene(ax: Axes, gene: str, verdict: str | None) -> None:
     """Write the gene to the left of its row, with its verdict unless it is trusted."""
-    ax.set_ylabel(gene, style="italic", fontsize=10)
-    if verdict is not None and verdict != VERDICTS[0]:
-        ax.set_ylabel(f"{gene}\n", style="italic", fontsize=10)
+    doubtful = verdict is not None and verdict != VERDICTS[0]
+    ax.set_ylabel(f"{gene}\n" if doubtful else gene, style="italic", fontsize=10)
+    if doubtful:
         place: dict[str, Any] = {"xycoords": ax.yaxis.label, "ha": "right", "va": "center", "annotation_clip": False}
-        ax.annotate(verdict, (1, 0.5), rotation=90, color=GRAY, **place)
-
-
-def _panel_values(measured: Float64 | None, predicted: Float64) -> dict[str, Float64]:
-    """Values of each kind of panel; only the predicted ones if the gene was not measured."""
-    if measured is None:
-        return {"predicted": predicted}
-    return {"measured": measured, "predicted": predicted, "difference": predicted - measured}
+        ax.annotate(str(verdict), (1, 0.5), rotation=90, color=GRAY, **place)
 
 
 def _title(kind: str, values: Mapping[str, Float64]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
@@ -27,39 +26,15 @@ from ._trust import trust
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 _DPI = 200
-_CSS_DPI = 120
-"""Pixels of the page per inch of a figure: text of 8.5 points is a little smaller than the page's."""
+_CSS_DPI = 120  # pixels of the page per inch of a figure: text of 8.5 points is a little smaller than the page's
 _BEST = 10
-_SIZE = 1.5
-"""Spots of legacy arrays are half as wide as their pitch; patterns are easier to see on larger ones."""
+_SIZE = 1.5  # spots of legacy arrays are half as wide as their pitch; patterns are easier to see on larger ones
 
-
-class EmbeddedPicture(NamedTuple):
-    """A PNG as the page holds it; width and height in pixels of the page."""
-
-    base64: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class ReportSection:
-    """A section of the page; the template escapes all text."""
-
-    heading: str
-    text: Sequence[str] = ()
-    warnings: Sequence[str] = ()
-    picture: EmbeddedPicture | None = None
-    caption: str = ""
-    alt: str = ""
-    table: str | None = None
-    """HTML of a DataFrame."""
-    table_caption: str = ""
-    facts: Mapping[str, Any] | None = None
-    entries: Sequence[str] = ()
+Section = Mapping[str, Any]
+"""Heading and any of text (paragraphs), warnings, picture (caption, alt), table (table_caption), facts and entries."""
 
 
 def write_report(
@@ -67,44 +42,23 @@ def write_report(
     path: Path,
     *,
     genes: Mapping[str, str],
-    result: ReportSection,
-    key: str = keys.PREDICTION,
+    result: Section,
+    closing: Sequence[Section] = (),
     history: Mapping[str, Any] | None = None,
-    closing: Sequence[ReportSection] = (),
     title: str,
     subtitle: str = "",
+    key: str = keys.PREDICTION,
     figures: Path | None = None,
 ) -> None:
-    """Write the report of a prediction as one HTML file without scripts or links to other files.
+    """Write the report of an evaluated prediction of one slide, with descriptions of the genes to draw.
 
-    Parameters
-    ----------
-    adata
-        Table with measured expression of one slide, after :func:`spahgc.tl.predict` and :func:`spahgc.tl.evaluate`.
-    path
-        File to write.
-    genes
-        Genes to draw, with a description of each.
-    result
-        First section.
-    key
-        Key of the prediction.
-    history
-        Training curves.
-    closing
-        Sections after the figures.
-    title, subtitle
-        Head of the page.
-    figures
-        Also write the figures to this folder, as PNG files.
+    The page is one HTML file without scripts or links to other files. Figures are also written to a folder, if given.
     """
     import jinja2
 
-    sections = [result, *_sections(adata, key, genes, history or {}, figures), *closing]
+    sections = [result, *_sections(adata, key, genes, history, figures), *closing]
     # Autoescape: names of slides and genes come from files.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("spahgc.pl").joinpath("_report.html").read_text(encoding="utf-8"))
     footer = f"Written by spahgc {version('spahgc')} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}."
     page = template.render(title=title, subtitle=subtitle, sections=sections, footer=footer)
@@ -128,70 +82,70 @@ def html_table(frame: pd.DataFrame, *, digits: int = 3, classes: str | None = No
 
 
 def _sections(
-    adata: AnnData, key: str, genes: Mapping[str, str], history: Mapping[str, Any], figures: Path | None
-) -> list[ReportSection]:
+    adata: AnnData, key: str, genes: Mapping[str, str], history: Mapping[str, Any] | None, figures: Path | None
+) -> list[Section]:
     name = " ".join(map(str, adata.uns[key][keys.PARAMS]["target_slides"]))
-    scores = get.scores(adata, key=key)
+    described = ", ".join(f"{gene} ({meaning})" for gene, meaning in genes.items())
 
-    def picture(stem: str, figure: Any) -> EmbeddedPicture:
-        return _embed(figure, None if figures is None else figures / f"{stem}.png")
+    def picture(stem: str, ax: Axes) -> dict[str, Any]:
+        return _embed(ax.figure, None if figures is None else figures / f"{stem}.png")
 
-    sections = [
-        ReportSection(
-            "Predicted and measured",
-            picture=picture("expression", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0].figure),
-            caption=f"{', '.join(f'{gene} ({meaning})' for gene, meaning in genes.items())}: measured, predicted from "
-            f"H&E alone, and the difference, on {name}. The genes were chosen before the prediction. r is the Pearson "
-            "correlation over spots. A prediction contains no sampling noise and varies less than a measurement; both "
-            "share one color scale. Where the difference has one color everywhere, the level of the gene on this slide "
-            f"is off, whatever its pattern. Spots are drawn at {_SIZE:g} times their width.",
-            alt=f"Spots of slide {name} colored by measured and predicted expression, one row per gene.",
-        ),
-        ReportSection(
-            "Scores by gene",
-            picture=picture("gene_scores", gene_scores(adata, key=key, show=False).figure),
-            caption=f"Correlation of every gene on {name}; the genes of each method are sorted by their own scores. "
+    sections: list[Section] = [
+        {
+            "heading": "Predicted and measured",
+            "picture": picture("expression", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0]),
+            "caption": f"{described}: measured, predicted from H&E alone, and the difference, on {name}. The genes "
+            "were chosen before the prediction. r is the Pearson correlation over spots. A prediction contains no "
+            "sampling noise and varies less than a measurement; both share one color scale. Where the difference has "
+            "one color everywhere, the level of the gene on this slide is off, whatever its pattern. Spots are drawn "
+            f"at {_SIZE:g} times their width.",
+            "alt": f"Spots of slide {name} colored by measured and predicted expression, one row per gene.",
+        },
+        {
+            "heading": "Scores by gene",
+            "picture": picture("gene_scores", gene_scores(adata, key=key, show=False)),
+            "caption": f"Correlation of every gene on {name}; the genes of each method are sorted by their own scores. "
             f"The best and worst genes of {key} are labeled; they are known only after scoring.",
-            alt="Falling curves of Pearson correlation over genes, one per method.",
-            table=html_table(_best_genes(scores, key), digits=2),
-            table_caption=f"Pearson correlation of the {_BEST} genes with the best score of {key}, sorted after "
+            "alt": "Falling curves of Pearson correlation over genes, one per method.",
+            "table": html_table(_best_genes(get.scores(adata, key=key), key), digits=2),
+            "table_caption": f"Pearson correlation of the {_BEST} genes with the best score of {key}, sorted after "
             f"scoring; for {key} also with depth removed, and the correlation of the gene with log depth.",
-        ),
+        },
     ]
     if "trust" in adata.uns[key]:
         frame = get.trust(adata, key=key)
         columns = {"expected_pearson": "expected Pearson", "low": "low", "high": "high", "verdict": "verdict"}
         sections.append(
-            ReportSection(
-                "Genes to trust",
-                picture=picture("trust", trust(adata, key=key, show=False).figure),
-                caption="Correlation expected of each gene from cross-validation on the reference, known before the "
-                f"target was scored, with the interval that contains the next slide's correlation with a probability "
-                f"of {100 * frame.attrs['level']:g} %.",
-                alt="Falling curve of expected Pearson correlation over genes with intervals, colored by verdict.",
-                table=html_table(frame.head(_BEST)[list(columns)].rename(columns=columns), digits=2),
-                table_caption=f"The {_BEST} genes with the highest expected correlation. {frame.attrs['rule']}.",
-            )
+            {
+                "heading": "Genes to trust",
+                "picture": picture("trust", trust(adata, key=key, show=False)),
+                "caption": "Correlation expected of each gene from cross-validation on the reference, known before the "
+                "target was scored, with the interval that contains the correlation on the next slide with a "
+                f"probability of {100 * frame.attrs['level']:g} %.",
+                "alt": "Falling curve of expected Pearson correlation over genes, colored by verdict.",
+                "table": html_table(frame.head(_BEST)[list(columns)].rename(columns=columns), digits=2),
+                "table_caption": f"The {_BEST} genes with the highest expected correlation. {frame.attrs['rule']}.",
+            }
         )
     sections.append(
-        ReportSection(
-            "Where the reference covers the slide",
-            picture=picture("support", support(adata, key=key, size=_SIZE, show=False).figure),
-            caption="Support of each spot: the fraction of reference spots that lie at least as far from the other "
+        {
+            "heading": "Where the reference covers the slide",
+            "picture": picture("support", support(adata, key=key, size=_SIZE, show=False)),
+            "caption": "Support of each spot: the fraction of reference spots that lie at least as far from the other "
             "reference slides, in the image embedding, as this spot does. Near 0 the slide shows tissue that the "
             "reference lacks, and the prediction should not be used. Measured expression is not involved.",
-            alt=f"Spots of slide {name} colored by support, from 0 to 1.",
-        )
+            "alt": f"Spots of slide {name} colored by support, from 0 to 1.",
+        }
     )
     if history:
         sections.append(
-            ReportSection(
-                "Training",
-                picture=picture("training", training(history, show=False).figure),
-                caption="Training of the networks on the reference slides, averaged over networks; the number of "
-                "epochs is fixed. The correlation is that of the training slides. The target slide is not involved.",
-                alt="Curves of loss and correlation over epochs.",
-            )
+            {
+                "heading": "Training",
+                "picture": picture("training", training(history, show=False)),
+                "caption": "Training of the networks on the reference slides, averaged over networks, with a fixed "
+                "number of epochs. The correlation is that of the training slides. The target slide is not involved.",
+                "alt": "Curves of loss and correlation over epochs.",
+            }
         )
     return sections
 
@@ -199,16 +153,14 @@ def _sections(
 def _best_genes(scores: pd.DataFrame, key: str) -> pd.DataFrame:
     """Scores of the genes that the prediction gets best, one column per method."""
     table = scores[scores["metric"] == "pearson"].pivot(index="gene", columns="method", values="value")
+    table = table[scores["method"].unique()].dropna(axis="columns", how="all")
     own = scores[scores["method"] == key].pivot(index="gene", columns="metric", values="value")
-    others = [method for method in scores["method"].unique() if method != key and table[method].notna().any()]
-    table = table[[key, *others]]
-    table[f"{key}, depth removed"] = own["pearson_depth_removed"]
-    table["log depth"] = own["depth_only"]
-    return table.nlargest(_BEST, key)
+    columns = {f"{key}, depth removed": own["pearson_depth_removed"], "log depth": own["depth_only"]}
+    return table.assign(**columns).nlargest(_BEST, key)
 
 
-def _embed(figure: Figure, path: Path | None) -> EmbeddedPicture:
-    """Render a figure, close it, and write it to a file if there is a path."""
+def _embed(figure: Any, path: Path | None) -> dict[str, Any]:
+    """Render a figure as PNG for the page, write it to a file if there is a path, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     plt.close(figure)
@@ -216,4 +168,4 @@ def _embed(figure: Figure, path: Path | None) -> EmbeddedPicture:
         with replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
     width, height = (round(_CSS_DPI * inches) for inches in figure.get_size_inches())
-    return EmbeddedPicture(base64.b64encode(buffer.getvalue()).decode("ascii"), width, height)
+    return {"base64": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": width, "height": height}

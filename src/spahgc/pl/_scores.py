@@ -64,7 +64,7 @@ def gene_scores(
     key
         Key of the prediction.
     ax, show
-        As in :func:`trust`.
+        As in :func:`expression`.
 
     Returns
     -------

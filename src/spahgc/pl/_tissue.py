@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,54 +28,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spahgc")
 
-_MARGIN = 0.02
-"""Margin around the spots, as a fraction of the longer side."""
-_STRIP = 0.1
-"""Height of the white strip below the tissue, as a fraction of the longer side."""
+_MARGIN = 0.02  # around the spots, as a fraction of the longer side
+_STRIP = 0.1  # height of the white strip below the tissue, as a fraction of the longer side
 # H&E is drawn paler and grayer than it is, because pink and purple between spots change how their colors look.
 _STRENGTH = 0.5
 _SATURATION = 0.6
 _LONGEST_NAME = 16
-_PANEL_POINTS = 137
-"""Usual width of a panel."""
+_PANEL_POINTS = 137  # usual width of a panel
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnSlide:
     """A slide to draw; lengths are in pixels of the full-resolution image."""
 
-    rows: AnnData
-    """Its spots, a view."""
-    name: str
-    """Empty if unknown."""
-    coordinates: Float64
-    """Spot centers (x, y), (n_spots, 2)."""
-    diameter: float
-    """Of the spots as they are drawn."""
-    image: NDArray[Any] | None
-    """H&E thumbnail (height, width, 3 or 4)."""
-    image_scale: float
-    """Thumbnail pixels per full-resolution pixel."""
+    rows: AnnData  # its spots, a view
+    name: str  # empty if unknown
+    coordinates: Float64  # spot centers (x, y), (n_spots, 2)
+    diameter: float  # of the spots as they are drawn
+    image: NDArray[Any] | None  # H&E thumbnail (height, width, 3 or 4)
+    image_scale: float  # thumbnail pixels per full-resolution pixel
     microns_per_pixel: float | None
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, right, top and bottom of the drawn tissue: all spots and a margin."""
-        low, high = self.coordinates.min(axis=0), self.coordinates.max(axis=0)
-        margin = 0.6 * self.diameter + _MARGIN * float((high - low).max())
-        return float(low[0] - margin), float(high[0] + margin), float(low[1] - margin), float(high[1] + margin)
-
-    @property
-    def strip(self) -> float:
-        """Height of the strip below the tissue."""
-        left, right, top, bottom = self.box
-        return _STRIP * max(right - left, bottom - top)
-
-    @property
-    def aspect(self) -> float:
-        """Height over width of a panel."""
-        left, right, top, bottom = self.box
-        return (bottom - top + self.strip) / (right - left)
+    box: tuple[float, float, float, float]  # left, right, top and bottom of the spots with a margin
+    strip: float  # height of the strip below them
+    aspect: float  # height over width of a panel
 
 
 def table_of(adata: AnnData | SpatialData) -> AnnData:
@@ -90,54 +65,62 @@ def table_of(adata: AnnData | SpatialData) -> AnnData:
     return check_table(tables[keys.TABLE], what=f"adata['{keys.TABLE}']")
 
 
-def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: float) -> DrawnSlide:
-    """One slide of a table; a table without a column of slides is one slide."""
-    pictures: Mapping[str, Any] = adata.uns.get(keys.SPATIAL, {})
-    if library_key is None and "region_key" not in adata.uns.get(keys.SPATIALDATA_ATTRS, {}):
-        name = next(iter(pictures)) if len(pictures) == 1 else ""
-        if slide is not None and slide != name:
-            raise KeyError(
-                f"No slide {slide!r}: the table does not say which slide each spot is on. "
-                f"Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
-            )
-        return _drawn(adata, name, size)
-    libraries = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
-    names = list(libraries.unique())
+def pick_slide(names: Iterable[str], slide: str | None) -> str:
+    """Name of the slide, which may be left out if there is only one."""
+    names = list(names)
     if slide is None and len(names) > 1:
-        raise ValueError(
-            f"The table holds {len(names)} slides. Pass slide=<one of them>; available: {format_names(names)}."
-        )
+        raise ValueError(f"There are {len(names)} slides. Pass slide=<one of them>; available: {format_names(names)}.")
     if slide is not None and slide not in names:
         raise KeyError(f"No slide {slide!r}. Available: {format_names(names)}.")
-    name = names[0] if slide is None else slide
-    return _drawn(adata[(libraries == name).to_numpy()], name, size)
+    return names[0] if slide is None else slide
+
+
+def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: float) -> DrawnSlide:
+    """One slide of a table; a table without a column of slides is one slide."""
+    if library_key is not None or "region_key" in adata.uns.get(keys.SPATIALDATA_ATTRS, {}):
+        libraries = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
+        name = pick_slide(libraries.unique(), slide)
+        return _drawn(adata[(libraries == name).to_numpy()], name, size)
+    pictures = list(adata.uns.get(keys.SPATIAL, {}))
+    name = pictures[0] if len(pictures) == 1 else ""
+    if slide is not None and slide != name:
+        raise KeyError(
+            f"No slide {slide!r}: the table does not say which slide each spot is on. "
+            f"Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
+        )
+    return _drawn(adata, name, size)
 
 
 def _drawn(rows: AnnData, name: str, size: float) -> DrawnSlide:
     positions = coordinates(rows, what="adata")
     entry: Mapping[str, Any] = rows.uns.get(keys.SPATIAL, {}).get(name, {})
-    factors: Mapping[str, Any] = entry.get("scalefactors", {})
-    images = entry.get("images", {})
-    where = f"uns['{keys.SPATIAL}'][{name!r}]"
+    factors, images = entry.get("scalefactors", {}), entry.get("images", {})
+    diameter, mpp = factors.get(keys.SPOT_DIAMETER), factors.get(keys.MPP)
     found = [part for part in ("hires", "lowres") if part in images and f"tissue_{part}_scalef" in factors]
+    where = f"uns['{keys.SPATIAL}'][{name!r}]"
     if not found:
         log.info("%s has no image with a scale factor: the spots are drawn without tissue.", where)
-    if keys.MPP not in factors:
+    if mpp is None:
         log.info("%s['scalefactors'] has no '%s': no scale bar is drawn.", where, keys.MPP)
-    if keys.SPOT_DIAMETER in factors:
-        diameter = float(factors[keys.SPOT_DIAMETER])
-    else:
+    if diameter is None:
         nearest = positions[spatial_knn(positions, 1)[:, 0]] if len(positions) > 1 else positions + 1
         diameter = 0.5 * float(np.median(np.linalg.norm(positions - nearest, axis=1))) or 0.5
         log.info("%s['scalefactors'] has no '%s': spots are drawn at half their pitch.", where, keys.SPOT_DIAMETER)
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    margin = 0.6 * size * float(diameter) + _MARGIN * float((high - low).max())
+    (left, top), (right, bottom) = (low - margin).tolist(), (high + margin).tolist()
+    strip = _STRIP * max(right - left, bottom - top)
     return DrawnSlide(
         rows=rows,
         name=name,
         coordinates=positions,
-        diameter=size * diameter,
+        diameter=size * float(diameter),
         image=np.asarray(images[found[0]]) if found else None,
         image_scale=float(factors[f"tissue_{found[0]}_scalef"]) if found else 1.0,
-        microns_per_pixel=float(factors[keys.MPP]) if keys.MPP in factors else None,
+        microns_per_pixel=None if mpp is None else float(mpp),
+        box=(left, right, top, bottom),
+        strip=strip,
+        aspect=(bottom - top + strip) / (right - left),
     )
 
 
@@ -161,11 +144,20 @@ def draw_tissue(ax: Axes, slide: DrawnSlide, *, img: bool, name: str, scale_bar:
     if name:
         ax.text(left, bottom + 0.3 * slide.strip, shorten(name), ha="left", va="top", color=GRAY)
     if scale_bar and slide.microns_per_pixel is not None:
-        microns = bar_length(0.3 * (right - left) * slide.microns_per_pixel)
-        x = right - microns / slide.microns_per_pixel
-        y = bottom + 0.25 * slide.strip
-        ax.plot([x, right], [y, y], color="black", linewidth=1.6, solid_capstyle="butt", clip_on=False)
-        ax.text((x + right) / 2, bottom + 0.4 * slide.strip, length_label(microns), ha="center", va="top")
+        y, y_label = bottom + 0.25 * slide.strip, bottom + 0.4 * slide.strip
+        draw_scale_bar(ax, (right, y), y_label, 0.3 * (right - left), slide.microns_per_pixel, va="top")
+
+
+def draw_scale_bar(
+    ax: Axes, end: tuple[float, float], y_label: float, longest: float, microns_per_unit: float, **text: Any
+) -> None:
+    """Draw a bar of a round length, at most `longest`, that ends at a point, and its label."""
+    microns = bar_length(longest * microns_per_unit)
+    right, y = end
+    left = right - microns / microns_per_unit
+    label = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} \N{MICRO SIGN}m"
+    ax.plot([left, right], [y, y], color="black", linewidth=1.6, solid_capstyle="butt", clip_on=False)
+    ax.text((left + right) / 2, y_label, label, ha="center", **text)
 
 
 def desaturate(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -246,8 +238,3 @@ def bar_length(longest: float) -> float:
     """Longest of 1, 2 or 5 times a power of ten that is at most `longest`."""
     power = 10.0 ** np.floor(np.log10(longest))
     return float(power * max(step for step in (1.0, 2.0, 5.0) if step * power <= longest * (1 + 1e-9)))
-
-
-def length_label(microns: float) -> str:
-    """Length in micrometers, or in millimeters from 1000 micrometers on."""
-    return f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} \N{MICRO SIGN}m"

@@ -24,8 +24,7 @@ _LOSSES = {
     "contrast_reference": ("contrast, reference", 7),
 }
 _SCORES = {"pearson": ("correlation, training", 1), "validation": ("validation", 3)}
-_FREE = (4, 5, 6, 8)
-"""Indices in the palette for other curves."""
+_FREE = (4, 5, 6, 8)  # indices in the palette for other curves
 
 
 @checked()
@@ -43,7 +42,7 @@ def training(
     key
         Key of the prediction, if `model` is a table.
     ax, show
-        As in :func:`trust`.
+        As in :func:`expression`.
 
     Returns
     -------
@@ -91,30 +90,30 @@ def _history(model: Any, key: str) -> dict[str, Any]:
     if hasattr(model, "history"):
         return dict(model.history() if callable(model.history) else model.history)
     adata = check_table(model, what="model")
-    if key not in adata.uns:
+    if "training" not in adata.uns.get(key, {}):
         raise KeyError(
-            f"uns has no prediction {key!r}. Available in uns: {format_names(adata.uns)}. "
-            "Run spahgc.tl.predict first, or pass the model: spahgc.pl.training(model)."
-        )
-    if "training" not in adata.uns[key]:
-        raise KeyError(
-            f"uns[{key!r}] has no 'training': the prediction came from a model trained elsewhere, or from a method "
-            "without epochs. Pass the model: spahgc.pl.training(model)."
+            f"uns[{key!r}] has no 'training': there is no such prediction, it came from a model trained elsewhere, or "
+            f"from a method without epochs. Available in uns: {format_names(adata.uns)}. Pass the model: "
+            "spahgc.pl.training(model)."
         )
     return dict(adata.uns[key]["training"])
 
 
 def _curves(ax: Axes, curves: Mapping[str, Any], known: Mapping[str, tuple[str, int]], dashes: Any) -> list[Any]:
     """Draw one line per curve: the known ones in their order, then the others under their names."""
-    colors = palette(10)
+    colors, lines = palette(10), []
     others = [name for name in curves if name not in known]
-    looks = {name: known[name] for name in known if name in curves}
-    looks |= {name: (name.replace("_", " "), _FREE[i % len(_FREE)]) for i, name in enumerate(others)}
-    lines = []
-    for name, (label, color) in looks.items():
+    for name in [*(name for name in known if name in curves), *others]:
         values = np.ravel(np.asarray(curves[name], dtype=np.float64))
-        width = 1.6 if name in ("loss", "validation") else 1.0
-        marker = "o" if len(values) == 1 else None
-        look: dict[str, Any] = {"color": colors[color], "linestyle": dashes, "linewidth": width, "marker": marker}
-        lines += ax.plot(np.arange(len(values)) + 1, values, label=label, **look)
+        label, color = (
+            known[name] if name in known else (name.replace("_", " "), _FREE[others.index(name) % len(_FREE)])
+        )
+        look: dict[str, Any] = {
+            "label": label,
+            "color": colors[color],
+            "linestyle": dashes,
+            "linewidth": 1.6 if name in ("loss", "validation") else 1.0,
+            "marker": "o" if len(values) == 1 else None,
+        }
+        lines += ax.plot(np.arange(len(values)) + 1, values, **look)
     return lines

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-_ROW = 0.16
-"""Height of a gene's row in inches."""
-_LEGEND = 50
-"""Characters in a line of the legend."""
+_ROW = 0.16  # height of a gene's row in inches
+_LEGEND = 50  # characters in a line of the legend
 
 
 @checked(n_genes=at_least(0))
@@ -57,10 +55,8 @@ def trust(
         Number of the best genes to label if all are drawn.
     key
         Key of the prediction, or of the cross-validation.
-    ax
-        Axes to draw into; `None` makes a figure.
-    show
-        Show the figure. `None` shows a new figure in an interactive session.
+    ax, show
+        As in :func:`expression`.
 
     Returns
     -------
@@ -74,10 +70,14 @@ def trust(
         If no gene was assessed.
     """
     whole = get.trust(table_of(adata), key=key, method=method)
-    frame = whole if genes is None else _select(whole, [genes] if isinstance(genes, str) else list(genes))
+    wanted = list(whole.index) if genes is None else [genes] if isinstance(genes, str) else list(genes)
+    unknown = [gene for gene in wanted if gene not in whole.index]
+    if unknown:
+        raise KeyError(f"No trust for {format_names(unknown)}. Available: {format_names(whole.index)}.")
+    frame = whole.loc[wanted]
     shown = frame.dropna(subset="expected_pearson").sort_values("expected_pearson", ascending=False, kind="stable")
     if shown.empty:
-        raise ValueError("No gene was assessed: none has a score on any held-out slide.")
+        raise ValueError("No gene to draw: none of those named has a score on any held-out slide.")
     interval = f", {100 * whole.attrs['level']:g} % interval" if shown["low"].notna().any() else " (no interval)"
     label = f"expected Pearson correlation{interval}"
     rows = genes is not None
@@ -93,13 +93,6 @@ def trust(
             _label_best(ax, shown["verdict"].head(n_genes))
         legend_above(ax, handles=_handles(whole), title=_title(whole), handlelength=1.2)
     return ax
-
-
-def _select(whole: pd.DataFrame, genes: list[str]) -> pd.DataFrame:
-    unknown = [gene for gene in genes if gene not in whole.index]
-    if unknown or not genes:
-        raise KeyError(f"No trust for {format_names(unknown)}. Available: {format_names(whole.index)}.")
-    return whole.loc[genes]
 
 
 def _colors() -> dict[str, Any]:
