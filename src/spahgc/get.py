@@ -47,6 +47,14 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     ------
     KeyError
         If the alignment was not checked.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1)
+    >>> spahgc.pp.check_alignment(sdata)
+    >>> spahgc.get.alignment(sdata["table"])["image"].tolist()
+    ['S1_image']
     """
     import pandas as pd
 

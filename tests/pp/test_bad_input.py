@@ -36,67 +36,57 @@ def test_not_a_spatialdata(make_sdata: Callable[..., Any]) -> None:
         spahgc.pp.image_embedding("slide.zarr")
 
 
-def test_no_table(make_sdata: Callable[..., Any]) -> None:
-    _fails(make_sdata(), KeyError, "no table 'spots'.*Available: 'table'", table_key="spots")
-
-
 def test_empty_table(make_sdata: Callable[..., Any]) -> None:
     sdata = make_sdata(("A",))
     table = sdata["table"][:0].copy()
     del table.uns["spatialdata_attrs"]
     sdata.tables["none"] = table
     _fails(sdata, ValueError, "no spots", table_key="none")
+    _fails(sdata, KeyError, "no table 'spots'.*Available: .*'table'", table_key="spots")
 
 
-def test_table_without_region_link(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    del sdata["table"].uns["spatialdata_attrs"]
-    _fails(sdata, KeyError, "not linked to shapes.*TableModel.parse")
-
-
-def test_missing_columns_of_the_link(make_sdata: Callable[..., Any]) -> None:
-    for column, key in [("region", "region_key"), ("spot_id", "instance_key")]:
-        sdata = make_sdata()
-        del sdata["table"].obs[column]
-        _fails(sdata, KeyError, f"no column '{column}', its {key}")
-
-
-def test_spots_of_an_unknown_region(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    sdata["table"].uns["spatialdata_attrs"]["region"] = ["A"]
-    _fails(sdata, ValueError, r"35 spots have a 'region' that is not among the table's regions \('A'\): 'B'")
-
-
-def test_shapes_missing(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    del sdata.shapes["B"]
-    _fails(sdata, KeyError, "annotates 'B', which is not among the shapes. Available shapes: 'A'")
-
-
-def test_spots_without_shape(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    sdata["table"].obs["spot_id"] = np.arange(70)
-    _fails(sdata, KeyError, "35 of 35 spots of slide 'A' have no shape, e.g. .*shapes' index is like 'A_0'")
-
-
-def test_no_coordinates(make_sdata: Callable[..., Any]) -> None:
+def _without_coordinates(sdata: Any) -> None:
     from shapely import Point
 
-    sdata = make_sdata()
     sdata.shapes["A"].loc["A_3", "geometry"] = Point()
-    _fails(sdata, ValueError, "1 spots of slide 'A' have no coordinates, e.g. 'A_3'")
 
 
-def test_no_image(make_sdata: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda s: s["table"].uns.pop("spatialdata_attrs"), KeyError, "not linked to shapes.*TableModel.parse"),
+        (lambda s: s["table"].obs.pop("region"), KeyError, "no column 'region', its region_key"),
+        (lambda s: s["table"].obs.pop("spot_id"), KeyError, "no column 'spot_id', its instance_key"),
+        (
+            lambda s: s["table"].uns["spatialdata_attrs"].update(region=["A"]),
+            ValueError,
+            r"35 spots have a 'region' that is not among the table's regions \('A'\): 'B'",
+        ),
+        (
+            lambda s: s.shapes.pop("B"),
+            KeyError,
+            "annotates 'B', which is not among the shapes. Available shapes: 'A'",
+        ),
+        (
+            lambda s: s["table"].obs.__setitem__("spot_id", np.arange(70)),
+            KeyError,
+            "35 of 35 spots of slide 'A' have no shape, e.g. .*shapes' index is like 'A_0'",
+        ),
+        (_without_coordinates, ValueError, "1 spots of slide 'A' have no coordinates, e.g. 'A_3'"),
+        (lambda s: s.images.clear(), ValueError, "No image for slide 'A'. There are no images"),
+        (
+            lambda s: s.images.pop("B_image"),
+            ValueError,
+            "No image for slide 'B'. 'A_image' shares no coordinate system",
+        ),
+    ],
+)
+def test_missing_links_shapes_and_images(
+    make_sdata: Callable[..., Any], spoil: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
     sdata = make_sdata()
-    del sdata.images["A_image"], sdata.images["B_image"]
-    _fails(sdata, ValueError, "No image for slide 'A'. There are no images")
-
-
-def test_image_of_another_slide_only(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    del sdata.images["B_image"]
-    _fails(sdata, ValueError, "No image for slide 'B'. 'A_image' shares no coordinate system")
+    spoil(sdata)
+    _fails(sdata, error, message)
 
 
 @pytest.mark.parametrize(

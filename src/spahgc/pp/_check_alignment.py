@@ -146,10 +146,11 @@ def check_alignment(
 
     Examples
     --------
-    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1)
+    >>> import spahgc
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1)
     >>> spahgc.pp.check_alignment(sdata)
-    >>> spahgc.get.alignment(sdata["table"])["verdict"].tolist()
-    ['ok']
+    >>> spahgc.get.alignment(sdata["table"])["given_on_tissue"].tolist()
+    [1.0]
     """
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")

@@ -158,6 +158,7 @@ def image_embedding(
 
     Examples
     --------
+    >>> import spahgc
     >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9)
     >>> spahgc.pp.image_embedding(sdata, progress=False)
     >>> sdata["table"].obsm["image_texture"].shape

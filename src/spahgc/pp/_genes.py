@@ -106,7 +106,7 @@ def harmonize_genes(
 
     Examples
     --------
-    >>> import anndata, numpy
+    >>> import anndata, numpy, spahgc
     >>> adata = anndata.AnnData(numpy.array([[1, 2, 3]]))
     >>> adata.var_names = ["ERBB2", " ERBB2", "TP53"]
     >>> spahgc.pp.harmonize_genes(adata)
@@ -130,17 +130,17 @@ def harmonize_genes(
         n_shared = _count_shared(label, one, names, target, kind, min_shared)
         plans.append(_plan(table, one.shown, names, remarks, duplicates, label))
         options = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
-        counts = {"n_before": len(names), "n_after": len(plans[-1].names), "n_shared": n_shared}
+        counts = {"n_before": len(names), "n_after": len(plans[-1][0]), "n_shared": n_shared}
         params.append({**options, "min_shared": min_shared, **counts, "version": version("spahgc")})
     # Nothing is changed before all tables were checked.
     results = [table.copy() if copy else table for table in tables]
-    for result, one, plan, label, entry in zip(results, genes, plans, labels, params, strict=True):
+    for result, one, (names, group, report), label, entry in zip(results, genes, plans, labels, params, strict=True):
         other_column, other = ("gene_ids", one.ids) if kind == "symbol" else ("gene_symbols", one.symbols)
         if other_column not in result.var and kind_of(one.shown) != kind:
             result.var[other_column] = list(other)
-        _apply(result, plan)
-        result.uns[keys.GENES] = {keys.PARAMS: entry, "report": plan.report}
-        happened = plan.report["what"].value_counts().to_dict()
+        _apply(result, names, group)
+        result.uns[keys.GENES] = {keys.PARAMS: entry, "report": report}
+        happened = report["what"].value_counts().to_dict()
         logger.log(
             logging.WARNING if {"dropped", "kept"} & set(happened) else logging.INFO,
             "%s: %d genes, now %d, %d shared%s. See uns[%r]['report'].",
@@ -337,18 +337,10 @@ def _count_shared(
 # What becomes of the genes of a table.
 
 
-@dataclass(frozen=True)
-class _GenePlan:
-    """Names that stay, in order; for each gene of the table which of them it goes into (-1: dropped); report."""
-
-    names: list[str]
-    group: NDArray[np.intp]
-    report: pd.DataFrame
-
-
 def _plan(
     table: AnnData, shown: Sequence[str], names: list[str], remarks: dict[int, str], duplicates: str, label: str
-) -> _GenePlan:
+) -> tuple[list[str], NDArray[np.intp], pd.DataFrame]:
+    """Names that stay, in order; for each gene of the table which of them it goes into (-1: dropped); report."""
     members: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if name:
@@ -380,7 +372,7 @@ def _plan(
             report.append((gene, "", "dropped", f"not the first of {n} genes named {name}"))
         elif n > 1 and duplicates == "sum":
             report.append((gene, name, "summed", f"one of {n} genes of this name"))
-    return _GenePlan(list(members), group, pd.DataFrame(report, columns=["gene", "name", "what", "why"], dtype=object))
+    return list(members), group, pd.DataFrame(report, columns=["gene", "name", "what", "why"], dtype=object)
 
 
 def _check_counts(table: AnnData, columns: list[int], label: str, examples: str) -> None:
@@ -396,17 +388,17 @@ def _check_counts(table: AnnData, columns: list[int], label: str, examples: str)
             )
 
 
-def _apply(table: AnnData, plan: _GenePlan) -> None:
+def _apply(table: AnnData, names: list[str], group: NDArray[np.intp]) -> None:
     """Rename, sum and drop genes in place."""
-    if len(plan.names) == table.n_vars:
-        table.var_names = plan.names
+    if len(names) == table.n_vars:
+        table.var_names = names
         return
-    kept = np.flatnonzero(plan.group >= 0)
-    group = plan.group[kept]
+    kept = np.flatnonzero(group >= 0)
+    group = group[kept]
     result = table[:, kept[np.unique(group, return_index=True)[1]]].copy()
-    if len(kept) > len(plan.names):
+    if len(kept) > len(names):
         # Not scanpy.get.aggregate, which makes sparse counts a dense float64 matrix and refuses sparse arrays.
-        sums = sp.csr_array((np.ones(len(kept), np.int8), (kept, group)), shape=(table.n_vars, len(plan.names)))
+        sums = sp.csr_array((np.ones(len(kept), np.int8), (kept, group)), shape=(table.n_vars, len(names)))
         if table.X is not None:
             result.X = _summed(table.X, sums)
         for key, matrix in table.layers.items():
@@ -416,7 +408,7 @@ def _apply(table: AnnData, plan: _GenePlan) -> None:
             differ = table.var[column].iloc[kept].groupby(group).nunique(dropna=False).to_numpy() > 1
             if differ.any():
                 result.var[column] = result.var[column].mask(differ)
-    result.var_names = plan.names
+    result.var_names = names
     table.__init__(result)  # how AnnData takes another number of genes in place; a SpatialData that holds it sees it
 
 

@@ -122,8 +122,9 @@ def tissue_grid(
 
     Examples
     --------
-    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1)
-    >>> spahgc.pp.tissue_grid(sdata, pitch_um=80, table_key="grid")
+    >>> import spahgc
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1)
+    >>> spahgc.pp.tissue_grid(sdata, pitch_um=80, microns_per_pixel=1.0, table_key="grid")
     >>> sdata["grid"].n_obs > 0
     True
     """

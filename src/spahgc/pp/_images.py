@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +173,7 @@ def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> Pla
     """Place an image; each resolution has its own map, because sizes that do not divide make odd factors."""
     name, _, shapes, centers = spots
     arrays = tuple(resolutions(element))
-    system = common_system(shared, name)
+    system = name if name in shared else min(shared, key=lambda system: (len(system), system))
     affines = tuple(affine_between(shapes, array, system) for array in arrays)
     pixels = transformed(affines[0], centers)
     for other in shared - {system}:
@@ -193,11 +193,6 @@ def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> Pla
     size = (arrays[0].sizes["x"], arrays[0].sizes["y"])
     inside = np.asarray(((pixels >= 0) & (pixels <= size)).all(axis=1))
     return PlacedImage(key, arrays, affines, system, inside)
-
-
-def common_system(shared: Iterable[str], name: str) -> str:
-    """Coordinate system to work in: the slide's own, or the one with the shortest name."""
-    return name if name in shared else min(shared, key=lambda system: (len(system), system))
 
 
 def _holding_all(images: Sequence[PlacedImage], spots: RegionSpots) -> list[PlacedImage]:
