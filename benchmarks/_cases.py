@@ -51,7 +51,7 @@ def her2st() -> tuple[Any, Any]:
     cohort, recipe = reference_cohort(
         adata[~held],
         panel=300,
-        normalize_as="log1p",
+        normalize="log1p",
         use_rep="image_texture",
         library_key="region",
         patient_key="patient",

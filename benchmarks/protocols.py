@@ -79,18 +79,18 @@ def main() -> None:
     slides = table("her2st")
 
     def scores(adata: Any, protocol: Protocol, methods: dict[str, Any], folder: str, **options: Any) -> dict[str, Any]:
-        found = spahgc.tl.cross_validate(
+        spahgc.tl.cross_validate(
             adata,
             methods=methods,
             protocol=protocol,
             use_rep="image_texture",
             library_key="region",
-            seeds=1,
+            n_seeds=1,
             resume=cache / folder,
             n_jobs=arguments.jobs,
             **options,
         )
-        return summary(found)
+        return summary(spahgc.get.cross_validation(adata))
 
     steps = {}
     for name, (protocol, _) in STEPS.items():

@@ -125,7 +125,7 @@ def stage_model_bank(device: str, repeats: int, n: int = 2_000_000) -> dict[str,
         model.method.to(device)
         trim()
         with Anonymous() as memory:
-            seconds = timed(lambda: model.predict_slide(target), min(repeats, 3))
+            seconds = timed(lambda: model.predict([target], progress=False), min(repeats, 3))
         verifying = timed(lambda: Model.load(path, verify=True), 1)
     return {
         "rows": n, "slides": len(model.reference), "features": 1024, "genes": len(model.genes), "size_mb": size,

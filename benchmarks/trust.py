@@ -79,7 +79,7 @@ def run(adata: Any, target: str, method: str, *, seeds: int, jobs: int) -> dict[
         methods=[method] if method == "ridge" else ["ridge", method],
         split_by="slide",
         allow_shared_patients=True,
-        seeds=seeds,
+        n_seeds=seeds,
         n_jobs=jobs,
         resume=CACHE / "trust" / f"{target}_{method}_{seeds}",
         **common,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._settings import settings
 from ._slides import BLOCK, blocks
 
 if TYPE_CHECKING:
@@ -132,3 +134,58 @@ def launched_fabric(device: torch.device) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+Key = TypeVar("Key")
+Call = tuple[Key, Callable[..., Any], Any, dict[str, Any]]
+"""A name, a function, its first argument (large, shared by several calls) and its keyword arguments."""
+
+
+def run_all(calls: Iterable[Call[Key]], *, n_jobs: int | None, device: str | None) -> Iterator[tuple[Key, Any]]:
+    """Results of calls as they finish: in this process, in worker processes of joblib, or on a running dask cluster.
+
+    `calls` is read as workers become free, and the first call that fails ends the run. With `n_jobs` `None` a running
+    ``dask.distributed`` client is used, or :data:`spahgc.settings`, or one process if `device` is a GPU.
+    """
+    client = dask_client() if n_jobs is None else None
+    if client is not None:
+        n_workers = max(1, sum(client.nthreads().values()))
+        yield from _submit(calls, client.get_executor(pure=False), n_workers, share=client.scatter)
+        return
+    alone = n_jobs is None and settings.torch_device(device).type != "cpu"
+    n_workers = 1 if alone else settings.workers(n_jobs)
+    if n_workers == 1:
+        for key, function, shared, arguments in calls:
+            yield key, function(shared, **arguments)
+        return
+    from joblib.externals.loky import get_reusable_executor
+
+    executor = get_reusable_executor(max_workers=n_workers)
+    try:
+        yield from _submit(calls, executor, n_workers)
+    except BaseException:
+        # Calls that go on would take cores from the next task.
+        executor.shutdown(wait=False, kill_workers=True)
+        raise
+
+
+def _submit(
+    calls: Iterable[Call[Key]], executor: Executor, n_workers: int, share: Callable[[Any], Any] = lambda value: value
+) -> Iterator[tuple[Key, Any]]:
+    """Keep one call more than there are workers under way, so that none waits and few are in memory."""
+    running: dict[Future[Any], Key] = {}
+    source, shared, place = iter(calls), None, None
+    try:
+        while True:
+            while len(running) <= n_workers and (call := next(source, None)) is not None:
+                key, function, value, arguments = call
+                if value is not shared:
+                    shared, place = value, share(value)
+                running[executor.submit(function, place, **arguments)] = key
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    finally:
+        for future in running:
+            future.cancel()

@@ -47,7 +47,7 @@ def synthetic() -> tuple[Cohort, Slide, np.ndarray]:
     whole, _ = reference_cohort(
         table,
         panel=genes,
-        normalize_as="log1p",
+        normalize="log1p",
         use_rep=None,
         library_key=None,
         patient_key="patient",

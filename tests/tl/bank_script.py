@@ -26,17 +26,17 @@ def main() -> None:
     torch.set_num_threads(1)
     slide = Slide("T1", "B", **dict(np.load(folder / "slide.npz")))
     # So that nothing is left to import or to set up.
-    Model.load(folder / "small").predict_slide(slide)
+    Model.load(folder / "small").predict([slide], progress=False)
     limit_memory(most)
     found: dict[str, object] = {}
     for name in ("False", "True"):
         before, start = status("RssFile"), time.perf_counter()
         model = Model.load(folder / name)
         found[name] = {"seconds": time.perf_counter() - start, "read": status("RssFile") - before}
-        values, support = model.predict_slide(slide)
-        np.savez(folder / f"{name}.npz", values=values, support=support)
+        found_values = model.predict([slide], progress=False)
+        np.savez(folder / f"{name}.npz", values=found_values.values, support=found_values.support)
     try:
-        np.fromfile(folder / "False" / "reference.safetensors", np.uint8)
+        np.fromfile(folder / "False" / "reference" / "expression.npy", np.uint8)
         found["whole"] = "fits"
     except MemoryError:
         found["whole"] = "MemoryError"

@@ -73,7 +73,8 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(table: ad.AnnData, **options: Any) -> pd.DataFrame:
-    return cross_validate(table, **{"methods": METHODS, "panel": 12, "seeds": 1, "n_jobs": 1, **options})
+    cross_validate(table, **{"methods": METHODS, "panel": 12, "n_seeds": 1, "n_jobs": 1, **options})
+    return spahgc.get.cross_validation(table, key=options.get("key_added", "spahgc"))
 
 
 def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:

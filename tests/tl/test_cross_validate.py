@@ -42,7 +42,8 @@ def cohort(_cohort: ad.AnnData) -> ad.AnnData:
 
 def quick(table: ad.AnnData, **options: Any) -> pd.DataFrame:
     """A cross-validation in this process, of methods that take no time, unless `options` say otherwise."""
-    return cross_validate(table, **{"methods": ["knn", "gene_mean"], "panel": 12, "n_jobs": 1, **options})
+    cross_validate(table, **{"methods": ["knn", "gene_mean"], "panel": 12, "n_jobs": 1, **options})
+    return spahgc.get.cross_validation(table, key=options.get("key_added", "spahgc"))
 
 
 def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -107,7 +108,7 @@ def test_order_of_rows_does_not_matter(cohort: ad.AnnData) -> None:
 
 def test_seeds(cohort: ad.AnnData) -> None:
     methods = {**PAPER, "kNN, 3": {"method": "knn", "method_params": {"n_neighbors": 3}}}
-    table = quick(cohort, methods=methods, seeds=2, rng=5)
+    table = quick(cohort, methods=methods, n_seeds=2, rng=5)
     assert table.groupby("method")["seed"].unique().map(list).to_dict() == {
         "spahgc": [5, 6],
         "kNN, 3": [5],
@@ -115,7 +116,7 @@ def test_seeds(cohort: ad.AnnData) -> None:
     }
     first, second = (table[(table["method"] == "spahgc") & (table["seed"] == seed)]["value"] for seed in (5, 6))
     assert not np.allclose(first, second, equal_nan=True)
-    alone = quick(cohort, methods=PAPER, seeds=1, rng=6)
+    alone = quick(cohort, methods=PAPER, n_seeds=1, rng=6)
     np.testing.assert_array_equal(second, alone[alone["method"] == "spahgc"]["value"])
 
 
@@ -139,7 +140,7 @@ def test_same_patient_is_said(cohort: ad.AnnData) -> None:
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_what_is_written_survives(cohort: ad.AnnData, tmp_path: Path, kind: str) -> None:
-    table = quick(cohort, methods={**PAPER, "knn": {}}, seeds=1, key_added="mine")
+    table = quick(cohort, methods={**PAPER, "knn": {}}, n_seeds=1, key_added="mine")
     same(spahgc.get.cross_validation(cohort, key="mine"), table)
     path = tmp_path / f"table.{kind}"
     if kind == "h5ad":
@@ -183,7 +184,7 @@ def predictions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[np.ndarra
 
     def run(table: ad.AnnData, **options: Any) -> list[np.ndarray]:
         seen.clear()
-        quick(table, seeds=1, **options)
+        quick(table, n_seeds=1, **options)
         return list(seen)
 
     return run

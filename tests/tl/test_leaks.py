@@ -76,8 +76,8 @@ def test_a_slide_that_comes_with_expression_loses_it(
     model = models(variant)
     slide = target_slides(target, model.recipe, library_key=None, patient_key="patient")[0].slide
     values = np.random.default_rng(0).normal(size=(len(slide), len(model.genes))).astype(np.float32)
-    found, _ = model.predict_slide(replace(slide, expression=values))
-    np.testing.assert_array_equal(found, model.predict_slide(slide)[0])
+    found = model.predict([replace(slide, expression=values)]).values
+    np.testing.assert_array_equal(found, model.predict([slide]).values)
     assert [given.expression for given in method] == [None, None]
 
 

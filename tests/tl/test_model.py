@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 
 import spahgc
-from spahgc.tl import Model, _model_files
+from spahgc.tl import Model, _model_folder
 
 Models = Callable[[str], Model]
-FILES = {"config.json", "weights.safetensors", "reference.safetensors"}
+PARTS = {"config.json", "weights.safetensors", "reference"}
+REFERENCE = {f"reference/{name}.npy" for name in ("cellularity", "coordinates", "embedding", "expression")}
+FILES = {"config.json", "weights.safetensors", *REFERENCE}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def edit(folder: Path, *, sign: bool = False, **changes: Any) -> None:
 def test_save_load_predict(models: Models, variant: str, target: ad.AnnData, tmp_path: Path) -> None:
     model = models(variant)
     assert model.save(tmp_path / "deep" / "model") is None
-    assert {path.name for path in (tmp_path / "deep" / "model").iterdir()} == FILES
+    assert content(tmp_path / "deep" / "model").keys() >= FILES
     loaded = Model.load(tmp_path / "deep" / "model")
     assert loaded.fingerprint == model.fingerprint
     assert predicted(loaded, target) == predicted(model, target)
@@ -55,8 +62,7 @@ def test_save_load_predict(models: Models, variant: str, target: ad.AnnData, tmp
     assert repr(loaded) == repr(model)
     # A second trip changes nothing either.
     loaded.save(str(tmp_path / "again"))
-    for name in FILES:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
+    assert content(tmp_path / "again") == content(tmp_path / "deep" / "model")
 
 
 def test_a_model_trained_again_has_the_same_fingerprint(models: Models, reference: ad.AnnData) -> None:
@@ -75,11 +81,12 @@ def test_fingerprint_is_written_beside_the_prediction(folder: Path, target: ad.A
 
 
 def test_the_folder_holds_no_pickle(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
-        header = int.from_bytes(path.read_bytes()[:8], "little")
-        json.loads(path.read_bytes()[8 : 8 + header])
+    weights = (folder / "weights.safetensors").read_bytes()
+    json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    for name in REFERENCE:
+        np.load(folder / name, allow_pickle=False)
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == _model_files.FORMAT
+    assert config["format"] == _model_folder.FORMAT
     assert config["versions"]["spahgc"] == spahgc.__version__
 
 
@@ -97,13 +104,12 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    there = sorted(FILES - {name})[0]
-    with pytest.raises(FileNotFoundError, match=f"not a whole model: {name} missing.*there: .*{there}"):
+    with pytest.raises(FileNotFoundError, match=f"complete.*{Path(name).name} missing"):
         Model.load(folder)
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not a whole model.*there: nothing"):
+    with pytest.raises(FileNotFoundError, match="not a complete model.*present: nothing"):
         Model.load(tmp_path)
 
 
@@ -116,13 +122,13 @@ def test_truncated_file(folder: Path, name: str, share: float) -> None:
         Model.load(folder)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "reference.safetensors"])
+@pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
 @pytest.mark.parametrize("at", [0, 20, -1])
 def test_one_byte_changed(folder: Path, name: str, at: int) -> None:
     content = bytearray((folder / name).read_bytes())
     content[at] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not the file that was saved"):
+    with pytest.raises(ValueError, match=rf"{name} (is not the file that was saved|cannot be read)"):
         Model.load(folder)
 
 
@@ -132,7 +138,7 @@ def test_one_byte_changed(folder: Path, name: str, at: int) -> None:
         {"method": "knn"},
         {"params": {}},
         {"fingerprint": "0"},
-        {"files": {}},
+        {"arrays": {}},
         {"checksum": "0"},
         {"format": 0},
         {"more": 1},
@@ -159,31 +165,59 @@ def test_config_that_is_none(folder: Path, text: str) -> None:
 
 
 def test_newer_format(folder: Path) -> None:
-    edit(folder, sign=True, format=_model_files.FORMAT + 1, versions={"spahgc": "9.1"})
-    with pytest.raises(ValueError, match=r"(?s)format 3; this spahgc reads up to 2.*spahgc\s+9.1: update spahgc"):
+    edit(folder, sign=True, format=_model_folder.FORMAT + 1, versions={"spahgc": "9.1"})
+    with pytest.raises(ValueError, match=r"(?s)model format 4, but this version of spahgc reads format 3.*spahgc\s+9.1: update spahgc"):
         Model.load(folder)
 
 
-def test_method_that_is_not_registered_here(folder: Path) -> None:
-    edit(folder, sign=True, method="mine")
-    with pytest.raises(ValueError, match="No method 'mine'. Available: .*'?ridge"):
+@pytest.mark.parametrize("found", [0, -5, 2, "3", None])
+def test_other_formats(folder: Path, found: Any) -> None:
+    edit(folder, sign=True, format=found)
+    with pytest.raises(ValueError, match=rf"model format {found!r}, but this version of spahgc reads format 3"):
         Model.load(folder)
+
+
+def test_forged_config(folder: Path) -> None:
+    """Any edit is refused by name, also if the checksum was computed anew."""
+    config = json.loads((folder / "config.json").read_text())
+    for name in config.keys() - {"checksum", "format", "versions", "history", "trust"}:
+        for value in ({}, [], "mine", -1, None, True, {"genes": 1}, [{}]):
+            if value == config[name] or (name == "half" and value is True):
+                continue
+            edit(folder, sign=True, **{**config, name: value})
+            with pytest.raises(ValueError, match="model/config.json (is not valid|does not match)|not the file"):
+                Model.load(folder)
+    for name, value in (("history", []), ("trust", {"genes": []}), ("trust", "x"), ("half", True), ("versions", 1)):
+        edit(folder, sign=True, **{**config, name: value})
+        with pytest.raises(ValueError, match="model/config.json (is not valid|does not match)"):
+            Model.load(folder)
+    for name in config.keys() - {"checksum", "format"}:
+        (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != name}))
+        edit(folder, sign=True)
+        with pytest.raises(ValueError, match=f"config.json is not valid: {name} missing"):
+            Model.load(folder)
+
+
+def test_weights_have_the_mode_of_other_files(folder: Path) -> None:
+    assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {
+        (folder / "config.json").stat().st_mode
+    }
 
 
 # Saving.
 
 
 def test_an_existing_model_stays(models: Models, folder: Path) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = content(folder)
     with pytest.raises(FileExistsError, match="model exists already. Pass overwrite=True"):
         models("knn").save(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert content(folder) == before
     models("knn").save(folder, overwrite=True)
     assert Model.load(folder).fingerprint == models("knn").fingerprint
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("content", [(), ("notes.txt",), ("config.json", "data.csv"), (*sorted(FILES), "notes.txt")])
+@pytest.mark.parametrize("content", [(), ("notes.txt",), ("config.json", "data.csv"), (*sorted(PARTS), "notes.txt")])
 def test_a_folder_with_anything_else_is_never_replaced(
     models: Models, tmp_path: Path, content: tuple[str, ...]
 ) -> None:
@@ -212,7 +246,7 @@ def test_a_failed_save_leaves_nothing_behind(
     path = tmp_path / "model"
     if existing:
         models("ridge").save(path)
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    before = content(tmp_path)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left")
@@ -220,7 +254,7 @@ def test_a_failed_save_leaves_nothing_behind(
     if step == "weights":
         monkeypatch.setattr(models("knn").method, "state", fail)
     elif step == "checksum":
-        monkeypatch.setattr(_model_files, "checksum", fail)
+        monkeypatch.setattr(_model_folder, "_checksum", fail)
     else:
         rename = Path.rename
 
@@ -232,7 +266,7 @@ def test_a_failed_save_leaves_nothing_behind(
         monkeypatch.setattr(Path, "rename", fail_into_place)
     with pytest.raises(OSError, match="no space left"):
         models("knn").save(path, overwrite=True)
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert content(tmp_path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == (["model"] if existing else [])
 
 

@@ -45,7 +45,7 @@ def test_one_bar_for_all_slides_and_parts(
     shown = capsys.readouterr().err
     assert "Predicting T1" in shown
     assert "Predicting T2" in shown
-    assert shown.strip().splitlines()[-1].split("\r")[-1].startswith("Writing pred.zarr: 100%")
+    assert shown.strip().splitlines()[-1].split("\r")[-1].startswith("Predicting T2: 100%")
     assert "72/72" in shown
     alone = target[target.obs["region"] == "T2"].copy()
     spahgc.tl.predict(models("spahgc"), alone, progress=True)
@@ -70,7 +70,7 @@ def test_progress_of_every_method(models: Models, variant: str, target: ad.AnnDa
     slide = target_slides(target, model.recipe, library_key=None, patient_key="patient")[0].slide
     shares: list[float] = []
     out = np.full((len(slide), 12), np.nan, np.float32)
-    model.predict_slide_into(slide, out, progress=shares.append)
-    np.testing.assert_array_equal(out, model.predict_slide(slide)[0])
+    model._predict_into(slide, out, shares.append)
+    np.testing.assert_array_equal(out, model.predict([slide]).values)
     assert sum(shares) == pytest.approx(1)
     assert min(shares) > 0

@@ -64,7 +64,7 @@ def test_the_store_is_what_predicted_returns(reference: ad.AnnData, shuffled: ad
     import zarr
 
     reference.obs["patient"] = reference.obs["region"].astype(str).to_numpy()
-    spahgc.tl.cross_validate(reference, methods=["ridge"], panel=12, seeds=1, n_jobs=1)
+    spahgc.tl.cross_validate(reference, methods=["ridge"], panel=12, n_seeds=1, n_jobs=1)
     model = spahgc.tl.train(reference, panel=12, method="ridge")
     expected = spahgc.get.predicted(spahgc.tl.predict(model, shuffled, copy=True))
     spahgc.tl.predict(model, shuffled, store=tmp_path / "pred.zarr")

@@ -10,7 +10,7 @@ import anndata as ad
 import pytest
 
 from spahgc import tl
-from spahgc.tl._scale_check import pitches
+from spahgc.tl._support import pitches
 
 
 @pytest.fixture

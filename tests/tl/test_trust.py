@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student_t
 
-from spahgc.tl._shifts import Shifts
-from spahgc.tl._trust import gene_trust, same_patient
+from spahgc.tl._trust import Shifts, gene_trust, same_patient
 
 N_GENES = 200
 

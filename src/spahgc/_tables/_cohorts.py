@@ -1,25 +1,24 @@
-"""AnnData tables to slides as arrays, and back: what every ``tl`` function reads."""
+"""Tables to slides as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import format_names
-from .._slides import Cohort, Float32, Normalize, Rows, Slide, canonical_order, normalize, rank_genes, spot_depth
+from .._slides import Cohort, Float32, Float64, Normalize, Rows, Slide, canonical_order, rank_genes, spot_depth
+from .._slides import normalize as in_unit
 from . import _slots as check
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-
-# What decides whether two embeddings can be compared; the rest of an embedding's parameters describes the slide or
-# the run.
+# Parameters of an embedding that describe a slide or a run, and do not affect whether embeddings are comparable.
 _RUN_ONLY = {
     *(keys.MPP, keys.MPP_SOURCE, "precision", "n_padded", "n_jobs", "batch_size", "version", "spahgc_version"),
     *("image", "images"),
@@ -28,104 +27,102 @@ _RUN_ONLY = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a table becomes slides: what has to be the same for reference and target."""
+    """Panel, unit and embedding, which reference and target must share; `encoder` is `None` if it was not recorded."""
 
     genes: tuple[str, ...]
-    """The panel."""
     normalize: Normalize
-    """Unit of the expression."""
     use_rep: str
-    """Embedding, key of ``obsm``."""
     width: int
-    """Width of the embedding."""
     encoder: dict[str, Any] | None
-    """Parameters of the encoder, where ``uns`` has them."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return {**asdict(self), "genes": list(self.genes)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Inverse of :meth:`to_dict`."""
-        return cls(**{**values, "genes": tuple(values["genes"])})
 
 
-@dataclass(frozen=True, eq=False)
-class TargetSlide:
-    """A slide to predict, in canonical order, and the rows of the table its spots came from."""
+class TargetSlide(NamedTuple):
+    """Slide to predict, in canonical order, and the rows of its spots in the table."""
 
     slide: Slide
     rows: NDArray[np.intp]
 
 
-def reference_cohort(
+class ReferenceSlots(NamedTuple):
+    """Checked slots of a reference table, with rows and patient by slide."""
+
+    use_rep: str
+    library_key: str
+    matrix: Any
+    embedding: Float32
+    coordinates: Float64
+    cellularity: Float32 | None
+    rows: dict[str, NDArray[np.intp]]
+    patients: dict[str, str]
+
+
+def reference_slots(
     adata: AnnData,
     *,
-    panel: int | Sequence[str],
-    normalize_as: Normalize,
+    normalize: Normalize,
     use_rep: str | None,
     library_key: str | None,
     patient_key: str,
     layer: str | None,
-) -> tuple[Cohort, Recipe]:
-    """The reference slides of a table, checked, with their panel.
-
-    An integer `panel` takes that many genes by :func:`~spahgc._expression.rank_genes` over these slides.
-    """
+) -> ReferenceSlots:
+    """Read and check what training reads from a table."""
     what = "reference"
     check.check_table(adata, what=what)
     library_key = check.library_column(adata, library_key, what=what)
-    check.column(
-        adata,
-        patient_key,
-        what=what,
-        parameter="patient_key",
-        hint=f"If every slide is from another patient, pass patient_key={library_key!r}.",
-    )
+    hint = f" If every slide is from another patient, pass patient_key={library_key!r}."
+    check.column(adata, patient_key, what=what, parameter="patient_key", hint=hint)
     use_rep = check.representation(adata, use_rep, what=what)
-    matrix = (
-        check.expression(adata, layer, what=what)
-        if normalize_as == "none"
-        else check.counts(adata, layer, what=what, normalize=normalize_as)
-    )
+    matrix = check.expression(adata, layer, what=what, normalize=normalize)
     embedding = check.embedding(adata, use_rep, what=what)
-    coordinates = check.coordinates(adata, what=what)
-    cellularity = check.cellularity(adata, what=what)
+    coordinates, cellularity = check.coordinates(adata, what=what), check.cellularity(adata, what=what)
     rows = slide_rows(adata, library_key)
+    patients = {}
     for name, index in rows.items():
         if len(index) < 2:
-            raise ValueError(f"Slide {name!r} of the reference has 1 spot; it takes at least two. Leave it out.")
+            raise ValueError(f"Slide {name!r} of the reference has 1 spot; at least 2 are needed. Leave it out.")
         if not check.measured(matrix[index]).any():
             raise ValueError(
                 f"Slide {name!r} of the reference is all zero: no expression was measured. Leave it out of the "
-                f"reference; as a slide with H&E only it can be a target."
+                f"reference; as an H&E-only slide it can be a target."
             )
         if (embedding[index] == embedding[index[0]]).all():
             raise ValueError(
-                f"Slide {name!r} of the reference has one and the same embedding in obsm[{use_rep!r}] for all its "
-                f"{len(index)} spots: nothing can be learnt from it. Embed it again, or leave it out."
+                f"Slide {name!r} of the reference has the same embedding in obsm[{use_rep!r}] for all {len(index)} "
+                f"spots, so nothing can be learned from it. Embed it again, or leave it out."
             )
-    columns = _panel_columns(adata, panel, [matrix[index] for index in rows.values()])
-
-    slides = []
-    for name, index in rows.items():
-        patients = adata.obs[patient_key].iloc[index].astype(str).unique()
-        if len(patients) > 1:
+        owners = adata.obs[patient_key].iloc[index].astype(str).unique()
+        if len(owners) > 1:
             raise ValueError(
-                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: "
-                f"{format_names(patients)}."
+                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {format_names(owners)}."
             )
-        values = normalize(matrix[index], normalize_as, genes=columns)
-        density = None if cellularity is None else cellularity[index]
-        slides.append(Slide(name, patients[0], embedding[index], coordinates[index], values, density))
-    genes = tuple(adata.var_names[columns].astype(str))
-    recipe = Recipe(genes, normalize_as, use_rep, embedding.shape[1], encoder_params(adata, use_rep))
-    return Cohort(tuple(slides), genes), recipe
+        patients[name] = str(owners[0])
+    return ReferenceSlots(use_rep, library_key, matrix, embedding, coordinates, cellularity, rows, patients)
+
+
+def reference_cohort(
+    adata: AnnData, *, panel: int | Sequence[str], normalize: Normalize, **columns: Any
+) -> tuple[Cohort, Recipe]:
+    """Reference slides of a table with their panel; `columns` are those of :func:`reference_slots`."""
+    slots = reference_slots(adata, normalize=normalize, **columns)
+    chosen = _panel_columns(adata, panel, [slots.matrix[index] for index in slots.rows.values()])
+    slides = [
+        Slide(
+            name,
+            slots.patients[name],
+            slots.embedding[index],
+            slots.coordinates[index],
+            in_unit(slots.matrix[index], normalize, genes=chosen),
+            None if slots.cellularity is None else slots.cellularity[index],
+        )
+        for name, index in slots.rows.items()
+    ]
+    genes = tuple(adata.var_names[chosen].astype(str))
+    encoder = encoder_params(adata, slots.use_rep)
+    return Cohort(tuple(slides), genes), Recipe(genes, normalize, slots.use_rep, slots.embedding.shape[1], encoder)
 
 
 def embedding_recipe(adata: AnnData, use_rep: str | None) -> Recipe:
-    """What a reference table asks of the embeddings of a target, without a panel."""
+    """Recipe of a reference table without a panel."""
     use_rep = check.representation(adata, use_rep, what="reference")
     width = check.embedding(adata, use_rep, what="reference").shape[1]
     return Recipe((), "none", use_rep, width, encoder_params(adata, use_rep))
@@ -134,7 +131,7 @@ def embedding_recipe(adata: AnnData, use_rep: str | None) -> Recipe:
 def target_slides(
     adata: AnnData, recipe: Recipe, *, library_key: str | None, patient_key: str | None
 ) -> list[TargetSlide]:
-    """The slides of a target table, without expression: it is never read here."""
+    """Slides of a target table; their expression is never read."""
     what = "target"
     check.check_table(adata, what=what)
     library_key = check.library_column(adata, library_key, what=what)
@@ -146,47 +143,33 @@ def target_slides(
             f"{embedding.shape[1]}. Embed both with the same encoder: spahgc.pp.image_embedding(sdata, encoder=...)."
         )
     _check_same_encoder(recipe.encoder, encoder_params(adata, use_rep), use_rep)
-    coordinates = check.coordinates(adata, what=what)
-    cellularity = check.cellularity(adata, what=what)
-
+    coordinates, cellularity = check.coordinates(adata, what=what), check.cellularity(adata, what=what)
     targets = []
     for name, index in slide_rows(adata, library_key).items():
-        patient = None
-        if patient_key is not None and patient_key in adata.obs:
-            patients = adata.obs[patient_key].iloc[index].dropna().astype(str).unique()
-            patient = patients[0] if len(patients) == 1 else None
-        density = None if cellularity is None else cellularity[index]
-        order = canonical_order(coordinates[index], embedding[index, :4])
-        slide = Slide(
-            name,
-            patient,
-            cast("Float32", Rows(embedding, index[order])),
-            coordinates[index[order]],
-            cellularity=None if density is None else density[order],
-        )
-        targets.append(TargetSlide(slide, index[order]))
+        rows = index[canonical_order(coordinates[index], embedding[index, :4])]
+        lazy = cast("Float32", Rows(embedding, rows))
+        density = None if cellularity is None else cellularity[rows]
+        patient = patient_of(adata, rows, patient_key)
+        targets.append(TargetSlide(Slide(name, patient, lazy, coordinates[rows], cellularity=density), rows))
     return targets
 
 
-def measured_expression(
-    adata: AnnData, genes: Sequence[str], how: Normalize, *, layer: str | None
-) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_]]:
-    """Measured expression of some genes in the unit `how`, with the depth of the spots.
+def patient_of(adata: AnnData, rows: NDArray[np.intp], patient_key: str | None) -> str | None:
+    """Patient of some spots; `None` if there is none, or more than one."""
+    if patient_key is None or patient_key not in adata.obs:
+        return None
+    patients = adata.obs[patient_key].iloc[rows].dropna().astype(str).unique()
+    return str(patients[0]) if len(patients) == 1 else None
 
-    Returns
-    -------
-    Expression, float32 (n_obs, n_genes); depth, (n_obs,), NaN where the values are no counts, as `how` ``"none"``
-    allows; whether a spot has any expression, (n_obs,).
-    """
-    what = "target"
-    matrix = (
-        check.expression(adata, layer, what=what)
-        if how == "none"
-        else check.counts(adata, layer, what=what, normalize=how)
-    )
-    columns = adata.var_names.get_indexer(list(genes))
+
+def measured_expression(
+    adata: AnnData, genes: Sequence[str], normalize: Normalize, *, layer: str | None
+) -> tuple[Float32, Float64, NDArray[np.bool_]]:
+    """Measured expression of some genes, depth of the spots (NaN without counts), and whether a spot has any counts."""
+    matrix = check.expression(adata, layer, what="target", normalize=normalize)
     depth = spot_depth(matrix) if check.are_counts(matrix) else np.full(adata.n_obs, np.nan)
-    return normalize(matrix, how, genes=columns), depth, check.measured(matrix)
+    chosen = adata.var_names.get_indexer(list(genes))
+    return in_unit(matrix, normalize, genes=chosen), depth, check.measured(matrix)
 
 
 def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
@@ -196,7 +179,7 @@ def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
 
 
 def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
-    """What ``uns`` says about how an embedding was made, less what concerns one slide or run; `None` if nothing."""
+    """Recorded parameters of an embedding, without those of a single slide or run; `None` if there are none."""
     entry = adata.uns.get(use_rep)
     if not isinstance(entry, dict) or keys.PARAMS not in entry:
         return None
@@ -204,13 +187,11 @@ def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """Python types, as they were before a file turned lists into arrays."""
-    if isinstance(value, dict):
+    """Plain Python types, as they were before a file turned lists into arrays."""
+    if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -218,55 +199,47 @@ def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any]
     if reference is None or target is None or reference == target:
         return
     ours, theirs = _flat(reference), _flat(target)
-    said = "; ".join(
-        f"{key}: reference {_shown(ours, key)}, target {_shown(theirs, key)}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if _shown(ours, key) != _shown(theirs, key)
+    differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key, "?") != theirs.get(key, "?")]
+    details = "; ".join(
+        f"{key}: reference {ours.get(key, 'not recorded')!r}, target {theirs.get(key, 'not recorded')!r}"
+        for key in differing
     )
     raise ValueError(
-        f"obsm[{use_rep!r}] was made differently in reference and target ({said}). Embed both alike with "
+        f"obsm[{use_rep!r}] of reference and target were made differently ({details}). Embed both in the same way with "
         f"spahgc.pp.image_embedding."
     )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of fields under names with dots, so that a message shows those that differ and no others."""
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return out
 
 
-def _shown(values: dict[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "not recorded"
-
-
 def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[Any]) -> NDArray[np.intp]:
-    if isinstance(panel, str):
-        raise TypeError(f"panel is a number of genes or a list of gene names, not the single string {panel!r}.")
     if isinstance(panel, int | np.integer):
-        if panel < 1:
-            raise ValueError(f"panel is at least 1 gene, not {panel}.")
         if any(check.negative(matrix) for matrix in matrices):
             raise ValueError(
-                "A number for panel takes genes by the dispersion of their counts, and the reference has negative "
-                "values. Name the genes: panel=[...]."
+                "An integer `panel` ranks genes by the dispersion of their counts, but the reference has negative "
+                "values. Name the genes instead: panel=[...]."
             )
         ranked = rank_genes(matrices)
         ranked = ranked[[check.is_storable(name) for name in adata.var_names[ranked]]]
         if len(ranked) == 0:
             raise ValueError(
-                "No gene of the reference varies on every slide and is found in more than 5 % of its spots."
+                "No gene of the reference varies on every slide and is detected in more than 5 % of its spots."
             )
         return ranked[:panel]
     wanted = list(dict.fromkeys(str(gene) for gene in panel))
     if not wanted:
-        raise ValueError("panel is an empty list; name at least one gene, or give a number of genes.")
+        raise ValueError("`panel` is empty. Name at least one gene, or give a number of genes.")
     check.genes_in(wanted, adata.var_names, what="reference")
     unusable = [name for name in wanted if not check.is_storable(name)]
     if unusable:
         raise ValueError(
-            f"Genes {format_names(unusable)} of the panel have names that cannot be those of columns in a file (no "
-            f"'/', not empty, '.', '..' or '_index'). Rename them in reference.var_names."
+            f"Genes {format_names(unusable)} of the panel cannot be stored as columns of a file (no '/', not empty, "
+            f"'.', '..' or '_index'). Rename them in reference.var_names."
         )
     return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

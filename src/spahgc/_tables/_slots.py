@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,27 +17,28 @@ from .._slides import Float32, Float64, blocks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-
 Kind = Literal["symbol", "ensembl"]
-
-
 _ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
+_WITHOUT_EXPRESSION = {
+    "reference": "A reference needs measured expression; an H&E-only slide can be a target.",
+    "target": "There is nothing to score the prediction against: an H&E-only slide has no scores.",
+}
 
 
 def ensembl_id(name: str) -> str:
-    """The Ensembl gene id that a name is, without its version; empty for any other name."""
+    """Ensembl gene id without its version; empty for any other name."""
     found = _ENSEMBL.fullmatch(name)
     return found[1] + (found[2] or "") if found else ""
 
 
 def kind_of(names: Iterable[str]) -> Kind:
-    """What most of the names are."""
-    share = Counter(bool(ensembl_id(name.strip())) for name in names)
-    return "ensembl" if share[True] > share[False] else "symbol"
+    """Kind of most of the gene names."""
+    is_ensembl = [bool(ensembl_id(name.strip())) for name in names]
+    return "ensembl" if 2 * sum(is_ensembl) > len(is_ensembl) else "symbol"
 
 
 def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "version", "case", ""]:
-    """In what two lists of names mainly differ: Ensembl ids and symbols, versions of the ids, or upper case."""
+    """Main difference of two lists of gene names: Ensembl ids or symbols, versions of the ids, or upper case."""
     names, others = list(names), list(others)
     if kind_of(names) != kind_of(others):
         return "kind"
@@ -50,23 +50,17 @@ def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "
     return "case" if sum(name.casefold() in folded for name in names) > half else ""
 
 
-_WITHOUT_EXPRESSION = {
-    "reference": "A reference needs measured expression; a slide with H&E only is a target.",
-    "target": "There is nothing to score the prediction against: a slide with H&E only has no scores.",
-}
-
-
 def check_table(adata: Any, *, what: str) -> AnnData:
-    """An AnnData with at least one spot and unique names."""
+    """Raise unless this is an AnnData in memory with at least one spot and unique names."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
         hint = " Pass the table: sdata['table']." if hasattr(adata, "tables") else ""
-        raise TypeError(f"{what} is an AnnData table, not {type(adata).__name__}.{hint}")
+        raise TypeError(f"{what} must be an AnnData table, got {type(adata).__name__}.{hint}")
     if adata.n_obs == 0:
         raise ValueError(f"{what} has no spots (n_obs is 0).")
     if adata.isbacked:
-        raise ValueError(f"{what} is backed by a file. Load it whole: adata = adata.to_memory().")
+        raise ValueError(f"{what} is backed by a file. Load it into memory first: adata = adata.to_memory().")
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if not index.is_unique:
             again = index[index.duplicated()].unique()
@@ -78,24 +72,23 @@ def check_table(adata: Any, *, what: str) -> AnnData:
 
 
 def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str:
-    """Name of the ``obs`` column that says which slide a spot is on."""
+    """Name of the ``obs`` column with the slide of each spot."""
     if library_key is None:
         library_key = adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key")
-        if library_key is None:
-            raise KeyError(
-                f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'] and "
-                f"library_key was "
-                f"not given. Pass library_key=<column of obs>; available: {format_names(adata.obs.columns)}."
-            )
+    if library_key is None:
+        raise KeyError(
+            f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'], and "
+            f"library_key was not given. Pass library_key=<column of obs>; available: "
+            f"{format_names(adata.obs.columns)}."
+        )
     return column(adata, library_key, what=what, parameter="library_key")
 
 
 def column(adata: AnnData, key: str, *, what: str, parameter: str, hint: str = "") -> str:
-    """Name of an ``obs`` column that is there and has no missing values."""
+    """Name of an ``obs`` column that exists and has no missing values."""
     if key not in adata.obs:
         raise KeyError(
-            f"{what}.obs has no column {key!r} ({parameter}). Available: "
-            f"{format_names(adata.obs.columns)}.{' ' + hint if hint else ''}"
+            f"{what}.obs has no column {key!r} ({parameter}). Available: {format_names(adata.obs.columns)}.{hint}"
         )
     if adata.obs[key].isna().any():
         raise ValueError(f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.")
@@ -107,17 +100,16 @@ def representation(adata: AnnData, use_rep: str | None, *, what: str) -> str:
     found = [key for key in adata.obsm if key.startswith(keys.IMAGE_PREFIX)]
     if use_rep is None and len(found) == 1:
         return found[0]
-    run = "Run spahgc.pp.image_embedding(sdata), or put embeddings you have into obsm['image_<encoder>']"
-    if use_rep is None:
+    if use_rep is not None and use_rep in adata.obsm:
+        return use_rep
+    if use_rep is None and found:
+        problem = f"several embeddings: {format_names(found)}. Pass use_rep"
+    else:
+        missing = "no embedding ('image_*')" if use_rep is None else f"no {use_rep!r} (use_rep)"
         problem = (
-            f"several embeddings: {format_names(found)}. Pass use_rep" if found else f"no embedding ('image_*'). {run}"
+            f"{missing}. Run spahgc.pp.image_embedding(sdata), or put your own embeddings into obsm['image_<encoder>']"
         )
-        raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {format_names(adata.obsm)}.")
-    if use_rep not in adata.obsm:
-        raise KeyError(
-            f"{what}.obsm has no {use_rep!r} (use_rep). Available in obsm: {format_names(adata.obsm)}. {run}."
-        )
-    return use_rep
+    raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {format_names(adata.obsm)}.")
 
 
 def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
@@ -126,57 +118,54 @@ def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
     values = values.toarray() if sp.issparse(values) else np.asarray(values)
     if values.ndim != 2 or values.shape[1] == 0 or not np.issubdtype(values.dtype, np.number):
         raise ValueError(
-            f"{what}.obsm[{use_rep!r}] is a numeric matrix (n_obs, width), not {values.dtype} of shape {values.shape}."
+            f"{what}.obsm[{use_rep!r}] must be a numeric matrix (n_obs, width), got {values.dtype} of shape "
+            f"{values.shape}."
         )
     values = values.astype(np.float32, copy=False)
     bad = np.concatenate([~np.isfinite(values[rows]).all(axis=1) for rows in blocks(len(values))])
-    if bad.any():
-        raise ValueError(
-            f"{what}.obsm[{use_rep!r}] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, e.g. "
-            f"{format_names(adata.obs_names[bad], most=3)}. Embed them again, or drop those spots."
-        )
+    _check_finite(adata, bad, f"{what}.obsm[{use_rep!r}]", "Embed them again, or drop those spots.")
     return values
 
 
 def coordinates(adata: AnnData, *, what: str) -> Float64:
     """Spot positions as float64 (n_obs, 2), finite."""
+    name = f"{what}.obsm['{keys.SPATIAL}']"
     if keys.SPATIAL not in adata.obsm:
         raise KeyError(
-            f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: {format_names(adata.obsm)}. "
-            "Read the slide with spahgc.io.read_st or spatialdata_io, or set it."
+            f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: "
+            f"{format_names(adata.obsm)}. Read the slide with spahgc.io.read_st or spatialdata_io, or set it."
         )
     values = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 2:
-        raise ValueError(f"{what}.obsm['{keys.SPATIAL}'] is (n_obs, 2): x and y, not {values.shape}.")
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{what}.obsm['{keys.SPATIAL}'] has NaN or infinite values in {int(bad.sum())} spots, e.g. "
-            f"{format_names(adata.obs_names[bad], most=3)}. Drop those spots."
-        )
+        raise ValueError(f"{name} must have shape (n_obs, 2), x and y, got {values.shape}.")
+    _check_finite(adata, np.asarray(~np.isfinite(values).all(axis=1)), name, "Drop those spots.")
     return values
 
 
 def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
-    """Stain density of the tiles, float32 (n_obs,), finite; `None` where ``obs`` has no numbers of that name."""
+    """Stain density of the tiles, float32 (n_obs,), finite; `None` if ``obs`` has no numbers of that name."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     column = adata.obs.get(keys.CELLULARITY)
     if column is None or is_bool_dtype(column) or not is_numeric_dtype(column):
         return None
     values = column.to_numpy(dtype=np.float32, na_value=np.nan)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise ValueError(
-            f"{what}.obs['{keys.CELLULARITY}'] has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, "
-            f"e.g. {format_names(adata.obs_names[bad], most=3)}. Run spahgc.pp.image_embedding again, or drop the column or "
-            f"those spots."
-        )
+    advice = "Run spahgc.pp.image_embedding again, or drop the column or those spots."
+    _check_finite(adata, np.asarray(~np.isfinite(values)), f"{what}.obs['{keys.CELLULARITY}']", advice)
     return values
 
 
-def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
-    """The expression matrix, ``X`` or a layer; dense or CSR, finite."""
+def _check_finite(adata: AnnData, bad: NDArray[np.bool_], name: str, advice: str) -> None:
+    if bad.any():
+        raise ValueError(
+            f"{name} has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots, e.g. "
+            f"{format_names(adata.obs_names[bad], most=3)}. {advice}"
+        )
+
+
+def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str = "none") -> Any:
+    """Expression matrix, ``X`` or a layer, dense or CSR: raw counts, or with `normalize` ``"none"`` finite values."""
+    name = f"{what}.X" if layer is None else f"{what}.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
         raise KeyError(
             f"{what}.layers has no {layer!r} (layer). Available: {format_names(adata.layers)}; X is layer=None."
@@ -184,36 +173,28 @@ def expression(adata: AnnData, layer: str | None, *, what: str) -> Any:
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None or adata.n_vars == 0:
         problem = "X is None" if matrix is None else "n_vars is 0"
-        raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION[what]}")
+        raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION.get(what, '')}")
     matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
-    if matrix.dtype == np.float16:  # which SciPy's sparse matrices do not take
+    if matrix.dtype == np.float16:  # which SciPy's sparse matrices do not support
         matrix = matrix.astype(np.float32)
     if not np.isfinite(_values(matrix)).all():
-        raise ValueError(f"{_matrix_name(what, layer)} has NaN or infinite values.")
-    return matrix
-
-
-def counts(adata: AnnData, layer: str | None, *, what: str, normalize: str) -> Any:
-    """Raw counts, ``X`` or a layer: whole numbers of at least 0, not all 0."""
-    matrix = expression(adata, layer, what=what)
-    values = _values(matrix)
-    name = _matrix_name(what, layer)
-    advice = (
-        f"normalize={normalize!r} starts from raw counts: pass layer=<layer with raw counts> (layers: "
-        f"{format_names(adata.layers)}), "
-        "or normalize='none' to take the values as they are"
-    )
-    if negative(matrix):
-        raise ValueError(f"{name} has negative values, so it does not hold counts. {advice}.")
-    if (values != np.round(values)).any():
-        raise ValueError(f"{name} has values that are not whole numbers, so it does not hold counts. {advice}.")
-    if not values.any():
-        raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION[what]}")
+        raise ValueError(f"{name} has NaN or infinite values.")
+    if normalize == "none":
+        return matrix
+    if not are_counts(matrix):
+        problem = "negative values" if negative(matrix) else "values that are not whole numbers"
+        raise ValueError(
+            f"{name} has {problem}, so it does not hold counts. normalize={normalize!r} needs raw counts: pass "
+            f"layer=<layer with raw counts> (layers: {format_names(adata.layers)}), or normalize='none' to use the "
+            "values as they are."
+        )
+    if not _values(matrix).any():
+        raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION.get(what, '')}")
     return matrix
 
 
 def are_counts(matrix: Any) -> bool:
-    """Whether a matrix (dense or CSR) holds whole numbers of at least 0 only."""
+    """Whether a matrix (dense or CSR) holds only whole numbers of at least 0."""
     return not negative(matrix) and bool((_values(matrix) == np.round(_values(matrix))).all())
 
 
@@ -228,7 +209,7 @@ def measured(matrix: Any) -> NDArray[np.bool_]:
 
 
 def is_storable(gene: str) -> bool:
-    """Whether a gene's name can be that of a column in HDF5 and zarr files, where ``/`` parts groups."""
+    """Whether HDF5 and Zarr files can name a column like this gene; ``/`` separates groups there."""
     return "/" not in gene and gene not in ("", ".", "..", "_index")
 
 
@@ -237,27 +218,43 @@ def _values(matrix: Any) -> Any:
 
 
 def genes_in(wanted: Sequence[str], available: Any, *, what: str) -> None:
-    """All wanted genes are among the available ones."""
+    """Raise unless all wanted genes are available."""
     missing = [gene for gene in wanted if gene not in available]
     if missing:
         raise KeyError(
-            f"{len(missing)} of {len(wanted)} genes asked for are not in {what}.var_names: {format_names(missing)}. "
-            f"It has {len(available)} genes such as {format_names(list(available)[:3])}.{naming_hint(missing, available)}"
+            f"{len(missing)} of {len(wanted)} requested genes are not in {what}.var_names: {format_names(missing)}. It "
+            f"has {len(available)} genes such as {format_names(list(available)[:3])}.{naming_hint(missing, available)}"
         )
 
 
 def naming_hint(wanted: Sequence[str], available: Iterable[str]) -> str:
-    """What to do where one side has Ensembl ids and the other symbols, or versions or case differ; empty otherwise."""
-    advice = {
-        "kind": "The one side uses {here}, the other {there}: put the same kind into var_names of both. "
-        "spahgc.pp.harmonize_genes does so where a table has both kinds",
-        "version": "The Ensembl ids differ in their versions only: spahgc.pp.harmonize_genes takes them off",
-        "case": "The names differ in upper and lower case only (human and mouse symbols?): spell them alike in both; "
-        "spahgc.pp.harmonize_genes(..., ignore_case=True) does",
-    }.get(difference(wanted, available := list(available)))
+    """Advice for names that differ in kind, version or case; empty otherwise."""
+    available = list(available)
     here, there = ("Ensembl ids", "symbols") if kind_of(wanted) == "ensembl" else ("symbols", "Ensembl ids")
-    return f" {advice.format(here=here, there=there)}." if advice else ""
+    advice = {
+        "kind": f" One table uses {here}, the other {there}: use the same kind of names in var_names of both. "
+        "spahgc.pp.harmonize_genes converts them if a table has both kinds.",
+        "version": " The Ensembl ids differ only in their versions: spahgc.pp.harmonize_genes removes them.",
+        "case": " The names differ only in upper and lower case (human and mouse symbols?): use the same spelling in "
+        "both tables, or run spahgc.pp.harmonize_genes(..., ignore_case=True).",
+    }
+    return advice.get(difference(wanted, available), "")
 
 
-def _matrix_name(what: str, layer: str | None) -> str:
-    return f"{what}.X" if layer is None else f"{what}.layers[{layer!r}]"
+def check_key(key: str) -> None:
+    """Raise unless `key_added` is a name for a slot that no embedding has."""
+    if not key or not all(c.isalnum() or c in "_-." for c in key):
+        raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
+    if key.startswith(keys.IMAGE_PREFIX):
+        raise ValueError(
+            f"key_added={key!r} would be taken for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another name."
+        )
+
+
+def check_unused(taken: Sequence[str], key: str) -> None:
+    """Raise if slots that `key_added` would write to hold something else."""
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} exists already and was not written by spahgc, so key_added={key!r} cannot overwrite "
+            "it. Choose another key_added."
+        )

@@ -13,7 +13,7 @@ from .._checks import above, at_least, checked
 from .._links import pick_table
 from .._slides import UNITS
 from .._tables._cohorts import measured_expression
-from .._tables._predictions import panel, values
+from .._tables._predictions import panel, read_prediction
 from ..pp._images import locate
 from ..pp._tiles import TileReader
 from ._expression import check_panel
@@ -102,7 +102,7 @@ def evidence(
     if gene is not None:
         rows = reference[list(found["reference"])]
         measured, _, _ = measured_expression(rows, [gene], params["normalize"], layer=layer or params.get("layer"))
-        labels[0] = f"{gene} predicted {values(target[[spot]], key, [gene])[0, 0]:.2f}\n{labels[0]}"
+        labels[0] = f"{gene} predicted {read_prediction(target[[spot]], key).expression([gene])[0, 0]:.2f}\n{labels[0]}"
         labels[1:] = [f"{label}\nmeasured {value:.2f}" for label, value in zip(labels[1:], measured[:, 0], strict=True)]
     with panels(ax, len(tiles), (_WIDTH * len(tiles), _WIDTH + 0.75), show=show) as axes:
         for one, tile, title, label in zip(axes, tiles, titles, labels, strict=True):

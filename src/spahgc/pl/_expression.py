@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from .. import _keys as keys
 from .._checks import above, between, checked, format_names
 from .._slides import Float64, normalize
+from .._tables._predictions import VERDICTS, Trust, read_prediction
 from .._tables._predictions import panel as panel_of
-from .._tables._predictions import values as predicted_values
-from .._tables._slots import counts
 from .._tables._slots import expression as any_expression
-from ..get import VERDICTS, trust_frame
 from ..metrics import pearson
 from ._style import GRAY, MINUS, panels
 from ._tissue import draw_spots, draw_tissue, log, slide_of, table_of
@@ -118,7 +116,7 @@ def expression(
     table = table_of(adata)
     panel = panel_of(table, key)
     record = table.uns.get(key, {})
-    verdicts = trust_frame(record["trust"])["verdict"].to_dict() if "trust" in record else {}
+    verdicts = Trust.from_slots(record["trust"]).frame["verdict"].to_dict() if "trust" in record else {}
     chosen = (
         list(map(str, verdicts))[:_DEFAULT] if genes is None else [genes] if isinstance(genes, str) else list(genes)
     )
@@ -133,7 +131,7 @@ def expression(
     check_panel(chosen, panel, table.var_names)
     drawn = slide_of(table, slide, library_key, size)
     params = record.get(keys.PARAMS, {})
-    predicted = predicted_values(drawn.rows, key, chosen).astype(np.float64)
+    predicted = read_prediction(drawn.rows, key).expression(chosen).astype(np.float64)
     measured = _measured(drawn.rows, chosen, layer, params.get("normalize", "none"))
     if not measured:
         none = f"Slide {drawn.name!r} has no measured expression of {', '.join(chosen)}"
@@ -207,7 +205,7 @@ def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: str)
     if not abs(matrix).sum() > 0:
         return {}
     if unit != "none":
-        matrix = counts(rows, layer, what="adata", normalize=unit)
+        matrix = any_expression(rows, layer, what="adata", normalize=unit)
     columns = rows.var_names.get_indexer(here)
     values: Any = normalize(matrix, unit, genes=columns)  # type: ignore[arg-type]
     return dict(zip(here, values.T.astype(np.float64), strict=True))

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from .. import _keys as keys
 from .. import get
 from .._checks import at_least, checked, format_names
-from ..get import VERDICTS
+from .._tables._predictions import VERDICTS
 from ..metrics import GOOD
 from ._style import GRAY, count, legend_above, palette, panels
 from ._tissue import table_of

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
 from .. import _keys as keys
-from .._checks import rng_seed
-from .._disk import shared_folder
+from .._checks import at_least, checked, format_names, rng_seed
+from .._disk import digest, replacing, shared_folder
+from .._run import run_all
 from .._settings import settings
-from .._slides import Normalize, SplitBy
+from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
+from .._tables._cohorts import ReferenceSlots, reference_slots
+from .._tables._predictions import Trust, write_cross_validation
+from ..methods import Method, get_method
 from ._folds import Fold, make_folds
-from ._parallel import run_all
-from ._plan import checked_slides, make_methods, method_specs, settled_panel
-from ._protocols import Protocol, get_protocol, panel_of_all
-from ._resume import Folder, data_fingerprint
-from ._trust import CEILING_METHOD
-from ._trust_slots import drop_trust, store_trust
-from ._units import Result, Unit, fold_data, run_ceiling, run_unit
+from ._protocols import PROTOCOLS, Protocol, method_params, panel_of_all
+from ._train import checked_params
+from ._trust import CEILING_METHOD, cross_validated_trust
+from ._units import Unit, UnitScores, fold_data, run_ceiling, run_unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +41,7 @@ logger = logging.getLogger("spahgc")
 DEFAULT_METHODS = ("ridge", "context_ridge", "spahgc")
 
 
+@checked(panel=at_least(1), n_seeds=at_least(1))
 def cross_validate(
     adata_ref: AnnData,
     *,
@@ -46,256 +54,338 @@ def cross_validate(
     layer: str | None = None,
     split_by: SplitBy = "patient",
     allow_shared_patients: bool = False,
-    protocol: str | Protocol = "honest",
-    seeds: int = 3,
+    protocol: Literal["honest", "paper", "hest"] | Protocol = "honest",
+    n_seeds: int = 3,
     rng: int | np.random.Generator = 0,
     resume: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     device: str | None = None,
     progress: bool | None = None,
     key_added: str = keys.PREDICTION,
-) -> pd.DataFrame:
+    copy: bool = False,
+) -> AnnData | None:
     """Hold out each patient's slides in turn, train on the others, predict from the H&E alone, score.
 
-    All that is fitted (panel, scalers, components, hyperparameters, epochs) is fitted on the training slides of the
-    fold; the held-out slides' expression enters the scores and nothing else. The order of rows and slides does not
-    matter.
+    Everything that is fitted (panel, scalers, components, hyperparameters, epochs) is fitted on the training slides of
+    the fold; the expression of held-out slides enters only the scores. The order of rows and slides does not matter.
 
     Parameters
     ----------
     adata_ref
         Table of the reference slides, as for :func:`train`.
     methods
-        Names in :data:`spahgc.methods.METHODS`; or a label for each, with ``{"method": name, "preset": ...,
+        Names in :data:`spahgc.methods.METHODS`; or a mapping of labels to ``{"method": name, "preset": ...,
         "method_params": {...}}``.
     panel
-        Genes, or how many to take in each fold, as for :func:`train`; `None`: 300, and 50 under ``protocol="hest"``.
+        Genes, or their number in each fold, as for :func:`train`; `None`: 300, or 50 with ``protocol="hest"``.
     normalize
-        Unit of the expression, as for :func:`train`; `None`: ``"log1p"``, under the other protocols theirs.
+        Unit of the expression, as for :func:`train`; `None`: ``"log1p"``, or the unit of the protocol.
     use_rep, library_key, patient_key, layer
         As for :func:`train`.
     split_by
-        What is held out: ``"patient"``, all slides of a patient at a time, or ``"slide"``.
+        Unit held out: ``"patient"`` (all slides of a patient) or ``"slide"``.
     allow_shared_patients
-        With ``split_by="slide"``, train on other slides of the held-out slide's patient. The scores then hold for other
-        slides of the reference's own patients, not for new ones, and are labelled "same patient".
+        With ``split_by="slide"``, train on other slides of the held-out slide's patient. The scores then hold for
+        further slides of the reference patients, not for new ones, and are labeled "same patient".
     protocol
         ``"honest"``, or for comparison with published scores ``"paper"`` (SpaHGC's: slides held out, patients shared,
         log10 of raw counts scaled to each slide's own range, the panel from all slides, the checkpoint of
         ``preset="paper"`` chosen on the scored slide) or ``"hest"`` (HEST-Benchmark's: the 50 most variable genes of
         all slides, log1p of raw counts, ridge with a fixed penalty on 256 components). The last two are optimistic,
-        and are labelled so.
-    seeds
-        Seeds for each method that depends on one, counted up from `rng`. Others run once, and carry the first seed.
+        and are labeled so.
+    n_seeds
+        Number of seeds of each method that depends on one, counted up from `rng`. Others run once, with the first seed.
     rng
         First seed, or generator to draw it from.
     resume
-        Folder that keeps each finished unit (fold, method, seed) at once: the same call goes on where it was stopped.
-        Methods and seeds may be added later. `None`: nothing is kept of a run that is stopped.
+        Folder that keeps each finished unit (fold, method, seed): the same call continues an interrupted run. Methods
+        and seeds may be added later. `None` keeps nothing.
     n_jobs
-        Units that run side by side, one thread each. `None`: a running ``dask.distributed`` client is used; else
-        :data:`spahgc.settings`, and one at a time on a GPU.
+        Units that run side by side, one thread each. `None`: a running ``dask.distributed`` client, or
+        :data:`spahgc.settings`, or one at a time on a GPU.
     device, progress
         `None` takes :data:`spahgc.settings`.
     key_added
-        Key of what is written.
+        Key of the results.
+    copy
+        Return a copy of the table with the results, and leave the table unchanged.
 
     Returns
     -------
-    A long table with the columns ``method`` (the label), ``slide``, ``patient``, ``gene``, ``metric``, ``value``,
-    ``seed``, ``fold`` and ``shared_patient`` (whether the patient was trained on). Metrics are those of
-    :func:`evaluate`, and ``ceiling`` in rows of method ``measured``: the noise ceiling, which no method can be expected
-    to pass (where there are counts). ``attrs`` says protocol and label. Written is ``uns["{key_added}_cv"]``: the table
-    (:func:`spahgc.get.cross_validation`) and ``params``; and, unless the protocol is optimistic, trust per gene:
-    ``uns["{key_added}_trust"]`` (:func:`spahgc.get.trust`), a record for each method, and of the method ``spahgc``
-    (if it is not there, of the first) ``var["{key_added}_expected_pearson"]``, ``["{key_added}_trust_low"]``,
-    ``["{key_added}_trust_high"]`` and ``["{key_added}_trust"]``, the verdict.
+    `None`, or the copy with `copy`. Written for ``key_added="spahgc"``:
+
+    ``uns["spahgc_cv"]``
+        Scores and parameters (:func:`spahgc.get.cross_validation`).
+    ``uns["spahgc_trust"]``
+        Trust per gene of each method (:func:`spahgc.get.trust`), unless the protocol is optimistic.
+    ``var["spahgc_expected_pearson"]``, ``["spahgc_trust_low"]``, ``["spahgc_trust_high"]``, ``["spahgc_trust"]``
+        Expected correlation, interval and verdict for ``spahgc``, or the first method if it was not run.
 
     Raises
     ------
     KeyError
-        If a slot, column or gene is not there.
+        If a slot, column or gene is missing.
     ValueError
-        If no fold can be made without sharing patients, values are not what they have to be, `resume` is the folder of
-        another run, or a unit fails; finished units stay in `resume`.
+        If no fold can be made without sharing patients, a slot holds invalid values, `resume` is the folder of another
+        run, or a unit fails; finished units stay in `resume`.
     """
-    rules = get_protocol(protocol)
+    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     if normalize is not None and normalize != rules.normalize:
         if rules.name != "honest":
-            raise ValueError(f"protocol={rules.name!r} has its own unit; leave normalize out, not {normalize!r}.")
-        rules = Protocol(**{**asdict(rules), "normalize": normalize})
-    if isinstance(seeds, bool) or seeds < 1:
-        raise ValueError(f"seeds is a number of at least 1, not {seeds!r}.")
-    specs = method_specs(methods)
-    library_key, use_rep, patients, matrix = checked_slides(
-        adata_ref, rules, use_rep=use_rep, library_key=library_key, patient_key=patient_key, layer=layer
-    )
-    _check_key(adata_ref, key_added)
-    by = rules.split_by or split_by
-    shared_allowed = allow_shared_patients or rules.split_by is not None
-    folds = make_folds(patients, split_by=by, allow_shared_patients=shared_allowed)
-    n_genes = settled_panel(panel, rules)
-    columns: dict[str, Any] = {
-        "use_rep": use_rep,
-        "library_key": library_key,
-        "patient_key": patient_key,
-        "layer": layer,
+            raise ValueError(f"protocol={rules.name!r} has its own unit: leave out normalize={normalize!r}.")
+        rules = replace(rules, normalize=normalize)
+    specs = _method_specs(methods)
+    check.check_key(key_added)
+    entry = adata_ref.uns.get(keys.cross_validation(key_added), {})
+    is_ours = not entry or (isinstance(entry, Mapping) and "scores" in entry)
+    check.check_unused([] if is_ours else [f"uns[{keys.cross_validation(key_added)!r}]"], key_added)
+    columns: dict[str, Any] = {"library_key": library_key, "patient_key": patient_key, "layer": layer}
+    slots = reference_slots(adata_ref, normalize=rules.normalize, use_rep=use_rep, **columns)
+    columns |= {"use_rep": slots.use_rep, "library_key": slots.library_key}
+    by, shared_allowed = rules.split_by or split_by, allow_shared_patients or rules.split_by is not None
+    folds = make_folds(slots.patients, split_by=by, allow_shared_patients=shared_allowed)
+    wanted = rules.panel if panel is None else panel
+    chosen = int(wanted) if isinstance(wanted, int | np.integer) else [str(gene) for gene in wanted]
+    if rules.panel_from == "all" and isinstance(chosen, int):
+        chosen = panel_of_all(adata_ref, rules, chosen, **columns)
+    size = chosen if isinstance(chosen, int) else len(chosen)
+    # Make all methods now, so that a wrong parameter fails before anything runs.
+    made = {
+        label: get_method(spec["method"], **method_params(rules, spec["method"], spec["method_params"], size))
+        for label, spec in specs.items()
     }
-    if rules.panel_from == "all" and isinstance(n_genes, int):
-        n_genes = panel_of_all(adata_ref, rules, n_genes, **columns)
-    made = make_methods(specs, rules, n_genes)
     first = rng_seed(rng)
-    n_fits = {label: seeds if method.stochastic else 1 for label, method in made.items()}
-    if rules.normalize != "none" and check.are_counts(matrix):
+    n_fits = {label: n_seeds if method.stochastic else 1 for label, method in made.items()}
+    if rules.normalize != "none" and check.are_counts(slots.matrix):
         n_fits[CEILING_METHOD] = 1
     units = [
         Unit(fold.name, label, first + i) for fold in folds for label, n_runs in n_fits.items() for i in range(n_runs)
     ]
-    params = {
+    settled = {
         "protocol": rules.name,
         "rules": asdict(rules),
-        "panel": n_genes,
+        "panel": chosen,
         "split_by": by,
         "allow_shared_patients": shared_allowed,
         **columns,
     }
-    folder = None
+    kept = None
     if resume is not None:
-        data = data_fingerprint(adata_ref, use_rep=use_rep, library_key=library_key, patients=patients, matrix=matrix)
-        folder = Folder(resume, run={"data": data, **params}, methods=specs)
-    results = {unit: result for unit in units if folder and (result := folder.read(unit))}
+        data = _data_fingerprint(slots, adata_ref.var_names.astype(str))
+        kept = _KeptUnits(Path(resume), run={"data": data, **settled}, methods=specs)
+    results = {unit: scores for unit in units if kept and (scores := kept.read(unit))}
     missing = [unit for unit in units if unit not in results]
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
-
-    def calls() -> Iterator[Any]:
-        for fold in folds:
-            of_fold = [unit for unit in missing if unit.fold == fold.name]
-            if of_fold:
-                shared, counts = fold_data(adata_ref, fold, rules, panel=n_genes, **columns)
-                genes = shared.cohort.genes
-                for unit in of_fold:
-                    arguments: dict[str, Any] = {"unit": unit}
-                    if unit.method == CEILING_METHOD:
-                        where = adata_ref.var_names.get_indexer(list(genes))
-                        yield (
-                            unit,
-                            run_ceiling,
-                            counts,
-                            {**arguments, "genes": genes, "columns": where, "how": rules.normalize},
-                        )
-                    else:
-                        arguments |= {"method": made[unit.method], "device": device, "peek": rules.peek, "cache": cache}
-                        yield unit, run_unit, shared, arguments
 
     from tqdm.auto import tqdm
 
     show = settings.progress if progress is None else progress
     with (
-        # Which spots are most alike, of two slides or in a graph, is the same in other folds or for other seeds.
+        # The most similar spots of two slides, or of a graph, are the same in other folds and for other seeds.
         shared_folder(resume) as cache,
         tqdm(total=len(units), initial=len(results), desc="Cross-validation", unit="fit", disable=not show) as bar,
     ):
-        for unit, result in run_all(calls(), n_jobs=n_jobs, device=device):
-            if folder:
-                folder.write(unit, result)
-            results[unit] = result
+        calls = _calls(
+            adata_ref, rules, folds, missing, made, panel=chosen, columns=columns, device=device, cache=cache
+        )
+        for unit, scores in run_all(calls, n_jobs=n_jobs, device=device):
+            if kept:
+                kept.write(unit, scores)
+            results[unit] = scores
             bar.update()
 
-    table = _table({unit: results[unit] for unit in units}, folds, patients)
+    table = _table({unit: results[unit] for unit in units}, folds, slots.patients)
     label = _label(rules, folds)
-    table.attrs = {"protocol": rules.name, "label": label}
-    adata_ref.uns[keys.cross_validation(key_added)] = {
-        keys.PARAMS: {
-            **params,
-            "label": label,
-            "methods": specs,
-            "seeds": [first + i for i in range(seeds)],
-            "folds": {fold.name: list(fold.held_out) for fold in folds},
-        },
-        "scores": _columns(table),
-    }
-    drop_trust(adata_ref, key_added)
-    if not rules.optimistic:
-        store_trust(
-            adata_ref,
-            table,
-            methods=specs,
-            params={
-                "protocol": rules.name,
-                "normalize": rules.normalize,
-                "split_by": by,
-                "allow_shared_patients": shared_allowed,
-                **columns,
-                "seeds": [first + i for i in range(seeds)],
-            },
-            key=key_added,
-        )
+    seeds = list(range(first, first + n_seeds))
+    held_out = {fold.name: list(fold.held_out) for fold in folds}
+    params = {**settled, "label": label, "methods": specs, "seeds": seeds, "folds": held_out}
+    trusts: dict[str, Trust] = {}
+    shown = ""
     if rules.optimistic:
-        logger.warning(
-            "protocol=%r is %s. Compare such scores only with scores of the same protocol.", rules.name, label
-        )
-    return table
+        logger.warning("protocol=%r is %s. Compare its scores only with those of the same protocol.", rules.name, label)
+    else:
+        of_trust = {name: value for name, value in settled.items() if name not in ("rules", "panel")}
+        of_trust |= {"normalize": rules.normalize, "seeds": seeds}
+        trusts, shown = cross_validated_trust(table, specs, of_trust)
+    adata = adata_ref.copy() if copy else adata_ref
+    write_cross_validation(adata, key_added, table, params, trusts, shown)
+    return adata if copy else None
 
 
-def _check_key(adata: AnnData, key: str) -> None:
-    """The key is a plain name, and free or one of our own."""
-    if not key or not all(c.isalnum() or c in "_-." for c in key):
-        raise ValueError(f"key_added is made of letters, digits, '_', '-' and '.', not {key!r}.")
-    name = keys.cross_validation(key)
-    there = adata.uns.get(name)
-    if there is not None and not (isinstance(there, Mapping) and "scores" in there):
-        raise ValueError(
-            f"uns[{name!r}] holds something else, where key_added={key!r} writes; it is never overwritten. Choose "
-            f"another key_added."
-        )
+def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Method and parameters by label."""
+    given: Mapping[str, Mapping[str, Any]] = (
+        methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
+    )
+    if not given:
+        raise ValueError("`methods` is empty. Name at least one.")
+    if CEILING_METHOD in given:
+        raise ValueError(f"The label {CEILING_METHOD!r} is reserved for the noise ceiling. Choose another label.")
+    specs = {}
+    for label, spec in given.items():
+        unknown = set(spec) - {"method", "preset", "method_params"}
+        if unknown:
+            raise ValueError(
+                f"methods[{label!r}] has {format_names(sorted(unknown))}. Available: 'method', 'preset', "
+                f"'method_params'."
+            )
+        name = spec.get("method", label)
+        params = checked_params(name, spec.get("preset"), spec.get("method_params"))
+        specs[str(label)] = {"method": name, "method_params": params}
+    return specs
+
+
+def _calls(
+    adata_ref: AnnData,
+    rules: Protocol,
+    folds: Sequence[Fold],
+    units: Sequence[Unit],
+    methods: Mapping[str, Method],
+    *,
+    panel: int | list[str],
+    columns: dict[str, Any],
+    device: str | None,
+    cache: Path,
+) -> Iterator[Any]:
+    """Calls of :func:`~spahgc._run.run_all`, fold by fold."""
+    for fold in folds:
+        of_fold = [unit for unit in units if unit.fold == fold.name]
+        if not of_fold:
+            continue
+        data, counts = fold_data(adata_ref, fold, rules, panel=panel, **columns)
+        genes = data.cohort.genes
+        for unit in of_fold:
+            if unit.method == CEILING_METHOD:
+                where = adata_ref.var_names.get_indexer(list(genes))
+                ceiling = {"unit": unit, "genes": genes, "columns": where, "normalize": rules.normalize}
+                yield unit, run_ceiling, counts, ceiling
+            else:
+                fit = {"unit": unit, "method": methods[unit.method], "device": device, "peek": rules.peek}
+                yield unit, run_unit, data, {**fit, "cache": cache}
 
 
 def _label(rules: Protocol, folds: Sequence[Fold]) -> str:
-    """What the scores hold for."""
+    """Population that the scores hold for."""
     n_shared = sum(bool(fold.shared_patients) for fold in folds)
     kind = "new patients" if not n_shared else "same patient" if n_shared == len(folds) else "same patient in part"
     return "; ".join(part for part in (rules.optimistic, kind) if part)
 
 
-def _table(results: Mapping[Unit, Result], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
-    """The long table, in the order of the units."""
+def _table(results: Mapping[Unit, UnitScores], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
+    """Long table of scores, in the order of the units."""
     import pandas as pd
 
     shared = {fold.name: set(fold.shared_patients) for fold in folds}
     parts = []
-    for unit, result in results.items():
-        n_slides, n_metrics, n_genes = result.values.shape
-        names = np.array(result.slides, dtype=object)
-        owners = np.array([patients[name] for name in result.slides], dtype=object)
-        known = np.array([patients[name] in shared[unit.fold] for name in result.slides])
-        each = n_metrics * n_genes
-        parts.append(
-            pd.DataFrame(
-                {
-                    "method": unit.method,
-                    "slide": np.repeat(names, each),
-                    "patient": np.repeat(owners, each),
-                    "gene": np.tile(np.array(result.genes, dtype=object), n_slides * n_metrics),
-                    "metric": np.tile(np.repeat(np.array(result.metrics, dtype=object), n_genes), n_slides),
-                    "value": result.values.ravel(),
-                    "seed": unit.seed,
-                    "fold": unit.fold,
-                    "shared_patient": np.repeat(known, each),
-                }
-            )
+    for unit, scores in results.items():
+        index = pd.MultiIndex.from_product(
+            [scores.slides, scores.metrics, scores.genes], names=["slide", "metric", "gene"]
         )
-    return pd.concat(parts, ignore_index=True)
+        part = pd.DataFrame({"value": scores.values.ravel()}, index=index).reset_index()
+        part["patient"] = part["slide"].map(patients)
+        part["shared_patient"] = part["patient"].isin(shared[unit.fold])
+        parts.append(part.assign(method=unit.method, seed=unit.seed, fold=unit.fold))
+    table = pd.concat(parts, ignore_index=True)
+    columns = ["method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient"]
+    names = ("method", "slide", "patient", "gene", "metric", "fold")
+    return table[columns].astype(dict.fromkeys(names, object))
 
 
-def _columns(table: pd.DataFrame) -> dict[str, Any]:
-    """Columns as a file takes them: each name is kept once, beside the rows' numbers of names."""
-    import pandas as pd
+class _KeptUnits:
+    """Folder that keeps finished units as files, beside ``protocol.json``, which describes their run.
 
-    columns: dict[str, Any] = {}
-    for name in table.columns:
-        if table[name].dtype == object:
-            codes, names = pd.factorize(table[name])
-            columns[name] = {"codes": codes.astype(np.int32), "names": np.array(names, dtype=object)}
-        else:
-            columns[name] = table[name].to_numpy()
-    return columns
+    Methods and seeds may be added to a run; everything else must be the same.
+    """
+
+    def __init__(self, path: Path, *, run: dict[str, Any], methods: dict[str, Any]) -> None:
+        self.path = path
+        place = path / "protocol.json"
+        ours = json.loads(json.dumps({"format": 1, "spahgc": version("spahgc"), **run, "methods": methods}))
+        if place.is_file():
+            theirs = json.loads(place.read_text(encoding="utf-8"))
+            self._check_same(theirs, ours)
+            ours["methods"] = {**theirs["methods"], **ours["methods"]}
+        elif path.exists() and (not path.is_dir() or any(not self._is_temporary(entry) for entry in path.iterdir())):
+            raise FileExistsError(
+                f"{path} holds other files, and no protocol.json of a cross-validation. Pass another folder as resume."
+            )
+        with replacing(place) as temporary:
+            temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _is_temporary(entry: Path) -> bool:
+        """Whether a run that was killed left this file of `replacing` or folder of `shared_folder`."""
+        return entry.name.startswith(".") and (".part" in entry.suffixes or entry.name == ".spahgc_cache")
+
+    def _check_same(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+        shared = ours["methods"].keys() & theirs.get("methods", {}).keys()
+
+        def flat(run: dict[str, Any]) -> dict[str, Any]:
+            methods = {f"methods[{label!r}]": run["methods"][label] for label in sorted(shared)}
+            return {name: value for name, value in run.items() if name != "methods"} | methods
+
+        before, now = flat(theirs), flat(ours)
+        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        if differing:
+            details = [
+                "data: embeddings, positions, cellularity, counts, slides or patients differ"
+                if name == "data"
+                else f"{name}: there {_short(before.get(name))}, now {_short(now.get(name))}"
+                for name in differing
+            ]
+            raise ValueError(
+                f"The folder {self.path} is of another run ({'; '.join(details)}). Repeat that call, or pass another "
+                f"folder as resume."
+            )
+
+    def read(self, unit: Unit) -> UnitScores | None:
+        """Scores of a unit, if it is finished."""
+        place = self._place(unit)
+        if not place.is_file():
+            return None
+        try:
+            with np.load(place, allow_pickle=False) as arrays:
+                slides, metrics, genes = (
+                    tuple(arrays[name].astype(str).tolist()) for name in ("slides", "metrics", "genes")
+                )
+                return UnitScores(slides, metrics, genes, arrays["values"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s cannot be read (%s), so it is computed again.", place, error)
+            return None
+
+    def write(self, unit: Unit, scores: UnitScores) -> None:
+        """Keep the scores of a unit; its file appears complete or not at all."""
+        names: dict[str, Any] = {
+            name: np.array(getattr(scores, name), dtype=np.str_) for name in ("slides", "metrics", "genes")
+        }
+        with replacing(self._place(unit)) as temporary:
+            np.savez(temporary, values=scores.values, **names)
+
+    def _place(self, unit: Unit) -> Path:
+        # Names of slides and methods may hold anything; the digest distinguishes those that are spelled alike.
+        parts = [unit.fold, unit.method, str(unit.seed)]
+        readable = ".".join("".join(c if c.isalnum() else "-" for c in part)[:40] for part in parts)
+        return self.path / f"{readable}.{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}.npz"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def _data_fingerprint(slots: ReferenceSlots, genes: Sequence[str]) -> str:
+    """SHA-256 of what a cross-validation reads from a table, whatever the order of its rows.
+
+    Counts are hashed as sparse matrices over all genes, which :meth:`Cohort.fingerprint` would need as dense ones.
+    """
+    parts: list[Any] = list(genes)
+    for name, rows in slots.rows.items():
+        rows = rows[canonical_order(slots.coordinates[rows], slots.embedding[rows][:, :4])]
+        counts = sp.csr_matrix(slots.matrix[rows], dtype=np.float64, copy=True)
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+        parts += [name, slots.patients[name], slots.embedding[rows], slots.coordinates[rows]]
+        parts += [counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64)]
+        if slots.cellularity is not None:
+            parts.append(slots.cellularity[rows])
+    return digest(*parts)

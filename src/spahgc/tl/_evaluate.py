@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _keys as keys
 from .. import metrics
-from .._tables import _predictions
+from .._checks import checked
 from .._tables import _slots as check
-from .._tables._cohorts import measured_expression, slide_rows
-from ..get import mean_scores
+from .._tables._cohorts import measured_expression, patient_of, slide_rows
+from .._tables._predictions import read_prediction, write_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spahgc")
 
 
+@checked()
 def evaluate(
     adata: AnnData,
     *,
@@ -30,101 +30,86 @@ def evaluate(
     layer: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Score a prediction, gene by gene within each slide.
+    """Score a prediction against measured expression, by gene and slide.
 
-    Measured counts are brought into the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``,
+    Measured counts are transformed to the unit of the prediction. Metrics: ``pearson``, ``spearman``, ``rmse``,
     ``mae``, ``pearson_depth_removed`` (after log depth is regressed out of both), ``depth_only``, the Pearson of an
-    oracle that knows only each spot's total count (a score that is not above it shows no knowledge of the gene), and
-    ``structure``, whether a gene's correlations with the other genes are those measured. A gene that is constant on a
-    slide has no correlation (NaN). See :mod:`spahgc.metrics`.
+    oracle that knows only the total count of each spot (a score no higher than this shows no knowledge of the gene),
+    and ``structure``, the agreement of a gene's correlations with other genes. A gene that is constant on a slide has
+    no correlation (NaN). See :mod:`spahgc.metrics`.
 
     Parameters
     ----------
     adata
         Table with a prediction and measured counts in ``X`` (or `layer`).
     key
-        The prediction's key.
+        Key of the prediction.
     library_key
-        Column of ``obs`` that names the slide; `None` takes the table's SpatialData region key.
+        Column of ``obs`` with the slide; `None` takes the table's SpatialData region key.
     patient_key
-        Column of ``obs`` that names the patient; may be missing.
+        Column of ``obs`` with the patient; optional.
     layer
-        Layer with the counts; `None` is ``X``.
+        Layer with the counts; `None` takes ``X``.
     copy
-        Write to a copy, and return it.
+        Return a copy of the table with the scores, and leave the table unchanged.
 
     Returns
     -------
-    `None`, or with `copy` the copy. Written are ``uns["{key}_scores"]``, a long table as a dict of columns (see
-    :func:`spahgc.get.scores`), and ``var["{key}_{metric}"]``, the mean over slides.
+    `None`, or the copy with `copy`. Written are ``uns["{key}_scores"]``, a long table that :func:`spahgc.get.scores`
+    reads, and ``var["{key}_{metric}"]``, the mean over slides. Slides without measured expression are left out.
 
     Raises
     ------
     KeyError
         If there is no such prediction.
     ValueError
-        If there is no measured expression, none of the predicted genes was measured, or a slide has a single spot.
-        Slides without any measured expression are left out.
+        If there is no measured expression, no predicted gene was measured, or a slide has a single spot.
     """
+    import pandas as pd
+
     check.check_table(adata, what="target")
-    panel = _predictions.panel(adata, key)
-    params = _params(adata, key)
+    prediction = read_prediction(adata, key)
+    params: dict[str, Any] = prediction.record.get(keys.PARAMS, {})
+    if not params:
+        raise KeyError(
+            f"uns has no {key!r} with the parameters of the prediction (unit and slides); anndata.concat drops it "
+            f"unless uns_merge is given. Run spahgc.tl.predict again, or copy uns[{key!r}] over."
+        )
     library_key = check.library_column(adata, library_key or params.get("library_key"), what="target")
-    genes = [gene for gene in panel if gene in adata.var_names]
+    genes = [gene for gene in prediction.genes if gene in adata.var_names]
     if not genes and adata.n_vars:
         raise ValueError(
-            f"None of the {len(panel)} predicted genes is among the target's {adata.n_vars} measured ones."
-            f"{check.naming_hint(panel, adata.var_names)}"
+            f"None of the {len(prediction.genes)} predicted genes is among the {adata.n_vars} measured genes of the "
+            f"target.{check.naming_hint(prediction.genes, adata.var_names)}"
         )
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
-    predicted = _predictions.values(adata, key, genes)
-    columns: dict[str, list[Any]] = {name: [] for name in ("slide", "patient", "method", "gene", "metric", "value")}
+    predicted = prediction.expression(genes)
+    parts = []
     for slide, rows in slide_rows(adata, library_key).items():
         if not has_expression[rows].any():
-            logger.warning("Slide %r has no measured expression, and no scores.", slide)
+            logger.warning("Slide %r has no measured expression, so it is not scored.", slide)
             continue
         if len(rows) < 2:
-            raise ValueError(f"Slide {slide!r} has {len(rows)} spot: a score over spots needs at least two.")
-        patients = adata.obs[patient_key].iloc[rows].dropna().astype(str).unique() if patient_key in adata.obs else []
-        patient = patients[0] if len(patients) == 1 else "unknown"
-        for metric, values in score_slide(measured[rows], predicted[rows], depth[rows]).items():
-            n = len(genes)
-            for name, column in {
-                "slide": [slide] * n,
-                "patient": [patient] * n,
-                "method": [str(params["method"])] * n,
-                "gene": genes,
-                "metric": [metric] * n,
-                "value": values.tolist(),
-            }.items():
-                columns[name].extend(column)
-    if not columns["value"]:
-        raise ValueError("No slide of the target has measured expression: there is nothing to score against.")
+            raise ValueError(f"Slide {slide!r} has {len(rows)} spot, but a score over spots needs at least two.")
+        scores = score_slide(measured[rows], predicted[rows], depth[rows])
+        part = pd.DataFrame(scores, index=pd.Index(genes, name="gene", dtype=object)).melt(
+            var_name="metric", ignore_index=False
+        )
+        patient = patient_of(adata, rows, patient_key) or "unknown"
+        parts.append(part.reset_index().assign(slide=slide, patient=patient, method=str(params["method"])))
+    if not parts:
+        raise ValueError("No slide of the target has measured expression, so there is nothing to score against.")
     target = adata.copy() if copy else adata
-    target.uns[keys.scores(key)] = {
-        name: np.array(column, dtype=np.float64 if name == "value" else object) for name, column in columns.items()
-    }
-    for metric, means in mean_scores(target, key).items():
-        target.var[keys.gene(key, metric)] = means.reindex(target.var_names).to_numpy()
+    columns = ["slide", "patient", "method", "gene", "metric", "value"]
+    write_scores(target, key, pd.concat(parts)[columns].astype(dict.fromkeys(columns[:-1], object)))
     if params["normalize"] != "log1p":
         logger.warning(
-            "normalize=%r may keep sequencing depth in: knowing only each spot's depth scores a mean Pearson of %.3f "
-            "here%s.",
+            "normalize=%r may keep sequencing depth: depth alone scores a mean Pearson of %.3f here%s.",
             params["normalize"],
             target.var[keys.gene(key, "depth_only")].mean(),
-            "" if np.isfinite(depth).all() else " (the values are no counts, so the depth is not known)",
+            "" if np.isfinite(depth).all() else " (the values are no counts, so the depth is unknown)",
         )
     return target if copy else None
-
-
-def _params(adata: AnnData, key: str) -> Mapping[str, Any]:
-    entry = adata.uns.get(key)
-    if not isinstance(entry, Mapping) or keys.PARAMS not in entry:
-        raise KeyError(
-            f"uns has no {key!r} with the parameters of the prediction, which say its unit and slides; anndata.concat "
-            f"drops it unless uns_merge is given. Run spahgc.tl.predict again, or copy uns[{key!r}] over."
-        )
-    return dict(entry[keys.PARAMS])
 
 
 def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:

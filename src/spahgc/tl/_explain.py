@@ -1,21 +1,21 @@
-"""The evidence behind a prediction: which reference spots a model looked at, and whether they say the same."""
+"""Evidence behind a prediction: the reference spots a model looked at, and whether they agree with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .. import metrics
-from .._checks import format_names
+from .._checks import at_least, checked, format_names
 from .._run import spot_bar
 from .._settings import settings
-from .._slides import Cohort, Float32, Stack, blocks, standardize
+from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
-from .._tables._cohorts import TargetSlide, target_slides
-from .._tables._predictions import panel, values
+from .._tables._cohorts import target_slides
+from .._tables._predictions import evidence_slots, read_prediction, write_evidence
 from ..methods import METHODS, Method
 from ..methods._evidence import Evidence
 from ..methods._features import GeneScale
@@ -24,10 +24,10 @@ from ._model import Model
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_ROWS = 1024
-"""Spots whose references' expression is read at once."""
+_ROWS = 1024  # spots whose references' expression is read at once
 
 
+@checked(n_references=at_least(1))
 def explain(
     model: Model,
     adata_target: AnnData,
@@ -40,54 +40,54 @@ def explain(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Write which reference spots are behind the prediction of each spot, and whether they say the same.
+    r"""Write the reference spots behind the prediction of each spot, and whether they agree with it.
 
-    The weight of a reference spot is the share of a target spot's attention that it gets, averaged over heads, over the
-    attentions of a network (one a layer, and the pooling) and over networks; ``knn`` gives each of its neighbours the
-    same. It says where the model looks. It does not say that the prediction would be another one without the spot: what
-    networks and ridge have learnt from all reference spots is in their coefficients.
+    The weight of a reference spot is its share of a target spot's attention, averaged over heads, over the attentions
+    of a network (one per layer, and the pooling) and over networks; ``knn`` gives each of its neighbors the same
+    weight. It shows where the model looks, not that the prediction would differ without the spot: what networks and
+    ridge have learned from all reference spots is in their coefficients.
 
-    Whether the spots that are looked at bear a prediction out is seen from what was **measured** in them. The agreement
-    of spot t is the Pearson correlation, over the genes of the panel, of its prediction with their weighted mean
+    The agreement of spot t is the Pearson correlation, over the genes of the panel, of its prediction with the weighted
+    mean of the expression **measured** in these reference spots
 
     .. math:: e_t = \sum_r w_{tr} \, y_r,
 
-    with :math:`y_r` relative to mean and spread of each gene on the slide of r, and the prediction to the averages of
-    these over the reference slides. It needs no measured expression of the target. On held-out slides it told well
-    predicted spots from others; not on the breast tumour of a new patient, where the prediction and its evidence were
-    wrong together (``benchmarks/evidence.py``).
+    with :math:`y_r` relative to the mean and standard deviation of each gene on the slide of r, and the prediction
+    relative to their averages over the reference slides. It needs no measured expression of the target. On held-out
+    slides it separated well predicted spots from others, but not on the breast tumor of a new patient, where prediction
+    and evidence were wrong together (``benchmarks/evidence.py``).
 
     Parameters
     ----------
     model
         The model that predicted, of a method that looks at reference spots: ``spahgc`` or ``knn``.
     adata_target
-        Table with its prediction, by :func:`spahgc.tl.predict`.
+        Table with its prediction, from :func:`spahgc.tl.predict`.
     n_references
-        Reference spots to keep for each spot, those with the largest weights. Shares and agreement are over all.
+        Reference spots to keep for each spot, those with the largest weights. Shares and agreement use all.
     key
-        The prediction's key.
+        Key of the prediction.
     library_key, patient_key
         As for :func:`spahgc.tl.predict`.
     device, progress
         `None` takes :data:`spahgc.settings`.
     copy
-        Write to a copy of the target, and return it.
+        Return a copy of the target with the evidence, and leave the target unchanged.
 
     Returns
     -------
-    `None`, or with `copy` the copy. Written are, for ``key="spahgc"``:
+    `None`, or the copy with `copy`. Written for ``key="spahgc"``:
 
     ``obsm["spahgc_references"]``, ``obsm["spahgc_weights"]``
-        int32 and float32, (n_obs, n_references), largest weight first: which of the spots listed in
-        ``uns["spahgc_evidence"]``, -1 for none, and its weight, 0 to 1. Read them with :func:`spahgc.get.evidence`.
+        int32 and float32, (n_obs, n_references), largest weight first: number of the reference spot in
+        ``uns["spahgc_evidence"]``, -1 for none, and its weight in [0, 1]. :func:`spahgc.get.evidence` reads them.
     ``obsm["spahgc_slides"]``
-        DataFrame, float32 (n_obs, reference slides): share of the weight that each reference slide has.
+        DataFrame, float32 (n_obs, reference slides): share of each reference slide in the weight.
     ``obs["spahgc_agreement"]``
-        float32, -1 to 1; NaN where the prediction or the evidence is the same for all genes.
+        float32 in [-1, 1]; NaN if the prediction or the evidence is the same for all genes.
     ``uns["spahgc_evidence"]``
-        ``params``, ``model`` (fingerprint), and of each reference spot that is referred to ``slide`` (number in
-        ``slides``, with ``patients`` beside it) and its position ``x`` and ``y``.
+        ``params``, ``model`` (fingerprint), and of each reference spot ``slide`` (number in ``slides``, with
+        ``patients`` beside it) and its position ``x`` and ``y``.
 
     Raises
     ------
@@ -96,87 +96,70 @@ def explain(
     KeyError
         If there is no such prediction.
     ValueError
-        If the prediction is of another model, the model looks at no reference spot, or the table holds something else
-        where this writes.
+        If the prediction is of another model, the model looks at no reference spots, or the table holds something else
+        in these slots.
     """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model is a trained model, not {type(model).__name__}: model = spahgc.tl.train(adata_ref), "
-            "spahgc.tl.predict(model, adata_target), spahgc.tl.explain(model, adata_target)."
-        )
-    if isinstance(n_references, bool) or n_references < 1:
-        raise ValueError(f"n_references is a whole number of at least 1, not {n_references!r}.")
     check.check_table(adata_target, what="target")
-    genes = panel(adata_target, key)
-    _check_same_model(model, adata_target, key)
-    _check_free(adata_target, key)
-    if type(model.method).evidence is Method.evidence:
-        raise ValueError(_looks_at_none(model))
+    prediction = read_prediction(adata_target, key)
+    if prediction.record.get("model") != model.fingerprint:
+        raise ValueError(
+            f"Prediction {key!r} is of another model than {model!r}, so the evidence of this model is not behind it. "
+            f"Run spahgc.tl.predict(model, adata_target, key_added={key!r}) with it first."
+        )
+    taken = [f"{place}[{name!r}]" for place, slots, name in evidence_slots(adata_target, key) if name in slots]
+    if taken and keys.evidence(key) not in adata_target.uns:
+        raise ValueError(
+            f"{', '.join(taken)} of the target exists already and is no evidence of {key!r}, so it is not overwritten. "
+            "Rename it, or predict with another key_added."
+        )
     targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
     model.method.to(device)
     adata = adata_target.copy() if copy else adata_target
-    found: list[tuple[TargetSlide, Evidence]] = []
+    evidence = []
     with spot_bar(adata.n_obs, show=settings.progress if progress is None else progress) as bar:
-        for target in targets:
-            blind = target.slide if model.method.reads_rows else target.slide.read()
-            evidence = model.method.evidence(standardize(blind))
-            if evidence is None:
-                raise ValueError(_looks_at_none(model))
-            found.append((target, evidence))
-            bar.over(len(target.slide))(1.0)
-    agreement = np.full(adata.n_obs, np.nan, np.float32)
-    for target, evidence in found:
-        predicted = values(adata[target.rows], key, genes)
-        agreement[target.rows] = _agreement(predicted, evidence, model.reference)
-    _write(adata, key, model, found, agreement, n_references)
+        for slide, _ in targets:
+            found = model.method.evidence(standardize(slide if model.method.reads_rows else slide.read()))
+            if found is None:
+                raise ValueError(_no_evidence(model))
+            evidence.append(found)
+            bar.over(len(slide))(1.0)
+    rows = np.argsort(np.concatenate([target.rows for target in targets]))
+    width = max(found.index.shape[1] for found in evidence)
+    padded = [np.pad(found.index, ((0, 0), (0, width - found.index.shape[1]))) for found in evidence]
+    weights = [np.pad(found.weight, ((0, 0), (0, width - found.weight.shape[1]))) for found in evidence]
+    merged = Evidence(np.concatenate(padded)[rows], np.concatenate(weights)[rows])
+    agreement = _agreement(prediction.expression(prediction.genes), merged, model)
+    _write(adata, key, model, merged, agreement, n_references)
     return adata if copy else None
 
 
-def _agreement(predicted: Float32, evidence: Evidence, reference: Cohort) -> Float32:
-    """Correlation over genes of the prediction with the weighted mean of what was measured in the evidence, (n,)."""
-    scale = GeneScale.fit(reference)
+def _agreement(predicted: Float32, evidence: Evidence, model: Model) -> Float32:
+    """Correlation over genes of the prediction with the weighted mean of the expression of the evidence, (n_obs,)."""
+    scale = GeneScale.fit(model.reference)
     level, spread = scale.mean.mean(axis=0), scale.std.mean(axis=0)
-    measured = Stack(list(scale.rows(reference).values()))
+    measured = Stack(list(scale.rows(model.reference).values()))
     out = np.empty(len(predicted), np.float32)
     for rows in blocks(len(predicted), _ROWS):
         mean = np.einsum("nk,nkg->ng", evidence.weight[rows], measured[evidence.index[rows]])
-        # A gene that is constant on the reference says nothing of a spot.
+        # A gene that is constant on the reference carries no information.
         relative = (predicted[rows] - level) / np.where(spread > 1e-9, spread, np.inf)
         out[rows] = metrics.pearson(mean.T, relative.T)
     return out
 
 
-def _write(
-    adata: AnnData,
-    key: str,
-    model: Model,
-    found: list[tuple[TargetSlide, Evidence]],
-    agreement: Float32,
-    n_references: int,
-) -> None:
+def _write(adata: AnnData, key: str, model: Model, evidence: Evidence, agreement: Float32, n_references: int) -> None:
     import pandas as pd
 
-    slides = list(model.reference)
-    slide_of = model.reference.slide_index()
-    k = min(n_references, max(evidence.index.shape[1] for _, evidence in found))
-    rows: NDArray[np.int64] = np.full((adata.n_obs, k), -1, np.int64)
-    weights = np.zeros((adata.n_obs, k), np.float32)
-    shares = np.zeros((adata.n_obs, len(slides)), np.float32)
-    for target, evidence in found:
-        kept = evidence.weight[:, :k] > 0
-        rows[target.rows, : kept.shape[1]] = np.where(kept, evidence.index[:, :k], -1)
-        weights[target.rows, : kept.shape[1]] = evidence.weight[:, :k]
-        np.add.at(shares, (target.rows[:, None], slide_of[evidence.index]), evidence.weight)
-    used, place = np.unique(rows, return_inverse=True)
-    place = place.reshape(rows.shape) - int(used[0] < 0)  # -1, for none, is the first where it is there
-    used = used[used >= 0]
-    coordinates = np.concatenate([slide.coordinates for slide in slides])[used]
-    adata.obsm[keys.references(key)] = place.astype(np.int32)
-    adata.obsm[keys.weights(key)] = weights
+    slides, slide_of = list(model.reference), model.reference.slide_index()
     names = [slide.name for slide in slides]
-    adata.obsm[keys.slides(key)] = pd.DataFrame(shares, index=adata.obs_names, columns=names)
-    adata.obs[keys.agreement(key)] = agreement
-    record: dict[str, Any] = {
+    shares = np.zeros((adata.n_obs, len(slides)), np.float32)
+    np.add.at(shares, (np.arange(adata.n_obs)[:, None], slide_of[evidence.index]), evidence.weight)
+    weights = evidence.weight[:, :n_references]
+    kept: NDArray[np.int64] = np.where(weights > 0, evidence.index[:, :n_references], -1)
+    used = np.unique(kept[kept >= 0])
+    references = np.where(kept >= 0, np.searchsorted(used, kept), -1).astype(np.int32)
+    coordinates = np.concatenate([slide.coordinates for slide in slides])[used]
+    record = {
         keys.PARAMS: {"method": model.method.name, "n_references": int(n_references)},
         "model": model.fingerprint,
         "slides": names,
@@ -185,44 +168,14 @@ def _write(
         "x": coordinates[:, 0],
         "y": coordinates[:, 1],
     }
-    adata.uns[keys.evidence(key)] = record
+    table = pd.DataFrame(shares, index=adata.obs_names, columns=names)
+    write_evidence(adata, key, record, references=references, weights=weights, shares=table, agreement=agreement)
 
 
-def drop_evidence(adata: AnnData, key: str) -> None:
-    """Take off what :func:`explain` wrote for a prediction that is no more."""
-    if adata.uns.pop(keys.evidence(key), None) is not None:
-        for _, slots, name in _places(adata, key):
-            if name in slots:
-                del slots[name]
-
-
-def _places(adata: AnnData, key: str) -> list[tuple[str, Any, str]]:
-    in_obsm = (keys.references(key), keys.weights(key), keys.slides(key))
-    return [("obs", adata.obs, keys.agreement(key)), *(("obsm", adata.obsm, name) for name in in_obsm)]
-
-
-def _check_free(adata: AnnData, key: str) -> None:
-    taken = [f"{place}[{name!r}]" for place, slots, name in _places(adata, key) if name in slots]
-    if taken and keys.evidence(key) not in adata.uns:
-        raise ValueError(
-            f"The target holds something else in {', '.join(taken)}, where the evidence of {key!r} is written; it is "
-            "never overwritten. Rename it, or predict with another key_added."
-        )
-
-
-def _check_same_model(model: Model, adata: AnnData, key: str) -> None:
-    made_by = adata.uns.get(key, {}).get("model")
-    if made_by != model.fingerprint:
-        raise ValueError(
-            f"The prediction {key!r} is of another model than this one ({model!r}), so this one's evidence is not "
-            f"behind it. Run spahgc.tl.predict(model, adata, key_added={key!r}) with it first."
-        )
-
-
-def _looks_at_none(model: Model) -> str:
-    looking = [name for name, method in METHODS.items() if method.evidence is not Method.evidence]
+def _no_evidence(model: Model) -> str:
+    able = format_names(sorted(name for name, method in METHODS.items() if method.evidence is not Method.evidence))
+    more = " (with at least two reference slides)" if model.method.name == "spahgc" else ""
     return (
-        f"This model ({model.method.name}) looks at no reference spot when it predicts: what it knows of the reference "
-        f"is in its coefficients. Methods that look at some: {format_names(sorted(looking))}"
-        + (" (with two reference slides or more)." if model.method.name == "spahgc" else ".")
+        f"This model ({model.method.name}) looks at no reference spots when it predicts: what it knows of the "
+        f"reference is in its coefficients. Methods with evidence: {able}{more}."
     )

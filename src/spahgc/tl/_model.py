@@ -1,39 +1,41 @@
-"""A trained model: what it was fitted on, what it can predict, and its folder on disk."""
+"""A trained model: what it was fitted on and what it predicts."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .._disk import replacing_folder
-from .._run import Progress, no_progress, weighted
-from .._slides import Cohort, Float32, Slide, standardize
+from .. import _keys as keys
+from .._checks import checked
+from .._disk import Scratch, digest, replacing_folder
+from .._run import Progress, spot_bar, weighted
+from .._settings import settings
+from .._slides import UNITS, Cohort, Float32, Rows, Slide, blocks, standardize
 from .._tables._cohorts import Recipe
-from ..get import trust_frame
+from .._tables._predictions import Prediction, Trust
 from ..methods import Method, check_needs, get_method
 from ..methods.base import Output
-from . import _model_files as files
-from ._bank import Bank
+from . import _model_folder as files
 from ._support import Support
-from ._tensor_file import map_tensors, write_tensors
+from ._trust import trust_for_targets
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SUPPORT = 0.1
-"""Share of the work on a slide that its support counts as."""
-_METHOD, _SUPPORT_ARRAYS, _SCALES = "method.", "support.", "slides."
-"""How the names of arrays in the files begin, by whose they are."""
+_SUPPORT = 0.1  # share of the work on a slide that its support counts as
+_METHOD, _SUPPORT_ARRAYS, _SCALES = "method.", "support.", "slides."  # prefixes of saved arrays
 
 
 class Model:
-    """A method fitted on reference slides, with all that it takes to predict another slide.
+    """A method fitted on reference slides, with everything needed to predict another slide.
 
     Made by :func:`spahgc.tl.train`, used by :func:`spahgc.tl.predict`.
 
@@ -48,9 +50,9 @@ class Model:
     params
         Parameters of the training, for the record.
     trust
-        Record of the trust per gene, from a cross-validation on these slides; `None` if there was none.
+        Trust per gene from a cross-validation on these slides; `None` if there was none.
     support
-        How well the reference covers a spot; `None` fits it to the reference.
+        Fitted support of the reference; `None` fits it.
     """
 
     def __init__(
@@ -60,16 +62,16 @@ class Model:
         recipe: Recipe,
         *,
         params: dict[str, Any],
-        trust: dict[str, Any] | None = None,
+        trust: Trust | None = None,
         support: Support | None = None,
     ) -> None:
         self.method, self.reference, self.recipe, self.params = method, reference, recipe, params
-        self.trust_record = trust
+        self._trust = trust
         self._support = Support.fit(reference) if support is None else support
         self._history = method.history()
-        # Of a model that was loaded: what it was saved with, so that the whole reference is not read for it.
+        # Set when a model is loaded, so that the whole reference need not be read.
         self._fingerprint: str | None = None
-        self._bank: Bank | None = None
+        self._bank: files.Bank | None = None
 
     def __repr__(self) -> str:
         slides = ", ".join(slide.name for slide in self.reference)
@@ -87,66 +89,78 @@ class Model:
 
     @property
     def trust(self) -> pd.DataFrame | None:
-        """What to expect of each gene on a slide like those held out, see :func:`spahgc.get.trust`.
+        """Expected score of each gene on a slide like the held-out ones, see :func:`spahgc.get.trust`.
 
         `None` if the reference was not cross-validated with this method before the training.
         """
-        return None if self.trust_record is None else trust_frame(self.trust_record)
+        return None if self._trust is None else self._trust.frame
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of parameters, weights and reference: equal for models that predict the same."""
         if self._fingerprint is not None:
             return self._fingerprint
-        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
-        digest.update(self.reference.fingerprint().encode())
-        for name, array in sorted(self.method.state().items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        digests = {name: digest(array) for name, array in files.reference_arrays(self.reference).items()}
+        return files.fingerprint(self._description(), self.method.state(), digests)
 
-    def predict_slide(self, slide: Slide) -> tuple[Float32, Float32]:
-        """Predict a slide from its H&E alone.
-
-        Parameters
-        ----------
-        slide
-            The slide, spots in canonical order, embedding as the encoder gave it. Its expression is taken off before
-            the method gets it.
-
-        Returns
-        -------
-        Expression, float32 (n_spots, n_genes), and support, float32 (n_spots,).
-
-        Raises
-        ------
-        ValueError
-            If the slide lacks something that the method needs.
-        """
-        values = np.empty((len(slide), len(self.genes)), np.float32)
-        return values, self.predict_slide_into(slide, values)
-
-    def predict_slide_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> Float32:
-        """Predict a slide into something that may be larger than memory.
+    def predict(
+        self,
+        slides: Sequence[Slide],
+        *,
+        rows: Sequence[NDArray[np.intp]] | None = None,
+        scratch: Scratch | None = None,
+        record: dict[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> Prediction:
+        """Predict slides from their H&E alone; measured expression is removed before the method sees a slide.
 
         Parameters
         ----------
-        slide
-            As for :meth:`predict_slide`.
-        out
-            An array (n_spots, n_genes), or what has its slices of rows, which are read and written.
+        slides
+            Slides, spots in canonical order, embeddings as the encoder gave them.
+        rows
+            Rows of the spots of each slide in the prediction; `None`: one slide after the other.
+        scratch
+            File for values that may be larger than memory; `None` keeps them in memory.
+        record
+            Result of :meth:`record`; `None` makes it.
         progress
-            Called with the share of the work that was done, each time some was; the shares sum to 1.
+            Show a progress bar after two seconds; `None` takes :data:`spahgc.settings`.
 
         Returns
         -------
-        Support, float32 (n_spots,).
+        The prediction: values float32 (n_spots, n_genes), support float32 (n_spots,), and its record.
 
         Raises
         ------
         ValueError
-            If the slide lacks something that the method needs.
+            If a slide lacks an array that the method requires.
+        FloatingPointError
+            If the prediction has NaN or infinite values.
         """
+        starts = np.cumsum([0, *map(len, slides)]).tolist()
+        spans = [range(start, stop) for start, stop in pairwise(starts)]
+        rows = [np.asarray(span) for span in spans] if rows is None else rows
+        values: Any = np.empty((starts[-1], len(self.genes)), np.float32) if scratch is None else scratch
+        support = np.empty(starts[-1], np.float32)
+        n_bad = 0
+        with spot_bar(starts[-1], show=settings.progress if progress is None else progress) as bar:
+            for slide, index, span in zip(slides, rows, spans, strict=True):
+                bar.say("Predicting" if len(slides) == 1 else f"Predicting {slide.name}")
+                out = _Placed(values, index if scratch is None else span)
+                support[index] = self._predict_into(slide, out, bar.over(len(slide)))
+                n_bad += sum(int((~np.isfinite(out[block]).all(axis=1)).sum()) for block in blocks(len(slide)))
+        if n_bad:
+            raise FloatingPointError(
+                f"Prediction failed: {n_bad} spots have NaN or infinite values. Nothing was written."
+            )
+        if scratch is not None:
+            order = np.empty(starts[-1], np.intp)
+            order[np.concatenate(rows)] = np.arange(starts[-1])
+            values = Rows(scratch.mapped(), order)
+        return Prediction(values, self.genes, support, self.record(slides) if record is None else record)
+
+    def _predict_into(self, slide: Slide, out: Output, progress: Progress) -> Float32:
         check_needs(self.method, slide)
         blind = slide.without_expression()
         support = self._support(blind.embedding, progress=weighted(progress, _SUPPORT))
@@ -154,11 +168,52 @@ class Model:
         self.method.predict_into(scaled, out, progress=weighted(progress, 1 - _SUPPORT))
         return support
 
+    def record(self, slides: Sequence[Slide], library_key: str | None = None) -> dict[str, Any]:
+        """Record of a prediction for ``uns``: parameters, genes, unit, encoder, model, training, versions, trust.
+
+        Parameters
+        ----------
+        slides
+            Slides to predict.
+        library_key
+            Column of ``obs`` with the slide.
+
+        Returns
+        -------
+        The record.
+        """
+        known = self.reference.patients
+        record: dict[str, Any] = {
+            keys.PARAMS: {
+                "method": self.method.name,
+                "method_params": self.method.params(),
+                "normalize": self.recipe.normalize,
+                "use_rep": self.recipe.use_rep,
+                "library_key": library_key,
+                **self.params,
+                "reference_slides": [slide.name for slide in self.reference],
+                "reference_patients": [str(patient) for patient in known],
+                "target_slides": [slide.name for slide in slides],
+                "shared_patients": sorted({str(slide.patient) for slide in slides if slide.patient in known}),
+            },
+            "genes": list(self.genes),
+            "units": UNITS[self.recipe.normalize],
+            "encoder": dict(self.recipe.encoder or {}),
+            "model": self.fingerprint,
+            "training": {name: list(curve) for name, curve in self.history.items()},
+            "versions": {package: version(package) for package in ("spahgc", "torch", "torch-geometric", "anndata")},
+        }
+        if self._trust is not None:
+            patients = {slide.name: slide.patient for slide in slides}
+            record["trust"] = trust_for_targets(self._trust, patients, known).to_slots()
+        return record
+
     def _description(self) -> dict[str, Any]:
+        recipe = self.recipe
         return {
             "method": self.method.name,
             "method_params": self.method.params(),
-            "recipe": self.recipe.to_dict(),
+            "recipe": {**vars(recipe), "genes": list(recipe.genes)},
             "params": self.params,
             "slides": [
                 {"name": slide.name, "patient": slide.patient, "n_spots": len(slide)} for slide in self.reference
@@ -166,7 +221,7 @@ class Model:
         }
 
     def has_seen(self, slide: Slide) -> bool:
-        """Whether a slide is one of the reference slides: of the same name, with the same embeddings.
+        """Whether a slide is one of the reference slides: same name and same embeddings.
 
         Parameters
         ----------
@@ -180,135 +235,142 @@ class Model:
                 return np.array_equal(own.embedding, slide.embedding)
         return False
 
+    @checked()
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, half: bool = False) -> None:
-        """Write the model into a folder: ``config.json``, ``weights.safetensors``, ``reference.safetensors``.
+        """Write the model to a folder: ``config.json``, ``weights.safetensors``, and ``reference`` with .npy files.
 
-        The folder is written beside its place, the reference a few spots at a time, and then renamed, so it is there
-        whole or not at all.
+        The folder is written beside its destination, the reference a block at a time, and then renamed, so that it
+        appears complete or not at all.
 
         Parameters
         ----------
         path
-            The folder to make.
+            Folder to make.
         overwrite
-            Replace a model that is there already.
+            Replace an existing model.
         half
-            Keep what there is of each reference spot (embeddings, features of the nodes, expression) in half
-            precision, for a large reference: the file has half the size. Each value, scaled by its slide, is rounded to
-            11 bits, which moves it by at most 0.05 %. Weights, kernels and linear fits are saved as they are, so a
-            method that does not look at reference spots again predicts the same to the last bit. For others the cosine
-            of a spot and a reference spot moves by at most 0.0005: reference spots whose cosines differ by less than
-            twice that may take each other's place. The saved model counts as another one, with a fingerprint of its
-            own. A model that was loaded in half precision stays in it.
+            Store the embeddings, node features and expression of the reference spots in half precision, for a large
+            reference: half the size. Each value, scaled by its slide, is rounded to 11 bits, which moves it by at most
+            0.05 %. Weights, kernels and linear fits keep their precision, so methods that do not read reference spots
+            again predict exactly the same. For others the cosine of a spot and a reference spot moves by at most
+            0.0005, so reference spots whose cosines differ by less than twice that may swap places. The saved model has
+            a fingerprint of its own. A model loaded in half precision stays in half precision.
 
         Raises
         ------
         FileExistsError
-            If the folder is there and `overwrite` is false, or what is there is not a model.
+            If the folder exists and `overwrite` is false, or is not a model.
         ValueError
             If a value is too large for half precision.
         """
-        from importlib.metadata import version
-
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = Path(path)
-        check_free(path, overwrite=overwrite)
-        bank = Bank.of(self.reference, half=half) if self._bank is None else self._bank
-        fingerprint = self.fingerprint
-        if bank.half and self._bank is None:
-            fingerprint = hashlib.sha256(f"{fingerprint} in half precision".encode()).hexdigest()
-        small = {
-            **_prefixed(_METHOD, self.method.state()),
-            **_prefixed(_SUPPORT_ARRAYS, self._support.arrays()),
-            **_prefixed(_SCALES, bank.scales),
-        }
-        rows = _prefixed(_METHOD, self.method.reference_rows())
+        files.check_free(path, overwrite=overwrite)
+        bank = files.Bank.of(self.reference, half=half) if self._bank is None else self._bank
+        state = self.method.state()
+        weights = save(
+            {
+                f"{prefix}{name}": np.ascontiguousarray(array)
+                for prefix, part in (
+                    (_METHOD, state),
+                    (_SUPPORT_ARRAYS, self._support.arrays()),
+                    (_SCALES, bank.scales),
+                )
+                for name, array in part.items()
+            }
+        )
+        rows = {f"{_METHOD}{name}": values for name, values in self.method.reference_rows().items()}
         with replacing_folder(path) as folder:
-            save_file({name: np.ascontiguousarray(array) for name, array in small.items()}, folder / files.WEIGHTS)
-            halved = [*bank.halved, *rows] if bank.half else []
-            write_tensors(folder / files.REFERENCE, {**bank.tensors, **rows}, half=halved)
+            (folder / files.WEIGHTS).write_bytes(weights)
+            arrays = files.write_arrays(folder / files.REFERENCE, {**bank.arrays, **rows}, half=bank.half)
+            description = self._description()
+            digests = {name: entry["sha256"] for name, entry in arrays.items()}
             config = {
                 "format": files.FORMAT,
                 "half": bank.half,
-                **self._description(),
+                **description,
                 "versions": {"spahgc": version("spahgc")},
-                "fingerprint": fingerprint,
+                "fingerprint": files.fingerprint(description, state, digests),
                 "history": self.history,
-                "trust": self.trust_record,
-                "files": {name: files.describe(folder / name) for name in (files.WEIGHTS, files.REFERENCE)},
+                "trust": None if self._trust is None else self._trust.to_json(),
+                "weights": hashlib.sha256(weights).hexdigest(),
+                "arrays": arrays,
             }
-            config["checksum"] = files.checksum(config)
-            (folder / files.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            files.write_config(folder, config)
 
     @classmethod
+    @checked()
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Model:
         """Open a model in its folder.
 
-        A reference of more than 64 MiB is mapped into memory, and read where and when predictions need it: leave the
-        folder in place while the model is in use. Only methods that need the whole reference at once read it here;
-        ``spahgc``, ``knn`` and the linear methods do not.
+        A reference of more than 64 MiB is memory-mapped and read when predictions need it: do not move, replace or
+        change the folder while the model is in use. Methods other than ``spahgc``, ``knn`` and the linear ones read the
+        whole reference here.
 
         Parameters
         ----------
         path
-            A folder that :meth:`save` wrote.
+            Folder that :meth:`save` wrote.
         verify
-            Read a large reference whole, to find out whether it is what was saved. Else size and header of its file are
-            checked, which finds every truncated one, but not a damaged value. All other files are always checked whole.
+            Read a large reference as a whole to verify its checksums. Otherwise only the size and header of its files
+            are checked, which detects truncated files but not damaged values. All other files are always verified.
 
         Raises
         ------
         FileNotFoundError
-            If the folder or one of its files is not there.
+            If the folder or one of its files is missing.
         ValueError
-            If a file is truncated, was edited or is damaged, or the folder is of a newer version of spahgc.
+            If a file is truncated, was edited or is damaged, or the folder has another format.
         """
-        from safetensors.numpy import load_file
-
         path = Path(path)
         config = files.read_config(path)
-        large = (path / files.REFERENCE).stat().st_size > files.CHECKED_WHOLE
-        files.check_file(path / files.WEIGHTS, config["files"][files.WEIGHTS], whole=True)
-        files.check_file(
-            path / files.REFERENCE, config["files"][files.REFERENCE], whole=verify or not large or config["format"] == 1
-        )
-        small = load_file(path / files.WEIGHTS)
-        tensors = map_tensors(path / files.REFERENCE) if large else load_file(path / files.REFERENCE)
-        recipe = Recipe.from_dict(config["recipe"])
+        weights = files.read_weights(path / files.WEIGHTS, config["weights"])
+        try:
+            model = cls._restored(path, config, weights, verify=verify)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path / files.CONFIG} does not match the arrays of the model ({type(error).__name__}: {error}). Copy "
+                f"the folder again, or train again."
+            ) from error
+        return model
+
+    @classmethod
+    def _restored(cls, path: Path, config: files.Config, weights: dict[str, NDArray], *, verify: bool) -> Model:
+        def of(prefix: str, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        description = {name: config[name] for name in ("method", "method_params", "recipe", "params", "slides")}
+        digests = {name: entry["sha256"] for name, entry in config["arrays"].items()}
+        if files.fingerprint(description, of(_METHOD, weights), digests) != config["fingerprint"]:
+            raise ValueError(f"{path / files.CONFIG} does not match its fingerprint: it was edited. Train again.")
+        arrays = files.read_arrays(path / files.REFERENCE, config["arrays"], verify=verify)
+        recipe = Recipe(**{**config["recipe"], "genes": tuple(config["recipe"]["genes"])})
         method = get_method(config["method"], **config["method_params"])
-        if config["format"] == 1:
-            # It holds the slides alone, so all else is made of them again.
-            bank, state, support = Bank(tensors, {}, half=False), small, None
-            reference = bank.reference(config["slides"], recipe.genes)
-            cohort = reference.standardized()
-        else:
-            bank = Bank(tensors, _of(_SCALES, small), half=config["half"])
-            state, support = _of(_METHOD, {**small, **tensors}), Support.from_arrays(_of(_SUPPORT_ARRAYS, small))
-            reference = bank.reference(config["slides"], recipe.genes)
-            cohort = bank.standardized(reference)
-        method.restore(state, cohort if method.reads_reference else cohort.read())
-        model = cls(method, reference, recipe, params=config["params"], trust=config.get("trust"), support=support)
+        bank = files.Bank.stored(arrays, of(_SCALES, weights), config)
+        reference = bank.reference(config["slides"], recipe.genes)
+        cohort = bank.standardized(reference)
+        method.restore(of(_METHOD, {**weights, **arrays}), cohort if method.reads_reference else cohort.read())
+        trust = None if config["trust"] is None else Trust.from_slots(config["trust"])
+        support = Support.from_arrays(of(_SUPPORT_ARRAYS, weights))
+        model = cls(method, reference, recipe, params=config["params"], trust=trust, support=support)
         model._history, model._fingerprint = config["history"], config["fingerprint"]
         model._bank = bank if bank.half else None
         return model
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """There is nothing at `path`, or a model that may be overwritten."""
-    if path.exists() and not (overwrite and files.is_model(path)):
-        advice = (
-            "Pass overwrite=True to replace it"
-            if files.is_model(path)
-            else "It is not a model folder, or holds other files as well, and is never replaced. Remove it yourself"
-        )
-        raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
+class _Placed:
+    """Rows of an array, or a contiguous span of a file, that belong to a slide, in the order of its spots."""
 
+    def __init__(self, values: Any, index: NDArray[np.intp] | range) -> None:
+        self._values, self._index = values, index
 
-def _prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": array for name, array in arrays.items()}
+    def __getitem__(self, rows: slice) -> Float32:
+        return self._values[self._at(rows)]
 
+    def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
+        self._values[self._at(rows)] = values
 
-def _of(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`_prefixed`, for the arrays that have the prefix."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    def _at(self, rows: slice) -> NDArray[np.intp] | slice:
+        place = self._index[rows]
+        return slice(place.start, place.stop) if isinstance(place, range) else place

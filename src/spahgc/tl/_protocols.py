@@ -1,15 +1,15 @@
-"""How a cross-validation is done: honestly, or as it was published, for comparison."""
+"""Protocols of a cross-validation: honest, or as published, for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
-from .._slides import Cohort, Float32, Normalize, SplitBy, expression_of
+from .._slides import Float32, Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import reference_cohort, slide_rows
 
@@ -22,7 +22,7 @@ HEST_MIN_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is fitted where, and in which unit it is scored.
+    """Unit of the expression, panel and splits of a cross-validation.
 
     Parameters
     ----------
@@ -31,23 +31,23 @@ class Protocol:
     normalize
         Unit of the expression.
     panel
-        Number of genes, where the user names none.
+        Default number of genes.
     split_by
-        What is held out; `None` leaves it to the user.
+        Unit held out; `None` leaves it to the user.
     panel_from
-        Slides that choose the panel: those of the training fold, or all of them, the scored one included.
+        Slides that select the panel: those of the training fold, or all of them, including the scored one.
     panel_by
-        ``"dispersion"``: :func:`~spahgc._expression.rank_genes`; ``"hvg"``: the highly variable genes of scanpy on
-        log1p of the raw counts, among genes in at least 10 % of the spots of each slide.
+        ``"dispersion"``: as :func:`spahgc.tl.train`; ``"hvg"``: scanpy's highly variable genes on log1p of the raw
+        counts, among genes in at least 10 % of the spots of each slide.
     rescale
-        ``"range"``: each gene of each slide, the scored one included, to 0..1 by its own minimum and maximum;
+        ``"range"``: each gene of each slide, including the scored one, to 0..1 by its own minimum and maximum;
         ``"natural"``: from log10 to the natural logarithm.
     peek
         Let SpaHGC's paper preset choose its checkpoint on the scored slide.
     fixed_ridge
         Ridge with HEST-Benchmark's penalty on 256 components, instead of tuned ridge.
     optimistic
-        What makes the scores look better than they are; empty if nothing does.
+        Reason why the scores look better than they are; empty if they do not.
     """
 
     name: str
@@ -92,42 +92,25 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def get_protocol(protocol: str | Protocol) -> Protocol:
-    """The protocol of that name."""
-    if isinstance(protocol, Protocol):
-        return protocol
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"No protocol {protocol!r}. Available: {', '.join(map(repr, PROTOCOLS))}.")
-    return PROTOCOLS[protocol]
-
-
-def panel_of_all(
-    adata: AnnData, protocol: Protocol, n_genes: int, *, library_key: str, layer: str | None, **columns: Any
-) -> list[str]:
-    """The panel that all slides choose, those to be scored included: only for protocols labelled optimistic."""
+def panel_of_all(adata: AnnData, protocol: Protocol, n_genes: int, **columns: Any) -> list[str]:
+    """Panel selected on all slides, including the scored ones: only for protocols labeled optimistic."""
     if protocol.panel_by == "dispersion":
-        _, recipe = reference_cohort(
-            adata,
-            panel=n_genes,
-            normalize_as=protocol.normalize,
-            library_key=library_key,
-            layer=layer,
-            **columns,
-        )
+        _, recipe = reference_cohort(adata, panel=n_genes, normalize=protocol.normalize, **columns)
         return list(recipe.genes)
-    counts = sp.csr_array(check.counts(adata, layer, what="reference", normalize=protocol.normalize))
-    chosen = highly_variable([counts[rows] for rows in slide_rows(adata, library_key).values()], n_genes)
+    counts = check.expression(adata, columns["layer"], what="reference", normalize=protocol.normalize)
+    rows = slide_rows(adata, columns["library_key"]).values()
+    chosen = highly_variable([sp.csr_array(counts)[index] for index in rows], n_genes)
     names = [str(name) for name in adata.var_names[chosen] if check.is_storable(name)]
     if not names:
         raise ValueError(
-            f"No gene of the reference is found in {HEST_MIN_FRACTION:.0%} of the spots of every slide, as "
-            f"protocol={protocol.name!r} asks. Name the genes: panel=[...]."
+            f"No gene of the reference is detected in {HEST_MIN_FRACTION:.0%} of the spots of every slide, as required "
+            f"by protocol={protocol.name!r}. Name the genes: panel=[...]."
         )
     return names
 
 
 def highly_variable(counts: Sequence[Any], n_genes: int) -> np.ndarray:
-    """Columns of the genes that HEST-Benchmark takes, by the counts of each slide."""
+    """Columns of the genes that HEST-Benchmark selects, from the counts of each slide."""
     import anndata
     import scanpy
 
@@ -142,7 +125,7 @@ def highly_variable(counts: Sequence[Any], n_genes: int) -> np.ndarray:
 
 
 def rescaled(values: Float32, how: str) -> Float32:
-    """Expression of one slide, (n_spots, n_genes), as a protocol scales it."""
+    """Expression of one slide, (n_spots, n_genes), on the scale of a protocol."""
     if how == "natural":
         return (values * np.log(10.0)).astype(np.float32)
     if how == "range":
@@ -152,16 +135,9 @@ def rescaled(values: Float32, how: str) -> Float32:
     return values
 
 
-def rescaled_cohort(cohort: Cohort, how: str) -> Cohort:
-    """The cohort with every slide's expression scaled (:func:`rescaled`)."""
-    if how == "none":
-        return cohort
-    return replace(cohort, slides=tuple(replace(s, expression=rescaled(expression_of(s), how)) for s in cohort))
-
-
 def method_params(protocol: Protocol, method: str, params: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
     """Parameters of a method under a protocol."""
     if protocol.fixed_ridge and method == "ridge":
-        # The penalty of HEST-Benchmark: 100 / (components x genes).
+        # HEST-Benchmark's penalty: 100 / (components x genes).
         return {"penalty": 100 / (HEST_COMPONENTS * n_genes), "n_components": HEST_COMPONENTS, **params}
     return dict(params)

@@ -1,16 +1,23 @@
-"""How well the reference covers a spot."""
+"""How well the reference covers a target: support of a spot, and distance of neighboring spots."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _keys as keys
 from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float64, Stack
+from .._tables import _slots as check
+from .._tables._cohorts import slide_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 N_NEIGHBORS = 7
 """Reference spots whose distance counts."""
@@ -19,37 +26,37 @@ N_COMPONENTS = 32
 MAX_SPOTS = 32_768
 """Reference spots that count; of a larger reference as many, evenly over it, so that the time to fit is bounded."""
 _CHUNK = 2048
+PITCH_RATIO = 2.0
+"""Ratio of the pitch of target and reference from which on :func:`warn_of_pitch` warns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    r"""Support of a spot: the share of reference spots that are no closer to the other reference slides than it is.
+    r"""Support of a spot: fraction of reference spots that are no closer to the other reference slides than the spot.
 
     The distance of a spot to some slides is its mean Euclidean distance to the 7 nearest of their spots, in the
-    leading 32 principal components of the embedding. The embedding is taken **as the encoder gave it**, scaled by the
-    reference as a whole and not by slide, so that another stain, tissue or species shows. Each reference spot i, of
-    slide s(i), is compared on equal terms: its distance :math:`d_i` to the slides other than s(i), and that of the
-    spot x in question, :math:`d_{-s(i)}(x)`, to the same slides (with one slide: both to its other spots). Then
+    leading 32 principal components of the embedding. The embedding is used **as the encoder gave it**, scaled over the
+    whole reference and not by slide, so that another stain, tissue or species shows. Each reference spot i, of slide
+    s(i), is compared on equal terms: its distance :math:`d_i` to the slides other than s(i), and that of the spot x,
+    :math:`d_{-s(i)}(x)`, to the same slides (with a single slide: both to its other spots). Then
 
     .. math:: support(x) = \frac{1 + |\{i : d_i \ge d_{-s(i)}(x)\}|}{1 + n}
 
-    over the n reference spots (32,768 of them, evenly over the slides, where there are more). It is spread about evenly
-    over 0 to 1, with a median of 0.5, for a slide that differs from the reference slides as these differ from each
-    other (it is the p-value of a leave-one-slide-out conformal test), and near 0 for a spot that is farther than any of
-    them. A reference of slides that are far from each other therefore also covers what lies far from all.
+    over the n reference spots (at most 32,768, evenly over the slides). It is about uniform on 0 to 1 for a slide that
+    differs from the reference slides as these differ from each other (it is the p-value of a leave-one-slide-out
+    conformal test), and near 0 for a spot that is farther away than any of them. A reference of dissimilar slides
+    therefore covers distant spots as well.
     """
 
     mean: Float64
     scale: Float64
     axes: Float64
-    banks: tuple[Float64, ...]
-    """Spots of each reference slide in the components, (n_spots, r)."""
-    distances: tuple[Float64, ...]
-    """Distances of the spots of each slide to the other slides, ascending, (n_spots,)."""
+    banks: tuple[Float64, ...]  # of each reference slide, spots in the components, (n_spots, r)
+    distances: tuple[Float64, ...]  # of each reference slide, its spots' distances to the others, ascending
 
     @classmethod
     def fit(cls, reference: Cohort) -> Self:
-        """From the reference slides, embeddings as the encoder gave them."""
+        """Fit to reference slides, embeddings as the encoder gave them."""
         from ..methods._features import PCA
         from ..methods.kernel import evenly
 
@@ -60,7 +67,7 @@ class Support:
         scaled = (raw - mean) / scale
         pca = PCA.fit(scaled, N_COMPONENTS)
         bank, slide = pca(scaled), reference.slide_index()[some]
-        slides = np.unique(slide)  # of very many, a small one may have no spot among them
+        slides = np.unique(slide)  # a small one of very many may have no spot among them
         banks = tuple(bank[slide == one] for one in slides)
         distances = [
             _nearest(own, own, exclude_self=True) if len(slides) == 1 else _nearest(own, bank[slide != one])
@@ -69,7 +76,7 @@ class Support:
         return cls(mean, scale, pca.axes, banks, tuple(np.sort(_mean_of_nearest(found)) for found in distances))
 
     def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = no_progress) -> NDArray[np.float32]:
-        """Support of spots, float32 (n_spots,), over 0 to 1, from embeddings as the encoder gave them."""
+        """Support of spots in [0, 1], float32 (n_spots,), from embeddings as the encoder gave them."""
         parts = [self._block(embedding[rows]) for rows in with_progress(len(embedding), progress)]
         return np.concatenate(parts)
 
@@ -79,17 +86,14 @@ class Support:
         n_farther = np.zeros(len(scores))
         for index, distances in enumerate(self.distances):
             others = nearest if len(self.banks) == 1 else np.where(slide == index, np.inf, nearest)
-            # The tolerance keeps a distance that is equal but for rounding from counting as smaller.
+            # With the tolerance, a distance that is equal up to rounding does not count as smaller.
             limit = _mean_of_nearest(others) * (1 - 1e-9)
             n_farther += len(distances) - np.searchsorted(distances, limit, side="left")
         n = sum(len(bank) for bank in self.banks)
         return ((1 + n_farther) / (1 + n)).astype(np.float32)
 
     def _nearest_of_all(self, scores: Float64) -> tuple[Float64, NDArray[np.intp]]:
-        """The smallest distances of each spot, at most 7 to a slide and 14 in all, and their slides.
-
-        Whichever slide is left out, the 7 smallest to the others are among them.
-        """
+        """Smallest distances of each spot and their slides: 14, so that 7 remain whichever slide is left out."""
         nearest, slide = np.empty((len(scores), 0)), np.empty((len(scores), 0), np.intp)
         for index, bank in enumerate(self.banks):
             found = _nearest(scores, bank)
@@ -101,7 +105,7 @@ class Support:
         return nearest, slide
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As named arrays."""
+        """Named arrays, to be saved."""
         return {
             "mean": self.mean,
             "scale": self.scale,
@@ -120,14 +124,14 @@ class Support:
 
 
 def _mean_of_nearest(distances: Float64) -> Float64:
-    """Mean of the 7 smallest distances of each row, (n,); of those that there are, and 0 where there are none."""
+    """Mean of the (at most) 7 smallest finite distances of each row, (n,); 0 if there are none."""
     nearest = np.sort(distances, axis=1)[:, :N_NEIGHBORS]
     found = np.isfinite(nearest)
     return np.asarray(np.where(found, nearest, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1))
 
 
 def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Float64:
-    """Euclidean distances of each query to its nearest rows of the bank, in no order, float64 (n_query, at most 7)."""
+    """Unordered distances of each query to its nearest rows of the bank, (n_query, at most 7)."""
     from scipy.spatial.distance import cdist
 
     k = min(N_NEIGHBORS, len(bank) - exclude_self)
@@ -139,3 +143,39 @@ def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Fl
             np.fill_diagonal(distances[:, start:], np.inf)
         nearest.append(np.partition(distances, max(k - 1, 0), axis=1)[:, :k])
     return np.concatenate(nearest)
+
+
+def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str) -> dict[str, float]:
+    """Median distance of neighboring spots of each slide (um), for slides whose scale the embedding records."""
+    from scipy.spatial import KDTree
+
+    entry: Any = adata.uns.get(use_rep)
+    params = entry.get(keys.PARAMS, {}) if isinstance(entry, Mapping) else {}
+    scale = params.get(keys.MPP)
+    if not isinstance(scale, Mapping):
+        return {}
+    positions = check.coordinates(adata, what=what)
+    found = {}
+    for name, rows in slide_rows(adata, check.library_column(adata, library_key, what=what)).items():
+        if name in scale and len(rows) > 1:
+            nearest = np.asarray(KDTree(positions[rows]).query(positions[rows], k=2)[0])[:, 1]
+            found[name] = float(np.median(nearest)) * float(scale[name])
+    return found
+
+
+def warn_of_pitch(reference: Mapping[str, float], target: Mapping[str, float], *, stacklevel: int) -> None:
+    """Warn of target slides whose spots are more than twice as far apart as the reference's, or less than half."""
+    if not reference:
+        return
+    usual = float(np.median(list(reference.values())))
+    off = {name: um for name, um in target.items() if not usual / PITCH_RATIO <= um <= usual * PITCH_RATIO}
+    if off:
+        slides = ", ".join(f"{name!r} {um:.3g}" for name, um in off.items())
+        warnings.warn(
+            f"Neighboring spots are {usual:.3g} um apart in the reference, and in the target {slides} um: what was "
+            f"learned from the neighbors of a spot does not carry over. Place the target spots at the distance of the "
+            f"reference (H&E only: spahgc.pp.tissue_grid; bins and cells: spahgc.io.bin_to_spots), or check "
+            f"microns_per_pixel of both.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _keys as keys
 from .._checks import format_names
 from .._slides import Float64, SplitBy
-from ..get import VERDICTS
+from .._tables._cohorts import Recipe, plain
+from .._tables._predictions import VERDICTS, Trust, reference_trusts
+from ..methods import Method, get_method
 from ..metrics import GOOD
-from ._shifts import Shifts, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
+
+logger = logging.getLogger("spahgc")
 
 TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
 BAD, BEYOND_DEPTH = 0.15, 0.15
-"""Limits of the verdicts: expected Pearson of a gene that is not predictable, and Pearson with depth removed of a
-trusted one; the expected Pearson of a trusted gene is at least `GOOD`."""
+"""Limits of the verdicts: expected Pearson of unpredictable genes, and of trusted genes with depth removed."""
 CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"
 """Rows of a table of scores that hold the noise ceiling."""
+LEVEL, BASELINE = 0.9, "ridge"
+MIN_UNITS = 3
+"""Held-out slides (or patients) needed for an interval: two may agree by chance."""
 _NEEDED = ("method", "slide", "patient", "gene", "metric", "value")
-_MOST = 0.999
-"""Correlations are taken to be no nearer to 1: Fisher's z of 1 is infinite."""
+_MOST = 0.999  # limit of correlations: Fisher's z of 1 is infinite
+_SHOWN = "spahgc"  # method whose trust goes to `var`, if it was cross-validated
 
 
 def gene_trust(
-    table: pd.DataFrame, *, method: str, baseline: str = "ridge", level: float = 0.9, split_by: SplitBy = "patient"
+    table: pd.DataFrame, *, method: str, baseline: str = BASELINE, level: float = LEVEL, split_by: SplitBy = "patient"
 ) -> pd.DataFrame:
-    r"""What to expect of each gene on a new slide, and whether to trust it.
+    r"""Expected score of each gene on a new slide, and whether to trust it.
 
     Scores are averaged over seeds. Fisher's z of the Pearson correlation of gene g on held-out slide s is modelled as
 
@@ -39,101 +48,72 @@ def gene_trust(
 
     with gene means :math:`m_g` drawn around a common mean and shrunk towards it (empirical Bayes), a shift
     :math:`b_s + c_s (m_g - \bar m)` of a slide, on which all genes do better or worse and good genes more so than
-    others, and a residual whose variance is pooled over genes. The interval is one of
-    **prediction**: it covers the correlation that the gene will have on one more slide with probability `level`. Its
-    variance is that of the shrunken mean, of the next slide's residual, and of the shift. There are few slides, so
-    the variance of the shift is hardly known: the quantile is that of the sum of a t with as many degrees of freedom
-    as there are slides less one, and of the residual's (Behrens and Fisher). Two slides
-    may agree by chance, so with fewer than three there is no interval.
+    others, and a residual whose variance is pooled over genes. The interval is one of **prediction**: it covers the
+    correlation that the gene will have on one more slide with probability `level`. Its variance is the sum of those of
+    the shrunken mean, of the next slide's residual, and of the shift. With few slides the variance of the shift is
+    hardly known, so the quantile is that of the sum of two t distributions, one with as many degrees of freedom as
+    there are slides less one, and that of the residual (Behrens and Fisher). With fewer than three slides there is no
+    interval.
 
-    Where patients were held out, a patient's slides are averaged first, patients take the place of slides in all of
-    this, and the variance between slides of one patient is added. Where slides were held out (``split_by="slide"``),
-    the interval is for further slides of the same patients, so a slide whose patient has no other slide is left out.
+    If patients were held out, a patient's slides are averaged first, patients take the place of slides, and the
+    variance between slides of one patient is added. If slides were held out (``split_by="slide"``), the interval is
+    for further slides of the same patients, so a slide whose patient has no other slide is left out.
 
     Verdicts, from best to worst:
 
     ``trusted``
         expected Pearson of at least 0.3, interval above 0, and expected Pearson of at least 0.15 with depth removed
-        (not asked where depth is not known for any gene).
+        (not required if depth is unknown for all genes).
     ``weak``
-        all others: also a gene whose skill is depth alone, and every gene where there is no interval.
+        all others, including genes whose skill is depth alone, and every gene if there is no interval.
     ``not predictable``
         expected Pearson below 0.15.
     ``not assessed``
         no score on any held-out slide.
 
-    Parameters
-    ----------
-    table
-        Scores of a cross-validation, with the columns ``method``, ``slide``, ``patient``, ``gene``, ``metric``,
-        ``value`` and perhaps ``seed``. Scores may be NaN, and genes may be missing on some slides.
-    method
-        The method to assess.
-    baseline
-        The method it is compared with.
-    level
-        Probability that the interval covers.
-    split_by
-        What was held out; with a single patient it is slides in any case.
-
-    Returns
-    -------
-    DataFrame by gene, best expected first: ``expected_pearson``, ``low`` and ``high`` (the interval),
-    ``expected_depth_removed``, ``difference_to_ridge`` (named after `baseline`; NaN where that was not run),
-    ``difference_to_depth`` (to the size of the gene's correlation with log depth), ``share_of_ceiling`` (of the noise
-    ceiling, rows of method ``measured`` and metric ``ceiling``; NaN if there are none), ``n_slides`` with a score, and
-    ``verdict``.
-
-    Raises
-    ------
-    KeyError
-        If the table lacks a column, or has no Pearson of the method.
-    ValueError
-        If `level` is not between 0 and 1.
+    Returns a row per gene, best expected first, with the columns that :func:`spahgc.get.trust` documents.
     """
     import pandas as pd
 
     missing = [name for name in _NEEDED if name not in table]
     if missing:
-        raise KeyError(
-            f"The table of scores has no column {format_names(missing)}. Available: {format_names(table.columns)}."
-        )
+        raise KeyError(f"The scores have no column {format_names(missing)}. Available: {format_names(table.columns)}.")
     if not 0 < level < 1:
-        raise ValueError(f"level is a probability between 0 and 1, not {level!r}.")
-    scores = Scores.of(table, method, split_by)
+        raise ValueError(f"`level` must be a probability between 0 and 1, got {level!r}.")
+    scores = _Scores.of(table, method, split_by)
     z = scores.z(method, "pearson")
     model = Shifts.fit(z, scores.units)
     low, high = model.interval(level)
+
+    def expectation(z: Float64) -> Float64:
+        return np.tanh(Shifts.fit(z, scores.units).means)
+
     expected = np.tanh(model.means)
-    removed = np.tanh(Shifts.fit(scores.z(method, "pearson_depth_removed"), scores.units).means)
-    depth = np.tanh(Shifts.fit(np.abs(scores.z(method, "depth_only")), scores.units).means)
+    removed = expectation(scores.z(method, "pearson_depth_removed"))
+    depth = expectation(np.abs(scores.z(method, "depth_only")))
+    ceiling = mean_over(scores.matrix(CEILING_METHOD, CEILING_METRIC))
+    beyond = (removed >= BEYOND_DEPTH) | np.isnan(removed).all()
     columns = {
         "expected_pearson": expected,
         "low": np.tanh(low),
         "high": np.tanh(high),
         "expected_depth_removed": removed,
-        f"difference_to_{baseline}": expected - np.tanh(Shifts.fit(scores.z(baseline, "pearson"), scores.units).means),
+        f"difference_to_{baseline}": expected - expectation(scores.z(baseline, "pearson")),
         "difference_to_depth": expected - depth,
-        "share_of_ceiling": expected / scores.ceiling(),
+        "share_of_ceiling": expected / np.where(ceiling > 0, ceiling, np.nan),
         "n_slides": np.isfinite(z).sum(axis=0),
-        "verdict": verdicts(expected, np.tanh(low), removed),
+        "verdict": np.select(
+            [np.isnan(expected), expected < BAD, (expected >= GOOD) & (np.tanh(low) > 0) & beyond],
+            [NOT_ASSESSED, NOT_PREDICTABLE, TRUSTED],
+            WEAK,
+        ).astype(object),
     }
     frame = pd.DataFrame(columns, index=pd.Index(scores.genes, name="gene", dtype=object))
     return frame.sort_values("expected_pearson", ascending=False, kind="stable")
 
 
-def verdicts(expected: Float64, low: Float64, removed: Float64) -> list[str]:
-    """The verdict on each gene, by the rule that :func:`gene_trust` states."""
-    beyond = (removed >= BEYOND_DEPTH) | np.isnan(removed).all()
-    return np.select(
-        [np.isnan(expected), expected < BAD, (expected >= GOOD) & (low > 0) & beyond],
-        [NOT_ASSESSED, NOT_PREDICTABLE, TRUSTED],
-        WEAK,
-    ).tolist()
-
-
 def rule(level: float) -> str:
-    """The rule of the verdicts on an expected Pearson correlation, in a line."""
+    """Rule of the verdicts on an expected Pearson correlation, in a line."""
     return (
         f"trusted: expected >= {GOOD:g}, {100 * level:g} % interval above 0, >= {BEYOND_DEPTH:g} with depth removed; "
         f"weak: the others; not predictable: expected < {BAD:g}"
@@ -141,30 +121,28 @@ def rule(level: float) -> str:
 
 
 def same_patient(table: pd.DataFrame, split_by: SplitBy) -> bool:
-    """Whether the slides that were held out are of patients that the training had other slides of."""
+    """Whether held-out slides share patients with the training slides."""
     slides = table.loc[table["method"] != CEILING_METHOD, ["slide", "patient"]].drop_duplicates().astype(str)
     alone = slides["patient"].nunique() == 1
     return bool(alone or (split_by == "slide" and slides["patient"].duplicated().any()))
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """A long table of scores as matrices (n_slides, n_genes)."""
+class _Scores:
+    """Scores as matrices (n_slides, n_genes); `units` is the index of the held-out unit of each slide."""
 
     table: pd.DataFrame
-    """Mean over seeds, a row per method, metric, slide and gene."""
     slides: list[str]
     genes: list[str]
     units: NDArray[np.intp]
-    """What was held out at a time: index of the slide's patient, or of the slide."""
 
     @classmethod
-    def of(cls, table: pd.DataFrame, method: str, split_by: SplitBy) -> Scores:
-        """The slides that count for `method`, and all its genes."""
+    def of(cls, table: pd.DataFrame, method: str, split_by: SplitBy) -> _Scores:
+        """Slides that count for `method`, and all its genes."""
         own = table[(table["method"] == method) & (table["metric"] == "pearson")]
         if own.empty:
             raise KeyError(
-                f"The table has no 'pearson' of method {method!r}. Methods: {format_names(table['method'].unique())}."
+                f"The scores have no 'pearson' of method {method!r}. Methods: {format_names(table['method'].unique())}."
             )
         patients = own.assign(slide=own["slide"].astype(str)).groupby("slide")["patient"].first().astype(str)
         of_unit = np.unique(patients, return_inverse=True)[1]
@@ -177,7 +155,7 @@ class Scores:
         return cls(means, list(patients.index), own["gene"].astype(str).unique().tolist(), of_unit)
 
     def matrix(self, method: str, metric: str) -> Float64:
-        """Scores (n_slides, n_genes); NaN where there is none."""
+        """Scores averaged over seeds; NaN if missing."""
         values = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
         wide = values.pivot(index="slide", columns="gene", values="value")
         return wide.reindex(index=self.slides, columns=self.genes).to_numpy(dtype=np.float64)
@@ -186,7 +164,207 @@ class Scores:
         """Fisher's z of a correlation."""
         return np.arctanh(np.clip(self.matrix(method, metric), -_MOST, _MOST))
 
-    def ceiling(self) -> Float64:
-        """Mean noise ceiling of each gene; NaN where it is not known, or not above 0."""
-        values = mean_over(self.matrix(CEILING_METHOD, CEILING_METRIC))
-        return np.where(values > 0, values, np.nan)
+
+def cross_validated_trust(
+    table: pd.DataFrame, methods: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]
+) -> tuple[dict[str, Trust], str]:
+    """Trust by label of each cross-validated method, and the label whose trust goes to ``var``."""
+    by: SplitBy = params["split_by"]
+    slides = table.drop_duplicates("slide").set_index("slide")["patient"].astype(str)
+    common = {
+        **params,
+        "level": LEVEL,
+        "baseline": BASELINE,
+        "rule": rule(LEVEL),
+        "same_patient": same_patient(table, by),
+        "slides": [str(slide) for slide in sorted(slides.index)],
+        "patients": sorted(set(slides)),
+    }
+    trusts = {
+        label: Trust(gene_trust(table, method=label, split_by=by), {**common, "label": label, **spec})
+        for label, spec in methods.items()
+    }
+    return trusts, _SHOWN if _SHOWN in trusts else next(iter(trusts))
+
+
+def trust_for(adata_ref: AnnData, method: Method, slides: Sequence[str], recipe: Recipe) -> Trust | None:
+    """Trust on the reference table that applies to a model trained on it; `None` if there is none.
+
+    It applies if the same method was cross-validated with the same parameters, unit and embedding on the same slides: a
+    slide set aside as a target must not have been part of it.
+    """
+    trusts, _ = reference_trusts(adata_ref, keys.PREDICTION)
+    wanted = _identity(method, recipe.normalize, recipe.use_rep, slides)
+    differing: set[str] = set()
+    for trust in trusts.values():
+        params = trust.params
+        if params["method"] != method.name:
+            continue
+        other = get_method(params["method"], **params["method_params"])
+        found = _identity(other, params["normalize"], params["use_rep"], params["slides"])
+        if found == wanted:
+            frame = trust.frame.reindex(list(recipe.genes))
+            frame["verdict"] = frame["verdict"].fillna(NOT_ASSESSED)
+            frame["n_slides"] = frame["n_slides"].fillna(0).astype(int)
+            return Trust(frame.sort_values("expected_pearson", ascending=False, kind="stable"), params)
+        differing |= {name for name in wanted if wanted[name] != found[name]}
+    if trusts:
+        logger.warning(
+            "The trust per gene in uns[%r] does not apply to this model (%s), so the model has none. "
+            "Run spahgc.tl.cross_validate on the reference slides with the method and parameters of the training.",
+            keys.trust(keys.PREDICTION),
+            f"{', '.join(sorted(differing))} differ" if differing else f"{method.name!r} was not cross-validated",
+        )
+    return None
+
+
+def _identity(method: Method, unit: str, use_rep: str, slides: Sequence[str]) -> dict[str, Any]:
+    params = plain(dict(method.params()))
+    return {"method_params": params, "normalize": unit, "use_rep": use_rep, "slides": sorted(map(str, slides))}
+
+
+def trust_for_targets(trust: Trust, targets: Mapping[str, str | None], known: Sequence[str | None]) -> Trust:
+    """Trust of a model as it applies to target slides, given by name and patient.
+
+    Trust estimated on further slides of the reference patients says little about other patients. If a target slide is
+    of another or unknown patient, no gene is more than weak, there is no interval, and ``params["other_patient"]``
+    lists these slides.
+    """
+    other = sorted(slide for slide, patient in targets.items() if patient is None or patient not in known)
+    params = {**trust.params, "other_patient": other if trust.params["same_patient"] else []}
+    if not params["other_patient"]:
+        return Trust(trust.frame, params)
+    logger.warning(
+        "Trust per gene was estimated on further slides of the reference patients, but %s not known to be of one of "
+        "them: there, no gene is more than weak, and no interval is given. Cross-validate with slides of several "
+        "patients, split_by='patient'.",
+        f"{', '.join(other)} {'is' if len(other) == 1 else 'are'}",
+    )
+    weaker = trust.frame["verdict"].replace(TRUSTED, WEAK)
+    return Trust(trust.frame.assign(low=np.nan, high=np.nan, verdict=weaker), params)
+
+
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """Fitted model ``z = gene mean + shift of the slide + residual`` of :func:`gene_trust`.
+
+    `means` are the shrunken means of the genes (n_genes,), NaN without a score, with variance `error`; `residual` and
+    `shift` are the variance of a new slide's residual and shift (n_genes,), each with its degrees of freedom.
+    """
+
+    means: Float64
+    error: Float64
+    residual: tuple[float, float]
+    shift: tuple[Float64, float]
+
+    @classmethod
+    def fit(cls, z: Float64, units: NDArray[np.intp]) -> Shifts:
+        """Fit to z (n_slides, n_genes), NaN without a score, and the unit of each slide."""
+        here = np.isfinite(z).any(axis=1)
+        z, units = z[here], np.unique(units[here], return_inverse=True)[1]
+        by_unit = np.stack([mean_over(z[units == unit]) for unit in range(units.max() + 1)]) if len(z) else z
+        n_units, n = len(by_unit), np.isfinite(by_unit).sum(axis=0)
+        if n_units < 2:
+            nothing = np.full(z.shape[1], np.nan)
+            return cls(by_unit[0] if n_units else nothing, nothing, (np.nan, 0.0), (nothing, 0.0))
+        means, shifts, left = _additive(by_unit)
+        free = float(n.sum() - (n > 0).sum() - 2 * (n_units - 1))
+        variance = float(np.nansum(left**2)) / free if free > 0 else 0.0
+        between = (1 + 1 / n_units) * (shifts**2).sum(axis=0) / (n_units - 1)
+        within = _within(z, units)
+        n = np.where(n > 0, n, np.nan)
+        # The part of the spread of the means that the residuals do not explain is that of the genes.
+        known = np.isfinite(means)
+        spread = float(np.var(means[known], ddof=1) - np.mean(variance / n[known])) if known.sum() > 1 else np.inf
+        kept = spread / (spread + variance / n) if 0 < spread < np.inf else np.full(len(n), float(spread > 0))
+        center = float(np.mean(means[known])) if known.any() else np.nan
+        residual = _total((variance, max(free, 1.0)), within[1])
+        return cls(
+            center + kept * (means - center),
+            kept * variance / n,
+            (float(residual[0]), residual[1]),
+            _total((between, n_units - 1.0), within[0]) if n_units >= MIN_UNITS else (np.full(len(n), np.nan), 0.0),
+        )
+
+    def interval(self, level: float) -> tuple[Float64, Float64]:
+        """Limits of the z of one further slide, by gene."""
+        own, (shift, free) = self.error + self.residual[0], self.shift
+        if free == 0:
+            return np.full(len(own), np.nan), np.full(len(own), np.nan)
+        total = own + shift
+        share = np.divide(shift, total, out=np.zeros(len(own)), where=total > 0)
+        # The quantile of a sum of two t is a smooth function of their shares, so it is interpolated.
+        shares = np.linspace(0, 1, 11) ** 2
+        half = np.sqrt(total) * np.interp(
+            share, shares, [_quantile(level, (1 - x, self.residual[1]), (x, free)) for x in shares]
+        )
+        return self.means - half, self.means + half
+
+
+def _additive(z: Float64) -> tuple[Float64, Float64, Float64]:
+    """Least-squares column means, shifts (linear in the means, 0 on average over rows) and residuals of z."""
+    seen = np.isfinite(z)
+    values, n_rows, n_columns = np.where(seen, z, 0.0), seen.sum(axis=0), seen.sum(axis=1)
+    level = np.zeros(len(z))
+    for _ in range(1000):
+        means = ((values - level[:, None]) * seen).sum(axis=0) / np.maximum(n_rows, 1)
+        new = ((values - means) * seen).sum(axis=1) / n_columns
+        new -= new.mean()
+        done = np.abs(new - level).max() < 1e-10
+        level = new
+        if done:
+            break
+    centered = np.where(n_rows > 0, means - means[n_rows > 0].mean(), 0.0)
+    left = (values - means - level[:, None]) * seen
+    scale = (centered**2 * seen).sum(axis=1)
+    slope = np.divide((left * centered).sum(axis=1), scale, out=np.zeros(len(z)), where=scale > 1e-12)
+    shifts = level[:, None] + (slope - slope.mean())[:, None] * centered
+    means = np.where(n_rows > 0, means, np.nan)
+    return means, shifts, np.where(seen, z - means - shifts, np.nan)
+
+
+def _within(z: Float64, units: NDArray[np.intp]) -> tuple[tuple[Any, float], tuple[float, float]]:
+    """Shift and residual of one slide around the mean of its unit's slides, as in `Shifts`."""
+    n_slides = np.bincount(units)
+    shift, left, n_left = np.zeros(z.shape[1]), 0.0, 0
+    for unit in np.flatnonzero(n_slides > 1):
+        rows = z[units == unit]
+        _, shifts, rest = _additive(rows)
+        shift += (shifts**2).sum(axis=0)
+        n, left = np.isfinite(rest).sum(axis=0), left + float(np.nansum(rest**2))
+        n_left += int(n.sum() - (n > 0).sum() - 2 * (len(rows) - 1))
+    share, free = float(np.mean(1 - 1 / n_slides)), float(len(z) - len(n_slides))
+    return (share * shift / max(free, 1.0), free), (share * left / max(n_left, 1), float(max(n_left, 0)))
+
+
+def _total(one: tuple[Any, float], other: tuple[Any, float]) -> tuple[Any, float]:
+    """Sum of two variances and its Satterthwaite degrees of freedom (of the means over genes)."""
+    total = one[0] + other[0]
+    mean = [float(np.mean(variance)) for variance in (one[0], other[0])]
+    spread = sum(part**2 / free for part, free in zip(mean, (one[1], other[1]), strict=True) if free > 0)
+    return total, sum(mean) ** 2 / spread if spread > 0 else one[1]
+
+
+def _quantile(level: float, one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Half-width of the central `level` of the sum of two independent t (variance, degrees of freedom)."""
+    from scipy.optimize import brentq
+    from scipy.special import stdtr, stdtrit
+
+    scales, free, tail = np.sqrt([one[0], other[0]]), (one[1], other[1]), (1 + level) / 2
+    if scales.min() == 0:
+        return float(scales[0] * stdtrit(free[0], tail) + scales[1] * stdtrit(free[1], tail))
+    draws = scales[1] * stdtrit(free[1], (np.arange(400) + 0.5) / 400)
+
+    def excess(half: float) -> float:
+        return float(stdtr(free[0], (half - draws) / scales[0]).mean() - tail)
+
+    # Beyond the sum of the quantiles at half the tail, less than the tail is left.
+    most = sum(scale * stdtrit(n, (1 + tail) / 2) for scale, n in zip(scales, free, strict=True))
+    return float(brentq(excess, 0.0, 2 * float(most), xtol=1e-6))
+
+
+def mean_over(values: Float64) -> Float64:
+    """Mean over rows, ignoring NaN."""
+    seen = np.isfinite(values)
+    n = seen.sum(axis=0)
+    return np.where(n > 0, np.where(seen, values, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan)

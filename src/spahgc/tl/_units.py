@@ -1,4 +1,4 @@
-"""A unit of a cross-validation: one method, one fold, one seed; fitted, predicted blind, scored."""
+"""Unit of a cross-validation: one method, one fold, one seed; arrays in, scores out."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._disk import keeping
-from .._slides import Cohort, Float32, Float64, Normalize, Slide, check_no_shared_patients, standardize
+from .._slides import Cohort, Float32, Float64, Normalize, Slide, check_no_shared_patients, expression_of, standardize
 from .._tables._cohorts import measured_expression, reference_cohort, slide_rows, target_slides
 from ..methods import Method, Run, check_needs
 from ..metrics import noise_ceiling
 from ._evaluate import score_slide
 from ._folds import Fold
-from ._protocols import Protocol, rescaled, rescaled_cohort
+from ._protocols import Protocol, rescaled
 from ._trust import CEILING_METRIC
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Torch's random state and number of threads are the process's: units in threads of one process take turns.
+# Torch's random state and number of threads belong to the process, so units in threads of one process take turns.
 _TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a result belongs to."""
+    """Fold, label of the method and seed of a result."""
 
     fold: str
     method: str
-    """Label of the method."""
     seed: int
 
     def __str__(self) -> str:
@@ -43,7 +42,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class UnitScores:
     """Scores of a unit, float64 (n_slides, n_metrics, n_genes)."""
 
     slides: tuple[str, ...]
@@ -52,19 +51,8 @@ class Result:
     values: Float64
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """A slide to predict and score.
-
-    Parameters
-    ----------
-    slide
-        The slide without expression, embedding standardised.
-    measured
-        What the prediction is scored against, (n_spots, n_genes).
-    depth
-        Total counts of each spot, (n_spots,).
-    """
+class HeldOut(NamedTuple):
+    """Slide to predict (standardized, without expression), with measured expression and depth (n_spots,) to score."""
 
     slide: Slide
     measured: Float32
@@ -73,52 +61,34 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class FoldData:
-    """Training and held-out slides of a fold, with what was chosen in the training slides."""
+    """Standardized training slides and held-out slides of a fold; the panel is that of the training slides."""
 
     fold: Fold
     cohort: Cohort
-    """Training slides, embeddings standardised."""
     held_out: tuple[HeldOut, ...]
 
 
 def fold_data(
-    adata: AnnData,
-    fold: Fold,
-    protocol: Protocol,
-    *,
-    panel: int | Sequence[str],
-    use_rep: str,
-    library_key: str,
-    patient_key: str,
-    layer: str | None,
+    adata: AnnData, fold: Fold, protocol: Protocol, *, panel: int | Sequence[str], **columns: Any
 ) -> tuple[FoldData, dict[str, Any]]:
-    """Read a fold from the table: the panel is that of the training slides, held-out slides come without expression.
+    """Fold of a table, and the expression matrix of each held-out slide over all genes, rows in canonical order."""
+    rows = slide_rows(adata, columns["library_key"])
 
-    A number for `panel` takes that many genes of the training slides.
+    def slides(names: Sequence[str]) -> AnnData:
+        return adata[np.sort(np.concatenate([rows[name] for name in names]))]
 
-    Returns
-    -------
-    The fold, and the expression matrix of each held-out slide over all genes, rows in canonical order.
-    """
-    rows = slide_rows(adata, library_key)
-    training = adata[np.sort(np.concatenate([rows[name] for name in fold.training]))]
-    cohort, recipe = reference_cohort(
-        training,
-        panel=panel,
-        normalize_as=protocol.normalize,
-        use_rep=use_rep,
-        library_key=library_key,
-        patient_key=patient_key,
-        layer=layer,
-    )
-    held = adata[np.sort(np.concatenate([rows[name] for name in fold.held_out]))]
+    cohort, recipe = reference_cohort(slides(fold.training), panel=panel, normalize=protocol.normalize, **columns)
+    held, layer = slides(fold.held_out), columns["layer"]
     measured, depth, _ = measured_expression(held, recipe.genes, protocol.normalize, layer=layer)
-    targets = target_slides(held, recipe, library_key=library_key, patient_key=patient_key)
+    library = {name: columns[name] for name in ("library_key", "patient_key")}
+    targets = target_slides(held, recipe, **library)
     check_no_shared_patients(cohort, [t.slide for t in targets], allow_shared_patients=bool(fold.shared_patients))
     matrix = sp.csr_array(held.X if layer is None else held.layers[layer])
+    cohort = cohort.standardized()
+    scaled = [replace(slide, expression=rescaled(expression_of(slide), protocol.rescale)) for slide in cohort]
     data = FoldData(
         fold,
-        rescaled_cohort(cohort.standardized(), protocol.rescale),
+        replace(cohort, slides=tuple(scaled)),
         tuple(
             HeldOut(standardize(t.slide.read()), rescaled(measured[t.rows], protocol.rescale), depth[t.rows])
             for t in targets
@@ -129,37 +99,21 @@ def fold_data(
 
 def run_unit(
     data: FoldData, unit: Unit, method: Method, *, device: str | None, peek: bool, cache: Path | None = None
-) -> Result:
-    """Fit a method on the training slides of a fold, predict the held-out ones from their H&E, score.
+) -> UnitScores:
+    """Fit a new copy of a method on the training slides, predict the held-out ones from their H&E, score.
 
-    Parameters
-    ----------
-    data
-        The fold.
-    unit
-        Names the result; its seed is the fit's.
-    method
-        The method; it is made anew from its parameters, and left alone.
-    device
-        Torch device.
-    peek
-        Show the method the scored slide (:class:`~spahgc.methods.Run`); never set by the honest protocol.
-    cache
-        Folder of what units compute alike; the results are the same without it.
+    `peek` shows the method the scored slide (:class:`~spahgc.methods.Run`); the honest protocol never sets it. `cache`
+    is a folder for what several units compute; it does not change results.
     """
     try:
-        with _TURN, _one_thread(), keeping(cache):
+        with _one_thread(), keeping(cache):
             scores = _scores(data, type(method)(**method.params()), unit.seed, device, peek)
     except Exception as error:
-        # A user's error stays one: the command prints it without a traceback.
+        # The command line prints a ValueError, which the user can fix, without a traceback.
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{unit} failed: {type(error).__name__}: {error}") from error
-    return Result(
-        tuple(held.slide.name for held in data.held_out),
-        tuple(scores[0]),
-        data.cohort.genes,
-        np.array([list(of_slide.values()) for of_slide in scores], dtype=np.float64),
-    )
+    values = np.array([list(of_slide.values()) for of_slide in scores], dtype=np.float64)
+    return UnitScores(tuple(held.slide.name for held in data.held_out), tuple(scores[0]), data.cohort.genes, values)
 
 
 def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek: bool) -> list[dict[str, np.ndarray]]:
@@ -177,35 +131,25 @@ def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek:
     return scores
 
 
-def run_ceiling(counts: Mapping[str, Any], unit: Unit, genes: tuple[str, ...], columns: Any, how: Normalize) -> Result:
-    """Noise ceiling of the held-out slides, beside the methods' scores.
-
-    Parameters
-    ----------
-    counts
-        Raw counts of each slide, over all genes.
-    unit
-        Names the result; its seed is that of the splits.
-    genes, columns
-        The panel, and where it is in `counts`.
-    how
-        Unit of the expression.
-    """
-    with _TURN, _one_thread():
-        ceilings = [noise_ceiling(slide, genes=columns, normalize=how, rng=unit.seed) for slide in counts.values()]
-    return Result(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
+def run_ceiling(
+    counts: Mapping[str, Any], unit: Unit, genes: tuple[str, ...], columns: Any, normalize: Normalize
+) -> UnitScores:
+    """Noise ceiling of held-out slides from their counts over all genes; `columns` are those of the panel."""
+    with _one_thread():
+        ceilings = [noise_ceiling(slide, genes=columns, normalize=normalize, rng=unit.seed) for slide in counts.values()]
+    return UnitScores(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
 
 
 @contextmanager
 def _one_thread() -> Iterator[Any]:
-    """One thread for linear algebra: units run side by side, and sums come out the same wherever one runs."""
+    """Use one thread for linear algebra: units run side by side, and sums are the same wherever one runs."""
     import torch
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
+    with _TURN, threadpool_limits(1):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
             yield
-    finally:
-        torch.set_num_threads(before)
+        finally:
+            torch.set_num_threads(before)
