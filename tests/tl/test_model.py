@@ -166,7 +166,9 @@ def test_config_that_is_none(folder: Path, text: str) -> None:
 
 def test_newer_format(folder: Path) -> None:
     edit(folder, sign=True, format=_model_folder.FORMAT + 1, versions={"spahgc": "9.1"})
-    with pytest.raises(ValueError, match=r"(?s)model format 4, but this version of spahgc reads format 3.*spahgc\s+9.1: update spahgc"):
+    with pytest.raises(
+        ValueError, match=r"(?s)model format 4, but this version of spahgc reads format 3.*spahgc\s+9.1: update spahgc"
+    ):
         Model.load(folder)
 
 

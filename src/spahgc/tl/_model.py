@@ -146,7 +146,7 @@ class Model:
         n_bad = 0
         with spot_bar(starts[-1], show=settings.progress if progress is None else progress) as bar:
             for slide, index, span in zip(slides, rows, spans, strict=True):
-                bar.say("Predicting" if len(slides) == 1 else f"Predicting {slide.name}")
+                bar.describe("Predicting" if len(slides) == 1 else f"Predicting {slide.name}")
                 out = _Placed(values, index if scratch is None else span)
                 support[index] = self._predict_into(slide, out, bar.over(len(slide)))
                 n_bad += sum(int((~np.isfinite(out[block]).all(axis=1)).sum()) for block in blocks(len(slide)))
