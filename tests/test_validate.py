@@ -70,7 +70,7 @@ def test_embedding_is_not_copied(table: ad.AnnData) -> None:
 
 def test_embedding_of_words(table: ad.AnnData) -> None:
     table.obsm["image_toy"] = np.full((36, 2), "a")
-    with pytest.raises(ValueError, match="is a numeric matrix"):
+    with pytest.raises(ValueError, match="must be a numeric matrix"):
         check.embedding(table, "image_toy", what="target")
 
 
@@ -112,8 +112,8 @@ def test_names_that_can_be_stored(name: str, storable: bool, table: ad.AnnData, 
 
 def test_naming_hint() -> None:
     symbols, ensembl = ["ERBB2", "ESR1", "ENSA"], ["ENSG00000141736.3", "ENSMUSG00000000001", "ENSG00000091831"]
-    assert "The one side uses Ensembl ids, the other symbols" in check.naming_hint(ensembl, symbols)
-    assert "The one side uses symbols, the other Ensembl ids" in check.naming_hint(symbols, ensembl)
+    assert "One table uses Ensembl ids, the other symbols" in check.naming_hint(ensembl, symbols)
+    assert "One table uses symbols, the other Ensembl ids" in check.naming_hint(symbols, ensembl)
     assert "upper and lower case" in check.naming_hint(["Erbb2", "Esr1"], symbols)
     assert check.naming_hint(["BRCA1", "BRCA2"], symbols) == ""
     assert check.naming_hint([], []) == ""

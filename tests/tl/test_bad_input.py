@@ -275,7 +275,7 @@ TARGET = {
         ValueError, "'image_pred' would pass for an embedding", options={"key_added": "image_pred"}
     ),
     "key_added of coordinates": Case(
-        ValueError, r"something else in obsm\['spatial'\].*Choose another key_added", options={"key_added": "spatial"}
+        ValueError, r"obsm\['spatial'\] exists already.*Choose another key_added", options={"key_added": "spatial"}
     ),
     "key_added of a layer": Case(ValueError, r"layers\['spahgc'\]", lambda t: t.layers.update(spahgc=t.X.copy())),
     "key_added of something in uns": Case(ValueError, r"uns\['spahgc'\]", lambda t: t.uns.update(spahgc={"mine": 1})),

@@ -213,7 +213,7 @@ def test_no_prediction(target: ad.AnnData) -> None:
 
 
 def test_wrong_key_names_the_right_one(done: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="no prediction 'mine'.*Predictions here: 'spahgc'"):
+    with pytest.raises(KeyError, match="no prediction 'mine'.*Available predictions: 'spahgc'"):
         spahgc.tl.evaluate(done, key="mine")
     with pytest.raises(KeyError, match="no prediction 'image_toy'"):
         spahgc.tl.evaluate(done, key="image_toy")
@@ -257,7 +257,7 @@ def test_nothing_was_measured_in_free_units(reference: ad.AnnData, target: ad.An
 def test_a_slide_of_one_spot(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
     part = done[35:37].copy()
     before = snapshot(part)
-    with pytest.raises(ValueError, match="Slide 'T1' has 1 spot: a score over spots needs at least two"):
+    with pytest.raises(ValueError, match="Slide 'T1' has 1 spot, but a score over spots needs at least two"):
         spahgc.tl.evaluate(part)
     assert snapshot(part) == before
 

@@ -160,7 +160,7 @@ def test_evidence_goes_with_the_prediction_that_it_is_of(models: dict[str, Model
 def test_what_is_somebody_elses_is_not_overwritten(models: dict[str, Model], target: AnnData) -> None:
     target.obs["spahgc_agreement"] = "mine"
     spahgc.tl.predict(models["knn"], target)
-    with pytest.raises(ValueError, match=r"something else in obs\['spahgc_agreement'\].*never overwritten"):
+    with pytest.raises(ValueError, match=r"obs\['spahgc_agreement'\] of the target exists already.*not overwritten"):
         spahgc.tl.explain(models["knn"], target)
     assert (target.obs["spahgc_agreement"] == "mine").all()
     assert "spahgc_weights" not in target.obsm
@@ -169,9 +169,9 @@ def test_what_is_somebody_elses_is_not_overwritten(models: dict[str, Model], tar
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda models, target: spahgc.tl.explain(target, target), TypeError, "a trained model, not AnnData: model = "),
+        (lambda models, target: spahgc.tl.explain(target, target), TypeError, "`model` must be a Model"),
         (lambda models, target: spahgc.tl.explain(models["knn"], target[:, :0]), KeyError, "Run spahgc.tl.predict"),
-        (lambda models, target: explained(models["knn"], target, n_references=0), ValueError, "at least 1, not 0"),
+        (lambda models, target: explained(models["knn"], target, n_references=0), ValueError, "of at least 1, got 0"),
         (
             lambda models, target: explained(models["ridge"], target),
             ValueError,
@@ -184,7 +184,7 @@ def test_what_is_somebody_elses_is_not_overwritten(models: dict[str, Model], tar
                 spahgc.tl.explain(models["knn"], target),
             ),
             ValueError,
-            r"is of another model than this one \(Model\(knn",
+            r"is of another model than Model\(knn",
         ),
     ],
 )
@@ -208,5 +208,5 @@ def test_errors_of_get(model: Model, target: AnnData, reference: AnnData) -> Non
         spahgc.get.evidence(target, "nowhere")
     moved = reference.copy()
     moved.obsm["spatial"] = moved.obsm["spatial"] + 1
-    with pytest.raises(ValueError, match=r"adata_ref has no spot at \(.*\) of slide '.*', nor .* others"):
+    with pytest.raises(ValueError, match=r"adata_ref has no spot at \(.*\) of slide '.*', nor .* other spots"):
         spahgc.get.evidence(target, adata_ref=moved)

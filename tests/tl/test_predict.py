@@ -291,7 +291,7 @@ def test_warns_of_a_target_that_was_trained_on(models: Models, reference: ad.Ann
 
 def test_warns_where_the_genes_are_named_differently(models: Models, target: ad.AnnData) -> None:
     target.var_names = [f"ENSG{i:011d}" for i in range(target.n_vars)]
-    with pytest.warns(UserWarning, match="(?s)None of the 12 predicted genes.*one side uses symbols.*Ensembl ids"):
+    with pytest.warns(UserWarning, match="(?s)None of the 12 predicted genes.*One table uses symbols.*Ensembl ids"):
         spahgc.tl.predict(models("ridge"), target)
     assert "spahgc" in target.obsm
     assert "spahgc" not in target.layers

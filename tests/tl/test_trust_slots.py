@@ -175,7 +175,7 @@ def test_optimistic_scores_give_no_trust(validated: ad.AnnData) -> None:
 
 def test_columns_of_the_user_are_not_overwritten(validated: ad.AnnData, same: ad.AnnData) -> None:
     same.var["spahgc_trust"] = 1
-    with pytest.raises(ValueError, match=r"something else in var\['spahgc_trust'\]"):
+    with pytest.raises(ValueError, match=r"var\['spahgc_trust'\] exists already and was not written by spahgc"):
         spahgc.tl.predict(validated, same, method="ridge")
     # What a cross-validation wrote may be.
     spahgc.tl.predict(validated, validated, method="ridge", panel=10, key_added="spahgc")

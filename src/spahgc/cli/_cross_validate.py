@@ -43,6 +43,7 @@ def add(command: options.Command) -> None:
 
 
 def _cross_validate(arguments: argparse.Namespace) -> None:
+    from ..get import cross_validation
     from ..tl import cross_validate
     from . import _files
 
@@ -51,13 +52,14 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
         _files.check_free(arguments.table, ".h5ad", overwrite=arguments.overwrite)
     reference = _files.read_table(arguments.reference, table_key=arguments.table_key)
     names = ("allow_shared_patients", "protocol", "resume", "n_jobs", "key_added")
-    scores = cross_validate(
+    cross_validate(
         reference,
         methods=arguments.methods.split(","),
-        seeds=arguments.n_seeds,
+        n_seeds=arguments.n_seeds,
         **options.training_parameters(arguments),
         **options.given(arguments, *names),
     )
+    scores = cross_validation(reference, key=arguments.key_added)
     with _files.replacing(arguments.out) as temporary:
         scores.to_csv(temporary, index=False)
     if arguments.table is not None:

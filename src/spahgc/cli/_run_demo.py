@@ -367,7 +367,7 @@ def write_page(
 
 def prepare(out: Path) -> None:
     """Make the folder and mark it as a demonstration's; raise if it contains files from elsewhere."""
-    from ..tl._model import check_free
+    from ..tl._model_folder import check_free
 
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file. Choose another folder: --out.")

@@ -26,7 +26,7 @@ def add(command: options.Command) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from ..tl import train
-    from ..tl._model import check_free
+    from ..tl._model_folder import check_free
     from . import _files
 
     check_free(arguments.model, overwrite=arguments.overwrite)  # fail before the training
