@@ -13,8 +13,8 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.axes import Axes
 
+from spahgc._tables._predictions import Trust
 from spahgc.tl._trust import rule
-from spahgc.tl._trust_slots import record
 
 GENES = ["GRADIENT", "STRIPE", "FLAT", "HLA-DRA"]
 PITCH, DIAMETER, MPP, SCALE = 100.0, 55.0, 1.0, 0.1
@@ -151,7 +151,7 @@ def trust_frame() -> pd.DataFrame:
 
 @pytest.fixture
 def trusted(slide: ad.AnnData, trust_frame: pd.DataFrame) -> ad.AnnData:
-    slide.uns["spahgc"]["trust"] = record(trust_frame, PARAMS)
+    slide.uns["spahgc"]["trust"] = Trust(trust_frame, PARAMS).to_slots()
     return slide
 
 

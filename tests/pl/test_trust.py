@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 import spahgc
-from spahgc.tl._trust_slots import record
+from spahgc._tables._predictions import Trust
 
 from .conftest import PARAMS
 
@@ -55,10 +55,10 @@ def test_named_genes_have_a_row_each(trusted: ad.AnnData) -> None:
 
 def test_new_patients_and_another_patient(slide: ad.AnnData, trust_frame: pd.DataFrame) -> None:
     several = {**PARAMS, "split_by": "patient", "same_patient": False, "patients": ["A", "B", "C"]}
-    slide.uns["spahgc"]["trust"] = record(trust_frame, several)
+    slide.uns["spahgc"]["trust"] = Trust(trust_frame, several).to_slots()
     assert legend(spahgc.pl.trust(slide))[0] == "ridge, 4 genes: 3 patients held out, new patients"
     trust_frame[["low", "high"]] = np.nan
-    slide.uns["spahgc"]["trust"] = record(trust_frame, {**PARAMS, "other_patient": ["S1"]})
+    slide.uns["spahgc"]["trust"] = Trust(trust_frame, {**PARAMS, "other_patient": ["S1"]}).to_slots()
     ax = spahgc.pl.trust(slide)
     assert legend(ax)[0].endswith("same patient, not of this slide's patient")
     assert ax.get_ylabel() == "expected Pearson correlation (no interval)"
@@ -97,13 +97,13 @@ def test_expression_marks_what_is_not_trusted_and_draws_what_is(trusted: ad.AnnD
 def test_errors(slide: ad.AnnData, trust_frame: pd.DataFrame) -> None:
     with pytest.raises(KeyError, match=r"no trust per gene for 'spahgc'.*spahgc.tl.cross_validate"):
         spahgc.pl.trust(slide)
-    slide.uns["spahgc"]["trust"] = record(trust_frame, PARAMS)
+    slide.uns["spahgc"]["trust"] = Trust(trust_frame, PARAMS).to_slots()
     with pytest.raises(KeyError, match=r"No trust for 'ERBB2'. Available: 'GRADIENT'"):
         spahgc.pl.trust(slide, ["ERBB2"])
     with pytest.raises(ValueError, match="No gene to draw"):
         spahgc.pl.trust(slide, [])
     with pytest.raises(ValueError, match="`n_genes` must be an integer of at least 0"):
         spahgc.pl.trust(slide, n_genes=-1)
-    slide.uns["spahgc"]["trust"] = record(trust_frame.assign(expected_pearson=np.nan), PARAMS)
+    slide.uns["spahgc"]["trust"] = Trust(trust_frame.assign(expected_pearson=np.nan), PARAMS).to_slots()
     with pytest.raises(ValueError, match="No gene to draw"):
         spahgc.pl.trust(slide)

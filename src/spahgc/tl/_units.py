@@ -136,7 +136,9 @@ def run_ceiling(
 ) -> UnitScores:
     """Noise ceiling of held-out slides from their counts over all genes; `columns` are those of the panel."""
     with _one_thread():
-        ceilings = [noise_ceiling(slide, genes=columns, normalize=normalize, rng=unit.seed) for slide in counts.values()]
+        ceilings = [
+            noise_ceiling(slide, genes=columns, normalize=normalize, rng=unit.seed) for slide in counts.values()
+        ]
     return UnitScores(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
 
 
