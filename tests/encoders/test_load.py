@@ -130,6 +130,15 @@ def test_a_model_of_transformers(tmp_path: Path, tiles: Any) -> None:
     np.testing.assert_allclose(encoder.encode(given), model.encode_image(images_of(given)).numpy(), atol=1e-5)
 
 
+def test_a_model_that_averages_patch_tokens(tmp_path: Path, tiles: Any) -> None:
+    encoder = load("midnight", weights=phikon(tmp_path, hidden=1536))
+    model = encoder.encode.forward.__self__.model  # type: ignore[union-attr]
+    given = tiles(1, 224)
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(given).float() / 127.5 - 1).last_hidden_state[0]
+    np.testing.assert_allclose(encoder.encode(given)[0], torch.cat([hidden[0], hidden[1:].mean(dim=0)]), atol=1e-4)
+
+
 def test_a_model_of_transformers_that_lacks_weights(tmp_path: Path) -> None:
     """transformers draws what is missing at random, and goes on."""
     from safetensors.torch import load_file, save_file

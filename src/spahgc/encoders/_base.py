@@ -19,23 +19,36 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Function from tiles to embeddings, with the tiles it expects and the provenance of its weights."""
+    """Function from tiles to embeddings, with the tiles it expects and the provenance of its weights.
+
+    Attributes
+    ----------
+    name
+        Name, used in the key of its embeddings.
+    encode
+        Maps tiles, uint8 (n, 3, h, w), to embeddings, float (n, d).
+    fields_of_view
+        Sides of its fields of view as multiples of the tile side; their embeddings are concatenated.
+    tile_px
+        Side of its tiles in pixels.
+    threads
+        Whether it runs on one core without the interpreter lock, so that calls from several threads run in parallel.
+    recipe
+        Everything that decides whether two embeddings are comparable: str, bool, int, float, lists and dicts.
+    microns_per_pixel
+        Resolution of its training tiles in micrometers per pixel; `None` if unknown.
+    precision
+        Precision in which its network computes; it always returns float32.
+    """
 
     name: str
     encode: Encode
-    """Maps tiles, uint8 (n, 3, h, w), to embeddings, float (n, d)."""
     fields_of_view: tuple[float, ...]
-    """Sides of its fields of view as multiples of the tile side; their embeddings are concatenated."""
     tile_px: int
-    """Side of its tiles in pixels."""
     threads: bool
-    """Whether it runs on one core without the interpreter lock, so that calls from several threads run in parallel."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that decides whether two embeddings are comparable: str, bool, int, float, lists and dicts."""
     microns_per_pixel: float | None = None
-    """Resolution of its training tiles in micrometers per pixel; `None` if unknown."""
     precision: Precision = "float32"
-    """Precision in which its network computes; it always returns float32."""
 
 
 def check_embeddings(output: Any, n_tiles: int, *, name: str, width: int | None = None) -> Float32:

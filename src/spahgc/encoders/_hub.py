@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
@@ -110,13 +111,9 @@ def repository_of(name: str, model: Any) -> str:
 def load_registered(name: str, *, weights: Path | None, device: str | None, precision: Precision | None) -> Encoder:
     """Load an encoder of :func:`registry`."""
     model = registry(name)[name]
-    from lazyslide_models import TimmModel
+    from lazyslide_models import TimmModel  # importable once `registry` has returned
 
-    repository = repository_of(name, model)
-
-    def from_file(path: Path) -> Any:
-        return _from_file(name, model, path)
-
+    repository, from_file = repository_of(name, model), partial(_from_file, name, model)
     timm = issubclass(model, TimmModel) and name not in READ_FILES
     cached = from_file if timm or name in {*EXPORTED, *TRANSFORMERS, *ARCHITECTURES} else None
     built = from_file(weights) if weights else _from_hub(name, repository, model, cached)
@@ -291,6 +288,7 @@ def _load_transformers(name: str, built: Any, state: dict[str, Any], folder: Pat
     built.model, info = getattr(transformers, network).from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True, **options
     )
+    built.num_prefix_tokens = 1  # Midnight averages the tokens after the class token.
     missing = sorted(set(info["missing_keys"]) & set(built.model.state_dict()))
     if missing:  # transformers only warns and leaves them random.
         raise RuntimeError(f"{len(missing)} missing keys: {', '.join(missing)}")

@@ -31,11 +31,13 @@ def precision_on(device: torch.device, precision: Precision | None) -> Precision
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Map tiles, uint8 (n, 3, h, w), through a torch module to embeddings, float32 (n, width)."""
+    """Map tiles, uint8 (n, 3, h, w), through a torch module to embeddings, float32 (n, width).
+
+    `prepare` maps a uint8 tensor on the device to the input of `forward`.
+    """
 
     name: str
     prepare: Callable[[Any], Any]
-    """Maps a uint8 tensor (n, 3, h, w) on the device to the input of `forward`."""
     forward: Callable[[Any], Any]
     device: torch.device
     precision: Precision
@@ -47,12 +49,10 @@ class Network:
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
-        mixed = torch.autocast(
-            self.device.type, dtype=getattr(torch, self.precision), enabled=self.precision != "float32"
-        )
+        half = self.precision != "float32"
         with torch.inference_mode():
             ready = self.prepare(batch)
-            with mixed:
+            with torch.autocast(self.device.type, dtype=getattr(torch, self.precision), enabled=half):
                 out = self.forward(ready)
         if not isinstance(out, torch.Tensor):
             raise TypeError(
@@ -138,22 +138,9 @@ def from_module(module: torch.nn.Module, *, device: str | None = None, precision
         return (tiles.float() / 255 - shift.to(tiles.device)) / scale.to(tiles.device)
 
     cut = "" if tile_px == side else f"center crop {side}; "
-    recipe["transform"] = f"{cut}scale to 0..1; normalize mean {format_numbers(mean)} sd {format_numbers(std)}"
-    return from_network(
-        name,
-        module,
-        prepare=prepare,
-        forward=forward,
-        tile_px=tile_px,
-        device=device,
-        precision=precision,
-        recipe=recipe,
-    )
-
-
-def format_numbers(values: Any) -> str:
-    """Numbers as text, without the noise of binary fractions."""
-    return "(" + ", ".join(f"{float(value):.6g}" for value in values) + ")"
+    recipe["transform"] = f"{cut}scale to 0..1; normalize mean {tuple(mean)} sd {tuple(std)}"
+    options: dict[str, Any] = {"prepare": prepare, "forward": forward, "tile_px": tile_px, "recipe": recipe}
+    return from_network(name, module, device=device, precision=precision, **options)
 
 
 def state_sha256(network: Any) -> str:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ._texture_scales import SCALE_NAMES, scales
 
-MIN_PIXELS = 32
-"""Smallest side of a tile; the widest filter reaches 24 pixels."""
+MIN_PIXELS = 32  # Smallest side of a tile; the widest filter reaches 24 pixels.
 QUANTILES = np.array([0.05, 0.5, 0.95])
 STAIN_TOP = 0.5  # Stains above this (less than 0.1 % of the light passes) are clipped to it in quantiles.
 WHITE = 200  # A pixel with all channels above this is background, lumen or fat.
@@ -144,11 +143,7 @@ def hematoxylin(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     out = np.empty(tiles.shape[0], np.float32)
     for i in range(tiles.shape[0]):
         plane = planes(tiles[i])[2]
-        total = 0.0
-        for y in range(plane.shape[0]):
-            for x in range(plane.shape[1]):
-                total += plane[y, x]
-        out[i] = total / plane.size
+        out[i] = plane.astype(np.float64).sum() / plane.size
     return out
 
 
@@ -205,7 +200,6 @@ def correlation(a: NDArray[np.float32], b: NDArray[np.float32], floor: float) ->
 @numba.njit(nogil=True, cache=True)
 def color(tile: NDArray[np.uint8], four: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     """Write the :data:`COLOR_NAMES` of a tile (3, h, w) and its :func:`planes` (4, h, w) into `out`."""
-    _, height, width = tile.shape
     for c in range(3):
         moments(tile[c], 256.0, out[6 * c : 6 * c + 6])
     moments(four[1], 1.0, out[18:24])
@@ -215,11 +209,7 @@ def color(tile: NDArray[np.uint8], four: NDArray[np.float32], out: NDArray[np.fl
     out[37] = correlation(tile[0], tile[2], 1.0)
     out[38] = correlation(tile[1], tile[2], 1.0)
     out[39] = correlation(four[2], four[3], 1e-3)
-    white = 0
-    for y in range(height):
-        for x in range(width):
-            white += min(tile[0, y, x], tile[1, y, x], tile[2, y, x]) > WHITE
-    out[40] = white / (height * width)
+    out[40] = ((tile[0] > WHITE) & (tile[1] > WHITE) & (tile[2] > WHITE)).mean()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -258,12 +248,7 @@ def lbp(plane: NDArray[np.float32], out: NDArray[np.float64]) -> None:
 @numba.njit(nogil=True, cache=True)
 def quantize(plane: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
     """Quantize a plane to :data:`LEVELS` equal steps from 0 to `top`; higher values take the highest level."""
-    height, width = plane.shape
-    out = np.empty((height, width), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = min(int(plane[y, x] * (LEVELS / top)), LEVELS - 1)
-    return out
+    return np.minimum((plane * (LEVELS / top)).astype(np.int64), LEVELS - 1).astype(np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -282,9 +267,7 @@ def cooccurrence(levels: NDArray[np.uint8], distance: int) -> NDArray[np.float64
             for x in range(first, last):
                 counts[levels[y, x], levels[y + dy, x + dx]] += 1
         pairs = 2 * (height - dy) * (last - first)
-        for i in range(LEVELS):
-            for j in range(LEVELS):
-                out[i, j] += (counts[i, j] + counts[j, i]) / pairs / 4
+        out += (counts + counts.T) / pairs / 4
     return out
 
 

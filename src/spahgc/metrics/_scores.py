@@ -15,8 +15,7 @@ from .._slides import normalize as normalize_counts
 
 Scores = NDArray[np.float64]
 
-GOOD = 0.3
-"""Pearson correlation above which the prediction of a gene is called good."""
+GOOD = 0.3  # Pearson correlation above which the prediction of a gene is called good.
 # Columns whose spread is a smaller share of their magnitude are constant: the rest is rounding error.
 CONSTANT = 1e-7
 _BLOCK = 512  # genes
