@@ -126,8 +126,6 @@ logger = logging.getLogger("spahgc")
 
 MAX_BYTES = 2**31
 """Size limit of a cache folder in bytes; nothing is added beyond it."""
-
-
 _FOLDER = ".spahgc_cache"
 
 
@@ -206,34 +204,31 @@ def shared_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
 
 
 MARK = "spahgc_prediction"
-"""Attribute of a store: key and model of the prediction. What lacks it is never overwritten."""
-
-
+"""Attribute of a store with the key and model of the prediction; folders without it are never overwritten."""
 CHUNK_BYTES = 2**23
-"""About the size of a chunk, which has all genes of some rows."""
+"""Approximate chunk size; a chunk holds all genes of some rows."""
 
 
 class Store(NamedTuple):
-    """A prediction on disk."""
+    """Prediction on disk: model fingerprint, spot names (n_obs,), and a dask array, float32 (n_obs, panel)."""
 
     model: str
-    """Fingerprint."""
     names: pd.Index
-    """Names of the spots, (n_obs,)."""
     values: Any
-    """Dask array, float32 (n_obs, panel)."""
 
 
 def local_path(store: str | os.PathLike[str]) -> Path:
-    """Absolute path of a store."""
+    """Return the absolute path of a store."""
     name = os.fspath(store)
     if "://" in name:
-        raise ValueError(f"store is a path in a file system, not the address {name!r}. Write there, and copy it.")
+        raise ValueError(
+            f"`store` must be a local path, got {name!r}. Write to a local path and copy the store."
+        )
     return Path(os.path.abspath(os.path.expanduser(name)))
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """There is nothing at `path`, or a prediction that may be overwritten."""
+    """Raise if `path` exists, unless it is a prediction and may be overwritten."""
     if not os.path.lexists(path) or (overwrite and is_store(path)):
         return
     advice = (
@@ -245,19 +240,19 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def check_room(path: Path, n_bytes: int) -> None:
-    """The disk has room for the values twice: while they are made, and in the store."""
+    """Raise if the disk has no room for the values twice, in a temporary file and in the store."""
     folder = next(parent for parent in path.parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < 2 * n_bytes:
         raise OSError(
             errno.ENOSPC,
             f"{folder} has {free / 1e9:.1f} GB free, and to write the prediction takes {2 * n_bytes / 1e9:.1f} GB, "
-            f"half of them for a temporary file. Choose a store on another disk, or predict fewer genes or slides",
+            f"half of it for a temporary file. Choose a store on another disk, or predict fewer genes or slides",
         )
 
 
 def is_store(path: Path) -> bool:
-    """Whether a prediction was written at `path`."""
+    """Whether `path` holds a prediction."""
     return path.is_dir() and not path.is_symlink() and _mark(path) is not None
 
 
@@ -271,16 +266,9 @@ def _mark(path: Path) -> dict[str, str] | None:
 
 
 class Scratch:
-    """Values float32 (n, n_genes) in a temporary file without a name, of which slices of rows are read and written.
+    """Matrix float32 (n, n_genes) in an unnamed temporary file in `folder`, read and written by row slices.
 
-    With plain reads and writes a full disk is an `OSError`; a mapped file would end the process there.
-
-    Parameters
-    ----------
-    folder
-        Where the file is.
-    shape
-        (n, n_genes)
+    Plain reads and writes turn a full disk into an `OSError`; writing to a memory-mapped file would kill the process.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
@@ -302,12 +290,12 @@ class Scratch:
         return values
 
     def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
-        block = np.broadcast_to(values, (rows.stop - rows.start, self.shape[1]))  # an error where it does not fit
+        block = np.broadcast_to(values, (rows.stop - rows.start, self.shape[1]))  # raises if it does not fit
         self._file.seek(rows.start * self._row)
         self._file.write(np.ascontiguousarray(block, np.float32).data)
 
     def mapped(self) -> Float32:
-        """All values, to be read while the file is open."""
+        """Return all values as a read-only memory map, valid while the file is open."""
         self._file.flush()
         return np.memmap(self._file, np.float32, "r", shape=self.shape)
 
@@ -315,21 +303,7 @@ class Scratch:
 def write_store(
     path: Path, table: AnnData, values: Callable[[slice], Float32], *, key: str, model: str, overwrite: bool
 ) -> None:
-    """Write a prediction.
-
-    Parameters
-    ----------
-    path
-        The folder to make. It is written under a temporary name beside its place and then renamed.
-    table
-        All but ``X``.
-    values
-        Makes rows of ``X``, float32 (n_rows, n_genes).
-    key, model
-        Of the prediction.
-    overwrite
-        Replace a prediction that is there.
-    """
+    """Write a prediction atomically: `table` holds everything except ``X``, `values` returns rows of it."""
     import zarr
 
     n, n_genes = table.shape
@@ -337,7 +311,7 @@ def write_store(
     with replacing_folder(path) as folder:
         _write_zarr(table, folder)
         group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-        # Element "array" of the AnnData format.
+        # AnnData's encoding of an array.
         array = group.create_array("X", shape=table.shape, chunks=(n_rows, n_genes), dtype=np.float32, overwrite=True)
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for rows in blocks(n, n_rows):
@@ -345,11 +319,11 @@ def write_store(
         group.attrs[MARK] = {"key": key, "model": model}
         with _silent_consolidation():
             zarr.consolidate_metadata(folder)
-        check_free(path, overwrite=overwrite)  # again: to predict may have taken hours
+        check_free(path, overwrite=overwrite)  # again, because prediction may have taken hours
 
 
 def check_writable(table: AnnData) -> None:
-    """A table without values can be written into a store: an error where it cannot."""
+    """Raise if a table without values cannot be written to a store."""
     from zarr.storage import MemoryStore
 
     _write_zarr(table, MemoryStore())
@@ -357,14 +331,14 @@ def check_writable(table: AnnData) -> None:
 
 def _write_zarr(table: AnnData, place: Path | MemoryStore) -> None:
     with _silent_consolidation():
-        # That the format will be another one: the user's setting of anndata chooses it, and all are read.
+        # The user's anndata settings choose the format, and all formats can be read.
         warnings.filterwarnings("ignore", "Writing zarr v2|zarr v3 autosharding", UserWarning)
         table.write_zarr(place)
 
 
 @contextmanager
 def _silent_consolidation() -> Iterator[None]:
-    """No warnings that not all readers of version 3 know consolidated metadata."""
+    """Silence zarr's warning that consolidated metadata is not part of format 3."""
     import zarr
 
     with warnings.catch_warnings():
@@ -373,20 +347,7 @@ def _silent_consolidation() -> Iterator[None]:
 
 
 def read_store(path: Path) -> Store:
-    """Open a prediction.
-
-    Parameters
-    ----------
-    path
-        The folder that :func:`write_store` made.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing.
-    ValueError
-        If what is there is not a prediction.
-    """
+    """Open a prediction written by `write_store`."""
     import anndata
     import dask.array as da
     import pandas as pd

@@ -13,11 +13,7 @@ from . import _keys as keys
 from ._checks import matrix, positive
 
 Float64 = NDArray[np.float64]
-
-
 _DECIMALS = 9
-
-
 _MARGIN = 16
 
 
@@ -108,20 +104,12 @@ def spatial_knn(coordinates: ArrayLike, k: int) -> NDArray[np.int64]:
 
 PLAUSIBLE_MPP = (0.05, 20.0)
 """Plausible range of micrometers per pixel of an H&E image."""
-
-
 VISIUM_PITCH_UM = 100.0
 """Center-to-center distance of neighboring Visium spots in micrometers."""
-
-
 VISIUM_SPOT_UM = 65.0
 """Spot diameter in micrometers that Space Ranger's ``spot_diameter_fullres`` represents (55 um plus diffusion)."""
-
-
 DIFFERS = 0.1
 """Relative difference between two estimates of the scale that triggers a warning."""
-
-
 _MIN_PAIRS = 10  # neighbor pairs needed for a reliable distance
 
 

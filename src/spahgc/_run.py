@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 """Callback that receives the fraction of the work completed since the last call; the fractions sum to 1."""
-
-
 DELAY = 2.0
 """Seconds before a progress bar appears."""
 

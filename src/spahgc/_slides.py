@@ -23,8 +23,6 @@ Float64 = NDArray[np.float64]
 
 SplitBy = Literal["patient", "slide"]
 """Unit held out when tuning: patients, to predict new patients, or slides, to predict further slides of known ones."""
-
-
 BLOCK = 8192
 """Number of spots processed at once, which bounds memory."""
 
@@ -375,16 +373,12 @@ def standardization(embedding: Float32) -> tuple[Float64, Float64]:
 
 
 Normalize = Literal["log1p", "log10", "none"]
-
-
 UNITS: dict[str, str] = {
     "log1p": "log1p counts per 10k",
     "log10": "log10(counts + 1)",
     "none": "as given",
 }
 """Expression unit of each normalization."""
-
-
 TARGET_SUM = 1e4
 
 

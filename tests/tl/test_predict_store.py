@@ -125,7 +125,7 @@ def test_a_relative_path_is_kept_as_an_absolute_one(
     monkeypatch.chdir("/")
     assert target.uns["spahgc"]["store"] == str(tmp_path / "pred.zarr")
     assert spahgc.get.predicted(target).shape == (72, 12)
-    with pytest.raises(ValueError, match="a path in a file system, not the address 's3://bucket/pred.zarr'"):
+    with pytest.raises(ValueError, match="must be a local path, got 's3://bucket/pred.zarr'"):
         spahgc.tl.predict(models("ridge"), target, store="s3://bucket/pred.zarr")
 
 
