@@ -138,7 +138,7 @@ def test_clustering_and_markers(prediction: ad.AnnData) -> None:
     markers = sc.get.rank_genes_groups_df(prediction, "0").set_index("names")
     assert len(markers) == 48
     assert (markers["pvals_adj"] < 0.01).sum() > 5
-    planted = markers.index.str.split("-").str[0].isin(["density", "colour", "size", "context"])
+    planted = markers.index.str.split("-").str[0].isin(["density", "color", "size", "context"])
     assert markers["scores"].abs()[planted].mean() > markers["scores"].abs()[~planted].mean()
 
 

@@ -122,10 +122,10 @@ def test_predict_into_a_zarr(files: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_genes_from_a_file(files: Path) -> None:
-    (files / "genes.txt").write_text("density-00\n\ncolour-01\n")
+    (files / "genes.txt").write_text("density-00\n\ncolor-01\n")
     arguments = ["train", str(files / "ref.h5ad"), str(files / "model"), "--method", "knn"]
     assert main([*arguments, "--genes", str(files / "genes.txt")]) == 0
-    assert spahgc.tl.Model.load(files / "model").genes == ("density-00", "colour-01")
+    assert spahgc.tl.Model.load(files / "model").genes == ("density-00", "color-01")
 
 
 @pytest.mark.parametrize("container", list(SpatialDataContainerFormats))

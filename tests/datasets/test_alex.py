@@ -64,7 +64,7 @@ def test_small_image_of_zenodo(zenodo: Path, slides: dict[str, VisiumSlide], cap
     np.testing.assert_allclose(sdata["table"].obsm["spatial"], slides["CID4290"].xy / 4, atol=0.01)
     assert sdata.attrs["microns_per_pixel"]["CID4290_image"] == pytest.approx(8.0, rel=1e-3)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "CID4290 has no image at full resolution: the small one is taken, 8 um per pixel" in caplog.text
+    assert "CID4290 has no full-resolution image: the small one is used, with 8 um per pixel" in caplog.text
 
 
 def test_folder_a_slide(slides: dict[str, VisiumSlide], tmp_path: Path) -> None:
@@ -83,18 +83,18 @@ def test_genes_that_a_slide_lacks_are_left_out(visium_slide: type[VisiumSlide], 
     other.write_mtx(zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix")
     assert alex(zenodo)["table"].var_names.tolist() == ["ERBB2", "KRT8"]
     visium_slide(1, genes=("A", "B")).write_mtx(zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix")
-    with pytest.raises(ValueError, match="no gene in common; the first have 'A', 'B'"):
+    with pytest.raises(ValueError, match="no gene in common; the first one has 'A', 'B'"):
         alex(zenodo)
 
 
 def test_refusals(zenodo: Path, slides: dict[str, VisiumSlide], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"No slide 'CID1' in alex\. There are, in .*: '1142243F', 'CID4290'"):
+    with pytest.raises(ValueError, match=r"No slide 'CID1' in alex\. Available in .*: '1142243F', 'CID4290'"):
         alex(zenodo, slides=["CID1"])
-    with pytest.raises(ValueError, match=r"images has slides that alex does not know: 'CID1'"):
+    with pytest.raises(ValueError, match=r"`images` has unknown slides 'CID1'"):
         alex(zenodo, images={"CID1": "x.tif"})
-    with pytest.raises(FileNotFoundError, match=r"No counts of alex in .*alex\(path=\.\.\.\)"):
+    with pytest.raises(FileNotFoundError, match=r"No slides of alex in .*alex\(path=\.\.\.\)"):
         alex(tmp_path)
-    with pytest.raises(FileNotFoundError, match="No slide file 'missing.tif'"):
+    with pytest.raises(FileNotFoundError, match="`images` names files that do not exist: 'missing.tif'"):
         alex(zenodo, slides=["CID4290"], images={"CID4290": "missing.tif"})
     features = zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix" / "features.tsv.gz"
     features.write_text("ERBB2\n")
@@ -107,7 +107,7 @@ def test_refusals(zenodo: Path, slides: dict[str, VisiumSlide], tmp_path: Path) 
     (zenodo / "spatial" / "CID4290_spatial" / "scalefactors_json.json").unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=r"'CID4290' of alex is incomplete: no .*scalefactors_json\.json; that folder has 'tissue_h",
+        match=r"'CID4290' of alex is incomplete: no scalefactors_json\.json in .*which has 'tissue_h",
     ):
         alex(zenodo)
 

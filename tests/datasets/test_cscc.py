@@ -101,7 +101,7 @@ def test_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pyte
 def test_one_slide_and_the_inner_folder(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     sdata = cscc(str(tmp_path / "geo" / "GSE144240_RAW"), slides=["P10_ST_rep3"])
     assert sdata["table"].obs["region"].cat.categories.tolist() == ["P10_ST_rep3"]
-    other = cscc(tmp_path / "geo", slides=["P10_ST_rep3"], neighbour_um=200)
+    other = cscc(tmp_path / "geo", slides=["P10_ST_rep3"], pitch_um=200)
     factors = other["table"].uns["spatial"]["P10_ST_rep3"]["scalefactors"]
     assert factors["microns_per_pixel"] == pytest.approx(MPP * 200 / 150)
 
@@ -121,23 +121,28 @@ def test_embed_and_predict(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None
 def test_refusals(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     folder = tmp_path / "geo"
     with pytest.raises(
-        ValueError, match=r"No slide 'P2_ST_rep9' in cscc\. There are, in .*: 'P2_ST_rep1', 'P2_ST_rep2'"
+        ValueError, match=r"No slide 'P2_ST_rep9' in cscc\. Available in .*: 'P2_ST_rep1', 'P2_ST_rep2'"
     ):
         cscc(folder, slides=["P2_ST_rep9"])
-    with pytest.raises(TypeError, match=r"slides is a list of names: slides=\['P2'\]"):
+    with pytest.raises(TypeError, match="`slides` must be a sequence of strings or None, got 'P2'"):
         cscc(folder, slides="P2")
-    with pytest.raises(ValueError, match="slides is empty"):
+    with pytest.raises(ValueError, match="`slides` is empty"):
         cscc(folder, slides=[])
-    with pytest.raises(FileNotFoundError, match=r"No count tables \(GSM\*_stdata.*acc=GSE144240.*cscc\(path=\.\.\.\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"No slides of cscc in .*ST_rep1_stdata.*acc=GSE144240.*cscc\(path=\.\.\.\)",
+    ):
         cscc(tmp_path)
     (folder / "GSE144240_RAW" / "GSM4284317_P2_ST_rep2.jpg.gz").unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=r"'P2_ST_rep2' of cscc is incomplete: no GSM4284317_P2_ST_rep2\.jpg.*which has 'GSM4284317_P2",
+        match=r"'P2_ST_rep2' of cscc is incomplete: no GSM4284317_P2_ST_rep2\.jpg or .*which has .*'GSM4284317_P2",
     ):
         cscc(folder)
-    (folder / "GSE144240_RAW" / "GSM4284316_P2_ST_rep1.jpg.gz").write_bytes(gzip.compress(b"x" * 9999)[:-20])
-    with pytest.raises(ValueError, match=r"rep1\.jpg\.gz is damaged or cut off"):
+    image = folder / "GSE144240_RAW" / "GSM4284316_P2_ST_rep1.jpg.gz"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"rep1\.jpg\.gz\) is damaged or truncated"):
         cscc(folder, slides=["P2_ST_rep1"])
 
 

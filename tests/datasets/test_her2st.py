@@ -96,14 +96,14 @@ def test_slides_of_a_local_folder(repository: Path) -> None:
     data = str(repository / "data")
     assert her2st(data, slides=["B3", "A1"])["table"].obs["region"].cat.categories.tolist() == ["A1", "B3"]
     with pytest.raises(
-        ValueError, match=r"No slide 'C9' in her2st\. There are, in '.*data': 'A1', 'B2', 'B3'\. All 36"
+        ValueError, match=r"No slide 'C9' in her2st\. Available in '.*data': 'A1', 'B2', 'B3'; .*36 slides"
     ):
         her2st(data, slides=["B3", "C9"])
-    with pytest.raises(TypeError, match=r"slides is a list of names: slides=\['A1'\]"):
+    with pytest.raises(TypeError, match="`slides` must be a sequence of strings or None, got 'A1'"):
         her2st(data, slides="A1")
-    with pytest.raises(ValueError, match="slides is empty"):
+    with pytest.raises(ValueError, match="`slides` is empty"):
         her2st(data, slides=[])
-    with pytest.raises(FileNotFoundError, match="No folder ST-cnts in .*reads the layout of the authors' repository"):
+    with pytest.raises(FileNotFoundError, match="No slides of her2st in .*Expected files: data/ST-cnts"):
         her2st(repository / "nowhere")
 
 
@@ -111,15 +111,15 @@ def test_incomplete_local_folder(repository: Path) -> None:
     image = repository / "data" / "ST-imgs" / "B" / "B2" / "B2_HE.jpg"
     image.rename(image.with_suffix(".png"))
     with pytest.raises(
-        FileNotFoundError, match=r"Slide 'B2' of her2st is incomplete: no image \(\*\.jpg\) in .*B2, expected one"
+        FileNotFoundError, match=r"Slide 'B2' of her2st is incomplete: no \*\.jpg \(exactly one\) in .*B2"
     ):
         her2st(repository)
     for name in ("one.jpg", "two.jpg"):
         image.with_name(name).write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"2 images \(\*\.jpg\) in"):
+    with pytest.raises(FileNotFoundError, match=r"no \*\.jpg \(exactly one\) in .* which has .*'one\.jpg', 'two\.jpg'"):
         her2st(repository)
     (repository / "data" / "ST-spotfiles" / "A1_selection.tsv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"Slide 'A1' of her2st is incomplete: no .*A1_selection\.tsv"):
+    with pytest.raises(FileNotFoundError, match=r"Slide 'A1' of her2st is incomplete: no A1_selection\.tsv"):
         her2st(repository)
 
 
@@ -142,7 +142,7 @@ def test_download_takes_all_known_slides(server: Server, home: Path) -> None:
 
 
 def test_slide_without_checksum_is_not_downloaded(server: Server, home: Path) -> None:
-    with pytest.raises(ValueError, match=r"No slide 'A1' in her2st.*to download: 'B2', 'B3'\. Otherwise git clone"):
+    with pytest.raises(ValueError, match=r"No slide 'A1' in .*to download: 'B2', 'B3'\. Otherwise run `git clone"):
         her2st(slides=["A1"], base_url=server.url)
     assert server.asked == []
 
@@ -167,7 +167,7 @@ def test_not_found(server: Server, home: Path, repository: Path) -> None:
 def test_interrupted_download_goes_on(server: Server, home: Path, repository: Path) -> None:
     """Broken off three times a call: the slide is incomplete; the next call asks for the missing half only."""
     server.cut = ".jpg"
-    with pytest.raises(ConnectionError, match=r"Could not download .*B2_HE\.jpg.*goes on from there"):
+    with pytest.raises(ConnectionError, match=r"Could not download .*B2_HE\.jpg.*next call resumes"):
         her2st(slides=["B2"], base_url=server.url)
     assert "B2_HE.jpg" not in files_in(home)
     server.cut = ""
@@ -178,7 +178,7 @@ def test_interrupted_download_goes_on(server: Server, home: Path, repository: Pa
 
 def test_registry_holds_three_files_a_slide() -> None:
     registry = _her2st._registry()
-    assert _her2st._registered(registry) == ["B4", "C2", "C3", "C4", "C5"]
+    assert sorted(Path(file).name[:2] for file in registry if "cnts" in file) == ["B4", "C2", "C3", "C4", "C5"]
     assert len(registry) == 15
     assert all(len(checksum) == len("sha256:") + 64 for checksum in registry.values())
 

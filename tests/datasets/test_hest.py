@@ -56,7 +56,7 @@ def test_local_folder_of_one_study(hest_sample: Callable[..., Any], tmp_path: Pa
     assert table.obs_names.is_unique
     assert sdata.attrs["microns_per_pixel"] == {"NCBI681_image": 2.0, "NCBI682_image": 2.0}
     assert {"NCBI681_tissue", "NCBI682_tissue"} <= set(sdata.shapes)
-    one = hest(tmp_path, ids=["NCBI682"], patients={"NCBI682": "D2"})
+    one = hest(tmp_path, slides=["NCBI682"], patients={"NCBI682": "D2"})
     assert one["table"].obs["patient"].unique().tolist() == ["D2"]
 
 
@@ -65,7 +65,7 @@ def test_patients_of_several_studies_and_panels(hest_sample: Callable[..., Any],
     hest_sample(tmp_path, "TENX116", technology="Xenium", genes=("ERBB2", "KRT8", "MUC1"), dataset_title="One")
     hest_sample(tmp_path, "TENX126", technology="Xenium", genes=("ERBB2", "KRT8", "TFF1"), dataset_title="Two")
     hest_sample(tmp_path, "TENX140", technology="Xenium", genes=("KRT8", "ERBB2"), dataset_title="Two")
-    table = hest(tmp_path, ids="pancreas_xenium", patients={"TENX140": "me"})["table"]
+    table = hest(tmp_path, slides="pancreas_xenium", patients={"TENX140": "me"})["table"]
     assert table.obs.groupby("region", observed=True)["patient"].first().to_dict() == {
         "TENX116": "One: Patient 1",
         "TENX126": "Two: Patient 1",
@@ -78,7 +78,7 @@ def test_patients_of_several_studies_and_panels(hest_sample: Callable[..., Any],
 def test_embed_and_predict(hest_sample: Callable[..., Any], tmp_path: Path) -> None:
     hest_sample(tmp_path, "A")
     adata, _ = hest_sample(tmp_path, "B", technology="Xenium", patient="Patient 2")
-    reference, target = (hest(tmp_path, ids=[name]) for name in "AB")
+    reference, target = (hest(tmp_path, slides=[name]) for name in "AB")
     for sdata in (reference, target):
         spahgc.pp.image_embedding(sdata, encoder="texture")
     spahgc.tl.predict(reference["table"], target["table"], method="ridge", panel=["ERBB2", "KRT8"])
@@ -88,7 +88,7 @@ def test_embed_and_predict(hest_sample: Callable[..., Any], tmp_path: Path) -> N
 
 
 def test_download(hub: list[str], tmp_path: Path) -> None:
-    sdata = hest(ids=["NCBI681", "NCBI682"])
+    sdata = hest(slides=["NCBI681", "NCBI682"])
     assert sdata["table"].n_obs == 162
     assert hub == [
         "metadata/NCBI681.json",
@@ -102,10 +102,10 @@ def test_download(hub: list[str], tmp_path: Path) -> None:
     hest()
     assert len(hub) == 7
     (tmp_path / "home" / "hest" / "wsis" / "NCBI682.tif").unlink()
-    assert hest(ids=["NCBI682"])["table"].n_obs == 81
+    assert hest(slides=["NCBI682"])["table"].n_obs == 81
     assert hub[7:] == ["wsis/NCBI682.tif"]
     with pytest.raises(ValueError, match=r"datasets/MahmoodLab/hest has no metadata/NCBI1\.json"):
-        hest(ids=["NCBI1"])
+        hest(slides=["NCBI1"])
 
 
 NO_HUB = r"cannot be reached.*hf download MahmoodLab/hest.*'\*/NCBI681\[_\.\]\*'.*hest\(path=\.\.\.\)"
@@ -131,7 +131,7 @@ def test_hub_that_refuses(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(kind, match=said) as caught:
-        hest(ids=["NCBI681"])
+        hest(slides=["NCBI681"])
     # the request of the error knows the token
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
@@ -140,14 +140,14 @@ def test_hub_that_refuses(
 
 def test_refusals(hest_sample: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "data_dir", tmp_path / "home")
-    with pytest.raises(ValueError, match=r"ids='liver' is no set of samples: 'lymph_node', 'pancreas_visium'"):
-        hest(ids="liver")
-    with pytest.raises(ValueError, match=r"No samples \(st/\*\.h5ad\) in .*Pass ids"):
+    with pytest.raises(ValueError, match=r"`slides` must be one of the sets 'lymph_node', .*got 'liver'"):
+        hest(slides="liver")
+    with pytest.raises(ValueError, match=r"No samples \(st/\*\.h5ad\) in .*Pass a list"):
         hest()
-    with pytest.raises(ValueError, match="ids is empty"):
-        hest(ids=[])
+    with pytest.raises(ValueError, match="`slides` is empty"):
+        hest(slides=[])
     with pytest.raises(FileNotFoundError, match=r"No samples \(st/\*\.h5ad\)"):
-        hest(tmp_path, ids=["NCBI681"])
+        hest(tmp_path, slides=["NCBI681"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'spahgc\[models\]'"):
-        hest(ids="lymph_node")
+        hest(slides="lymph_node")

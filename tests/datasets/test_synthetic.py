@@ -38,7 +38,7 @@ def test_layout(cohort: sd.SpatialData) -> None:
     assert patients == {"S1": "P1", "S2": "P1", "S3": "P2", "S4": "P2"}
     assert table.var["planted"].dtype == bool
     assert table.var["planted"].sum() == 100
-    drivers = ["density", "colour", "size", "context"]
+    drivers = ["density", "color", "size", "context"]
     assert table.var["driver"].value_counts().to_dict() == {"none": 100, **dict.fromkeys(drivers, 25)}
     assert (table.var["planted"] == (table.var["driver"] != "none")).all()
     assert (table.X.data == np.floor(table.X.data)).all()
@@ -99,7 +99,7 @@ def test_planted_genes_follow_the_image_and_others_do_not(cohort: sd.SpatialData
     names = ["count", "size", "redness", "around"]
     r = pd.DataFrame(np.abs(np.mean(per_slide, axis=0)), index=names, columns=table.var_names)
     driver = table.var["driver"]
-    for name, statistic in {"density": "count", "colour": "redness", "size": "size", "context": "around"}.items():
+    for name, statistic in {"density": "count", "color": "redness", "size": "size", "context": "around"}.items():
         found = r.loc[:, driver == name]
         assert (found.loc[statistic] > 0.4).mean() > 0.75, name
         assert found.mean(axis=1).idxmax() == statistic, name
@@ -192,11 +192,11 @@ def test_scale(small: sd.SpatialData) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"n_slides": 0}, "n_slides=0: at least 1"),
-        ({"n_patients": 5}, "n_patients=5 is more than n_slides=4: every patient needs a slide"),
-        ({"n_spots": 3}, "n_spots=3: at least 4"),
-        ({"n_genes": 8}, "n_genes=8: at least 16"),
-        ({"microns_per_pixel": 10}, "microns_per_pixel=10: nuclei can be drawn from 0.2 to 4"),
+        ({"n_slides": 0}, "`n_slides` must be an integer of at least 1, got 0"),
+        ({"n_patients": 5}, "`n_patients` must be at most n_slides=4, got 5"),
+        ({"n_spots": 3}, "`n_spots` must be an integer of at least 4, got 3"),
+        ({"n_genes": 8}, "`n_genes` must be an integer of at least 16, got 8"),
+        ({"microns_per_pixel": 10}, "`microns_per_pixel` must be a finite number between 0.2 and 4, got 10"),
     ],
 )
 def test_refusals(wrong: dict[str, float], said: str) -> None:

@@ -33,8 +33,8 @@ def refuses(slide: Args, error: type[Exception], *said: str) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (-2, "holds 1 negative values, the first -2 at spot '3x1', gene 'G4'. Raw counts are needed"),
-        (1.5, "holds 1 non-integer values, the first 1.5 at spot '3x1', gene 'G4'. Raw counts are needed"),
+        (-2, "holds 1 negative values, the first -2 at spot '3x1', gene 'G4'. Raw counts are required"),
+        (1.5, "holds 1 non-integer values, the first 1.5 at spot '3x1', gene 'G4'. Raw counts are required"),
         (np.nan, "holds 1 missing or infinite values, the first nan at spot '3x1', gene 'G4'"),
         (np.inf, "holds 1 missing or infinite values, the first inf"),
     ],
@@ -42,28 +42,32 @@ def refuses(slide: Args, error: type[Exception], *said: str) -> None:
 def test_counts_are_whole_numbers(slide: Args, value: float, said: str) -> None:
     slide["counts"] = slide["counts"].astype(float)
     slide["counts"].loc["3x1", "G4"] = value
-    refuses(slide, ValueError, "counts (data frame)", said, "neither normalised nor log-transformed")
+    refuses(slide, ValueError, "counts (data frame)", said, "neither normalized nor log-transformed")
 
 
 def test_counts_are_numbers(slide: Args, tmp_path: Path) -> None:
     slide["counts"] = slide["counts"].astype(object)
     slide["counts"].loc["3x1", "G4"] = "many"
-    refuses(slide, ValueError, "counts (data frame) holds values that are not numbers, in the columns 'G4'")
+    refuses(slide, ValueError, "counts (data frame) holds non-numeric values in the columns 'G4'")
     slide["counts"].to_csv(tmp_path / "counts.tsv", sep="\t")
     refuses(
         {**slide, "counts": tmp_path / "counts.tsv"},
         ValueError,
-        "counts (counts.tsv) holds values that are not numbers, the first 'many' at spot '3x1', gene 'G4'",
+        "counts (counts.tsv) holds non-numeric values, the first 'many' at spot '3x1', gene 'G4'",
     )
 
 
 def test_empty(slide: Args, tmp_path: Path) -> None:
     refuses(
-        {**slide, "counts": slide["counts"].iloc[:0]}, ValueError, "is empty: 0 spots x 6 genes", "pass counts=None"
+        {**slide, "counts": slide["counts"].iloc[:0]}, ValueError, "is empty: 0 spots x 6 genes", "Pass counts=None"
     )
     refuses({**slide, "counts": slide["counts"].iloc[:, :0]}, ValueError, "is empty: 20 spots x 0 genes")
-    refuses({**slide, "spots": slide["spots"].iloc[:0]}, ValueError, "spots (data frame) has no spots.")
-    refuses({**slide, "spots": slide["spots"].assign(selected=0)}, ValueError, "has no spots that are selected")
+    refuses(
+        {**slide, "spots": slide["spots"].iloc[:0]},
+        ValueError,
+        "spots (data frame) has no spots, or none that are selected",
+    )
+    refuses({**slide, "spots": slide["spots"].assign(selected=0)}, ValueError, "or none that are selected")
     (tmp_path / "counts.tsv").write_text("")
     refuses({**slide, "counts": tmp_path / "counts.tsv"}, ValueError, "counts (counts.tsv) is empty")
     refuses({**slide, "image": np.zeros((0, 5, 3), np.uint8)}, ValueError, "shape (0, 5, 3): no pixels")
@@ -93,9 +97,19 @@ def test_transposed(slide: Args) -> None:
 
 def test_names_of_spots(slide: Args) -> None:
     counts = slide["counts"].set_axis([f"AACT{i}-1" for i in range(20)])
-    refuses({**slide, "counts": counts}, ValueError, "spots are named 'AACT0-1'", "expected '{x}x{y}' such as '10x14'")
+    refuses(
+        {**slide, "counts": counts},
+        ValueError,
+        "20 of 20 rows are not named '{x}x{y}'",
+        "instance 'AACT0-1'",
+    )
     counts = slide["counts"].rename(index={"2x2": "total"})
-    refuses({**slide, "counts": counts}, ValueError, "1 rows are not named '{x}x{y}', for instance 'total'")
+    refuses(
+        {**slide, "counts": counts},
+        ValueError,
+        "1 of 20 rows are not named '{x}x{y}'",
+        "instance 'total'",
+    )
 
 
 def test_no_common_spot(slide: Args) -> None:
@@ -103,7 +117,7 @@ def test_no_common_spot(slide: Args) -> None:
     refuses(
         slide, ValueError,
         "no spot in common (matched of 20: 0 by x, y; 0 by new_x, new_y; 0 by rounded x, y)",
-        "Spots of the counts: '30x40'", "of the spots table: '1x1'", "Are they of one slide?",
+        "Spots of the counts: '30x40'", "of the spot table: '1x1'", "Do they belong to the same slide?",
     )  # fmt: skip
 
 
@@ -114,15 +128,17 @@ def test_columns_missing(slide: Args) -> None:
 
 def test_coordinates_missing(slide: Args) -> None:
     slide["spots"].loc[2, "pixel_x"] = np.nan
-    refuses(slide, ValueError, "pixel_x or pixel_y is missing or infinite for 1 spots, for instance '3x1'")
+    refuses(slide, ValueError, "spots (pixel_x, pixel_y) is missing or infinite for 1 spots, for instance '3x1'")
 
 
 def test_coordinates_are_numbers(slide: Args) -> None:
     refuses(
-        {**slide, "spots": slide["spots"].assign(pixel_y="left")}, ValueError, "x, y, pixel_x and pixel_y are numbers"
+        {**slide, "spots": slide["spots"].assign(pixel_y="left")},
+        ValueError,
+        "pixel_x and pixel_y must be numbers",
     )
     spots = slide["spots"].assign(x=slide["spots"]["new_x"])
-    refuses({**slide, "spots": spots}, ValueError, "x and y are positions on the array, whole numbers")
+    refuses({**slide, "spots": spots}, ValueError, "x and y must be integer positions on the array")
 
 
 def test_coordinates_outside(slide: Args) -> None:
@@ -130,7 +146,7 @@ def test_coordinates_outside(slide: Args) -> None:
     refuses(
         {**slide, "spots": spots}, ValueError,
         "8 of 20 spots lie outside the image of 500 x 400 pixels (width x height)",
-        "pixel_x runs from 330 to 570, pixel_y from 80 to 260", "at its full resolution?",
+        "In spots (pixel_x, pixel_y), x ranges from 330 to 570 and y from 80 to 260", "at its full resolution?",
     )  # fmt: skip
 
 
@@ -140,7 +156,7 @@ def test_coordinates_swapped(slide: Args) -> None:
         {**slide, "spots": spots},
         ValueError,
         "4 of 20 spots lie outside",
-        "With x and y swapped all of them lie inside: swap pixel_x and pixel_y.",
+        "With x and y swapped all of them lie inside: swap the two columns.",
     )
 
 
@@ -158,7 +174,7 @@ def test_positions_that_do_not_follow_the_array(slide: Args) -> None:
     slide["spots"][["pixel_x", "pixel_y"]] = (
         slide["spots"][["pixel_x", "pixel_y"]].sample(frac=1, random_state=0).to_numpy()
     )
-    refuses(slide, ValueError, "The pixel positions do not follow the array", "Give microns_per_pixel.")
+    refuses(slide, ValueError, "The pixel positions do not follow the array", "pass `microns_per_pixel`.")
     read_st(**slide, microns_per_pixel=1.0)
 
 
@@ -167,26 +183,41 @@ def test_scale(slide: Args) -> None:
     refuses(
         {**slide, "spots": row},
         ValueError,
-        "The spot pitch cannot be measured: 5 spots that do not span rows and columns",
+        "The spot pitch cannot be measured: 5 spots do not span rows and columns",
     )
-    refuses({**slide, "microns_per_pixel": 0.01}, ValueError, "microns_per_pixel=0.01 is outside 0.1 to 20")
-    refuses({**slide, "microns_per_pixel": float("nan")}, ValueError, "microns_per_pixel=nan is outside")
-    refuses({**slide, "pitch_um": 0}, ValueError, "pitch_um=0 is the distance of neighbouring spots")
-    refuses({**slide, "spot_diameter_um": -1}, ValueError, "spot_diameter_um=-1 is a diameter in micrometres, above 0")
+    refuses(
+        {**slide, "microns_per_pixel": 0.01},
+        ValueError,
+        "`microns_per_pixel` must be",
+        "0.05 and 20 or None, got 0.01",
+    )
+    refuses(
+        {**slide, "microns_per_pixel": float("nan")},
+        ValueError,
+        "`microns_per_pixel` must be",
+        "got nan",
+    )
+    refuses({**slide, "pitch_um": 0}, ValueError, "`pitch_um` must be a finite number greater than 0, got 0.")
+    refuses(
+        {**slide, "spot_diameter_um": -1},
+        ValueError,
+        "`spot_diameter_um` must be",
+        "greater than 0, got -1.",
+    )
     spots = slide["spots"].assign(pixel_x=slide["spots"]["pixel_x"] / 10, pixel_y=slide["spots"]["pixel_y"] / 10)
     refuses(
         {**slide, "spots": spots},
         ValueError,
-        "33.3 micrometres per pixel follow from the spot pitch (6.0 pixels for 200 um)",
+        "The spot pitch (6.0 pixels for 200 um) implies 33.3 um per pixel",
     )
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", ".a", "_x"])
 def test_slide_name(slide: Args, name: str) -> None:
-    refuses({**slide, "slide": name}, ValueError, f"slide={name!r}: names of slides have letters")
+    refuses({**slide, "slide": name}, ValueError, f"slide={name!r} is not a valid name: use letters")
 
 
-def image_grey(image: np.ndarray) -> np.ndarray:
+def image_gray(image: np.ndarray) -> np.ndarray:
     return image[..., 0]
 
 
@@ -201,7 +232,7 @@ def image_rgba(image: np.ndarray) -> np.ndarray:
 
 
 BAD_IMAGES = [
-    (image_grey, "is grey", "an H&E image has three channels (RGB)"),
+    (image_gray, "is grayscale", "an H&E image has three channels (RGB)"),
     (image_16_bit, "is a 16-bit image; expected 8 bits", "(image // 257).astype('uint8')"),
     (image_rgba, "is RGBA and partly transparent", "PIL.Image.alpha_composite"),
 ]
@@ -250,17 +281,22 @@ def test_opaque_alpha_is_dropped(slide: Args, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, logger="spahgc"):
         found = read_st(**slide)["A1_image"]["scale0"]["image"].values
     np.testing.assert_array_equal(found, expected)
-    assert "is RGBA, opaque everywhere: the alpha channel is dropped" in caplog.text
+    assert "is RGBA and opaque everywhere: the alpha channel is dropped" in caplog.text
 
 
 def test_other_images(slide: Args, tmp_path: Path) -> None:
-    refuses({**slide, "image": slide["image"] / 255}, ValueError, "image (array) is float64, not uint8", "image * 255")
+    refuses(
+        {**slide, "image": slide["image"] / 255},
+        ValueError,
+        "image (array) has dtype float64; expected uint8",
+        "image * 255",
+    )
     first = np.moveaxis(slide["image"], -1, 0)
-    refuses({**slide, "image": first}, ValueError, "has the shape (3, 400, 500)", "numpy.moveaxis(image, 0, -1)")
+    refuses({**slide, "image": first}, ValueError, "has shape (3, 400, 500)", "numpy.moveaxis(image, 0, -1)")
     refuses(
         {**slide, "image": slide["image"][..., :2]},
         ValueError,
-        "has the shape (400, 500, 2); expected (height, width, 3)",
+        "has shape (400, 500, 2); expected (height, width, 3)",
     )
     Image.fromarray(slide["image"]).convert("CMYK").save(tmp_path / "he.jpg")
     refuses({**slide, "image": tmp_path / "he.jpg"}, ValueError, "is a CMYK image, not RGB. Convert it")
@@ -268,7 +304,7 @@ def test_other_images(slide: Args, tmp_path: Path) -> None:
     refuses(
         {**slide, "image": tmp_path / "not.png"},
         ValueError,
-        "image (not.png) is not an image in a format that can be read",
+        "image (not.png) is not an image in a supported format",
     )
 
 
@@ -282,15 +318,15 @@ def test_types(slide: Args) -> None:
     refuses(
         {**slide, "counts": slide["counts"].to_numpy()},
         TypeError,
-        "counts is a path or a pandas.DataFrame (spots x genes), not ndarray",
+        "`counts` must be a string or a path or a DataFrame or None, got",
     )
-    refuses({**slide, "spots": [1, 2]}, TypeError, "spots is a path or a pandas.DataFrame, not list")
+    refuses({**slide, "spots": [1, 2]}, TypeError, "`spots` must be a string or a path or a DataFrame, got [1, 2]")
     refuses(
         {**slide, "image": None},
         TypeError,
-        "image is a path or a numpy array (height, width, 3) of uint8, not NoneType",
+        "`image` must be a path or an array (height, width, 3) of dtype uint8, got NoneType",
     )
-    refuses({**slide, "slide": 4}, TypeError, "slide is a name (str), not int")
+    refuses({**slide, "slide": 4}, TypeError, "`slide` must be a string, got 4.")
 
 
 def test_header_of_another_length(slide: Args, tmp_path: Path) -> None:
@@ -298,7 +334,7 @@ def test_header_of_another_length(slide: Args, tmp_path: Path) -> None:
     (tmp_path / "counts.tsv").write_text(text.replace("\tG0", "\tG0\textra\tmore", 1))
     refuses(
         {**slide, "counts": tmp_path / "counts.tsv"}, ValueError,
-        "the header names 8 genes, row '1x1' has 6 values", "separated by a tab",
+        "the header names 8 genes, but row '1x1' has 6 values", "separated by a tab",
     )  # fmt: skip
 
 
@@ -307,5 +343,5 @@ def test_truncated_file(slide: Args, tmp_path: Path) -> None:
     whole = (tmp_path / "counts.tsv.gz").read_bytes()
     (tmp_path / "counts.tsv.gz").write_bytes(whole[: len(whole) // 2])
     refuses(
-        {**slide, "counts": tmp_path / "counts.tsv.gz"}, ValueError, "is cut off: the compressed file ends too early"
+        {**slide, "counts": tmp_path / "counts.tsv.gz"}, ValueError, "is truncated: the compressed file ends too early"
     )

@@ -13,7 +13,9 @@ import pytest
 import scipy.sparse as sp
 
 from spahgc.io import bin_to_spots
-from spahgc.io._lattice import make_lattice
+from spahgc.io._bins import assign_spots
+
+LATTICES: list[tuple[Any, int, int]] = [("grid", 50, 50), ("grid", 30, 47), ("hex", 55, 100), ("hex", 60, 60)]
 
 
 @pytest.fixture
@@ -147,17 +149,17 @@ def test_a_lattice_against_looking_at_all_spots() -> None:
     """Any point, any lattice: the spot is the one a search over all of them finds."""
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 500, (4000, 2))
-    for layout, spot, pitch in [("grid", 50, 50), ("grid", 30, 47), ("hex", 55, 100), ("hex", 60, 60)]:
-        found = make_lattice(points, spot, pitch, layout)
-        inside = found.spot >= 0
-        away = points[inside] - found.centres[found.spot[inside]]
+    for layout, spot, pitch in LATTICES:
+        found, centers, places = assign_spots(points, spot, pitch, layout)
+        inside = found >= 0
+        away = points[inside] - centers[found[inside]]
         size = np.abs(away).max(axis=1) if layout == "grid" else np.linalg.norm(away, axis=1)
         assert size.max() <= spot / 2
-        away = points[~inside, None] - found.centres[None]
+        away = points[~inside, None] - centers[None]
         size = np.abs(away).max(axis=2) if layout == "grid" else np.linalg.norm(away, axis=2)
         assert size.size == 0 or size.min() > spot / 2
-        assert len({*zip(found.row, found.column, strict=True)}) == len(found.centres)
-    assert (make_lattice(points, 50, 50, "grid").spot >= 0).all()
+        assert len({*map(tuple, places)}) == len(centers)
+    assert (assign_spots(points, 50, 50, "grid")[0] >= 0).all()
 
 
 def test_several_slides(make_bins: Callable[..., Any]) -> None:
@@ -222,13 +224,13 @@ def test_memory_follows_the_counts(make_bins: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spot_um": 0}, "spot_um=0 is a size"),
-        ({"spot_um": np.nan}, "spot_um=nan is a size"),
-        ({"spot_um": 55, "pitch_um": 50}, "pitch_um=50 is at least spot_um=55"),
-        ({"spot_um": 55, "layout": "square"}, "layout='square' is none of 'grid', 'hex'"),
-        ({"spot_um": 55, "min_bins": 0}, "min_bins is a whole number"),
-        ({"spot_um": 55, "microns_per_pixel": 500}, "between 0.05 and 20"),
-        ({"spot_um": 55, "slide": "a/b"}, "names of slides"),
+        ({"spot_diameter_um": 0}, "`spot_diameter_um` must be a finite number greater than 0, got 0"),
+        ({"spot_diameter_um": np.nan}, "`spot_diameter_um` must be a finite number greater than 0, got nan"),
+        ({"spot_diameter_um": 55, "pitch_um": 50}, "`pitch_um` must be at least spot_diameter_um=55, got 50"),
+        ({"spot_diameter_um": 55, "layout": "square"}, "`layout` must be one of 'grid', 'hex', got 'square'"),
+        ({"spot_diameter_um": 55, "min_bins": 0}, "`min_bins` must be an integer of at least 1, got 0"),
+        ({"spot_diameter_um": 55, "microns_per_pixel": 500}, "between 0.05 and 20"),
+        ({"spot_diameter_um": 55, "slide": "a/b"}, "not a valid name"),
     ],
 )
 def test_bad_arguments(make_bins: Callable[..., Any], arguments: dict[str, Any], message: str) -> None:
@@ -237,7 +239,7 @@ def test_bad_arguments(make_bins: Callable[..., Any], arguments: dict[str, Any],
 
 
 def test_bad_input(make_bins: Callable[..., Any]) -> None:
-    with pytest.raises(TypeError, match="sdata is a SpatialData, not AnnData"):
+    with pytest.raises(TypeError, match="`sdata` must be a SpatialData, got"):
         bin_to_spots(make_bins()["square_008um"], 55)
     sdata = make_bins()
     with pytest.raises(KeyError, match="no table 'square_002um'.*'square_008um'"):

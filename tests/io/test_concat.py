@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -49,10 +50,13 @@ def test_same_genes_keep_their_order(slide: dict[str, Any]) -> None:
 
 def test_refusals(slide: dict[str, Any]) -> None:
     one = read_st(**slide)
-    with pytest.raises(ValueError, match="concat needs at least one slide"):
+    with pytest.raises(ValueError, match="`slides` is empty"):
         concat([])
-    with pytest.raises(ValueError, match=r"Slides have the same name: A1\. Read them with different names"):
+    with pytest.raises(ValueError, match=r"Slides have the same name: 'A1'\. Read them with different names"):
         concat([one, one])
-    with pytest.raises(KeyError, match=r"slides\[1\] has no table 'table'; its tables are \[\]"):
+    with pytest.raises(KeyError, match=r"slides\[1\] has no table 'table'; its tables are none"):
         concat([one, sd.SpatialData()])
+    other = sd.SpatialData(tables={"table": ad.AnnData(np.ones((2, 1), np.float32))})
+    with pytest.raises(KeyError, match=r"slides\[1\] lacks obs\['region'\].*Convert it with spahgc\.io\.from_anndata"):
+        concat([one, other])
     assert one["table"].obs["region"].cat.categories.tolist() == ["A1"]

@@ -146,30 +146,30 @@ def test_embeddings_are_joined_with_their_recipe(adata: ad.AnnData) -> None:
 
 def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None:
     del visium  # the fixture has filled adata.uns
-    with pytest.raises(TypeError, match="adata is an AnnData table, not ndarray"):
+    with pytest.raises(TypeError, match="`adata` must be an AnnData, got"):
         from_anndata(PICTURE, PICTURE)
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         from_anndata(adata, tmp_path / "none.jpg")
-    with pytest.raises(ValueError, match="spot_diameter_um=0 is a diameter"):
+    with pytest.raises(ValueError, match="`spot_diameter_um` must be a finite number greater than 0"):
         from_anndata(adata, PICTURE, spot_diameter_um=0)
-    with pytest.raises(ValueError, match="microns_per_pixel of slide 'V1' is 40; an H&E image has"):
+    with pytest.raises(ValueError, match="`microns_per_pixel` must be .* between 0.05 and 20 or None, got 40"):
         from_anndata(adata, PICTURE, microns_per_pixel=40)
     Image.fromarray(PICTURE).save(tmp_path / "he.png")
     with pytest.raises(ValueError, match="slide='X', but the image was read as 'he'"):
         from_anndata(adata, read_wsi(tmp_path / "he.png"), slide="X")
     adata.uns["spatial"]["V2"] = adata.uns["spatial"]["V1"]
-    with pytest.raises(ValueError, match="holds several slides: 'V1', 'V2'. Take the spots of one"):
+    with pytest.raises(ValueError, match="holds several slides: 'V1', 'V2'. Select the spots of one"):
         from_anndata(adata, PICTURE)
     assert list(from_anndata(adata, PICTURE, slide="V2").shapes) == ["V2"]
     del adata.uns["spatial"]
     with pytest.raises(ValueError, match="Pass slide=<name>"):
         from_anndata(adata, PICTURE)
-    with pytest.raises(ValueError, match="The diameter of the spots is not known"):
+    with pytest.raises(ValueError, match="The spot diameter is unknown"):
         from_anndata(adata, PICTURE, slide="S1", microns_per_pixel=1)
     with pytest.raises(KeyError, match="adata.obsm has no 'spatial'"):
         from_anndata(ad.AnnData(np.ones((3, 2), np.float32)), PICTURE, **GIVEN)
     adata.obs["region"] = "cortex"
-    with pytest.raises(ValueError, match="adata.obs has a column 'region', which is where the link"):
+    with pytest.raises(ValueError, match="adata.obs has an unrelated column 'region', where the link"):
         from_anndata(adata, PICTURE, **GIVEN)
     del adata.obs["region"], adata.obs["array_col"]
     with pytest.raises(ValueError, match="micrometers per full-resolution pixel of slide 'S1' are not known"):
@@ -181,7 +181,7 @@ def test_spots_outside(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"\d+ of 30 spots lie outside the image of 900 x 700 .* full resolution\?"):
         from_anndata(adata, PICTURE, **GIVEN)
     adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
-    with pytest.raises(ValueError, match=r"Are the coordinates those of this image"):
+    with pytest.raises(ValueError, match=r"Are the positions those of this image"):
         from_anndata(adata, PICTURE, **GIVEN)
     adata.obsm["spatial"][:, 1] -= 80  # y up to 860: inside once swapped
     with pytest.raises(ValueError, match=r"With x and y swapped all of them lie inside"):

@@ -82,7 +82,7 @@ def test_image_element(slide: dict[str, Any]) -> None:
     levels = read_st(**slide, scale_factors=[4])["A1_image"]
     assert [levels[level]["image"].shape for level in levels] == [(3, 1300, 2101), (3, 325, 526)]
     for wrong in ([1.5], [1], []):
-        with pytest.raises(ValueError, match="scale_factors are one or more whole numbers of at least 2"):
+        with pytest.raises((TypeError, ValueError), match="`scale_factors` must be"):
             read_st(**slide, scale_factors=wrong)
 
 
@@ -144,7 +144,7 @@ def test_spots_of_one_table_only_are_left_out(slide: dict[str, Any], caplog: pyt
         table = read_st(**slide)["table"]
     assert list(table.obs["spot_id"]) == [f"A1_{name}" for name in slide["counts"].index if name not in {"1x1", "5x4"}]
     np.testing.assert_array_equal(table.X.toarray(), slide["counts"].drop(index=["1x1", "5x4"]))
-    assert "17 of 19 spots matched to 18 spots of the spots table by x, y" in caplog.text
+    assert "17 of 19 spots matched to 18 spots of the spot table by x, y" in caplog.text
     assert all(record.levelno == logging.INFO for record in caplog.records)
     caplog.clear()
     slide["spots"] = slide["spots"].iloc[:7]
@@ -185,7 +185,7 @@ def test_without_counts(slide: dict[str, Any], tmp_path: Path) -> None:
     assert ad.read_h5ad(tmp_path / "table.h5ad").shape == (20, 0)
     slide["counts"] = pd.DataFrame({"G0": 1}, index=["1x1", "2x1", "1x2"])
     measured = read_st(**{**slide, "slide": "A2"})
-    with pytest.raises(ValueError, match=r"Slides without expression \(A1\) cannot join a table with genes"):
+    with pytest.raises(ValueError, match=r"Slides without expression \('A1'\) cannot join a table with genes"):
         concat([sdata, measured])
 
 

@@ -193,7 +193,7 @@ def test_expression_of_some_tiles(folder: Path) -> None:
     np.testing.assert_array_equal(part.X.toarray(), made[ids.to_numpy()].X.toarray())
     assert ids.astype(int).is_monotonic_increasing
     made.obs_names = [f"x{name}" for name in made.obs_names]
-    with pytest.raises(ValueError, match="No row of expression belongs to a tile: .* like 'x"):
+    with pytest.raises(ValueError, match="No row of `expression` belongs to a tile: .* like 'x"):
         from_wsidata(folder / "A.zarr", expression=made)
 
 
@@ -203,7 +203,7 @@ def test_which_features(folder: Path, toy: Any, tmp_path: Path) -> None:
     shutil.copy(folder / "A.tif", tmp_path / "A.tif")
     wsi = run_lazyslide(tmp_path / "A.tif", toy)
     zs.tl.feature_extraction(wsi, toy, model_name="toy-2", transform=transform, pbar=False)
-    with pytest.raises(KeyError, match="several features of 'tiles': 'toy_tiles', 'toy-2_tiles'. Pass features="):
+    with pytest.raises(KeyError, match="several features of 'tiles': 'toy_tiles', 'toy-2_tiles'. Pass `features`"):
         from_wsidata(wsi)
     assert "image_toy-2" in from_wsidata(wsi, features="toy-2")["table"].obsm
     assert "image_toy" in from_wsidata(wsi, features="toy_tiles")["table"].obsm
@@ -223,23 +223,23 @@ def test_without_the_slide_file(folder: Path, tmp_path: Path, caplog: pytest.Log
     shutil.copytree(folder / "A.zarr", tmp_path / "A.zarr")
     sdata = from_wsidata(tmp_path / "A.zarr")
     assert list(sdata.images) == []
-    assert "There is no slide file to go with the tiles" in caplog.text
+    assert "No slide file belongs to the tiles" in caplog.text
     table = sdata["table"]
     assert table.uns["spatial"]["A"]["scalefactors"]["microns_per_pixel"] == 0.5
     np.testing.assert_array_equal(table.obsm["image_toy"], from_wsidata(folder / "A.zarr")["table"].obsm["image_toy"])
     sdata.write(tmp_path / "out.zarr")
     assert list(from_wsidata(tmp_path / "A.zarr", image=folder / "A.tif").images) == ["A_image"]
     pyramid_tiff(tmp_path / "other.tif", scene(600, 500))
-    with pytest.raises(ValueError, match=r"other\.tif has 500 x 600 pixels, the slide of the tiles 1400 x 1400"):
+    with pytest.raises(ValueError, match=r"other\.tif has 500 x 600 pixels, but the slide of the tiles 1400 x 1400"):
         from_wsidata(tmp_path / "A.zarr", image=tmp_path / "other.tif")
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No store .*none\.zarr"):
         from_wsidata(tmp_path / "none.zarr")
-    with pytest.raises(ValueError, match=r"A\.tif' is no zarr store. Pass <slide>\.zarr"):
+    with pytest.raises(ValueError, match=r"A\.tif' is not a zarr store. Pass <slide>\.zarr"):
         from_wsidata(folder / "A.tif")
-    with pytest.raises(TypeError, match="wsi is a wsidata.WSIData or the path of its store, not int"):
+    with pytest.raises(TypeError, match="`wsi` must be a string or a path or a SpatialData, got 3"):
         from_wsidata(3)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="The store has no tiles 'tiles'"):
         from_wsidata(sd.SpatialData())

@@ -43,7 +43,7 @@ MARKER_GENES = {
 }
 DRAWN_GENES = {
     "density-00": "planted: density of the nuclei",
-    "colour-00": "planted: color of the tissue",
+    "color-00": "planted: color of the tissue",
     "context-00": "planted: density of the nuclei around the spot",
     "noise-00": "not linked to the image: nothing can predict it",
 }

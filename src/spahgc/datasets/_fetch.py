@@ -1,66 +1,84 @@
-"""Downloads for all datasets: a file appears whole and checked, and what was cut off goes on where it stopped."""
+"""Files of published data sets: where they are, and how they are downloaded."""
 
 from __future__ import annotations
 
-import logging
-import os
 import tarfile
 import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from .._checks import format_names
 from .._settings import settings
 
-if TYPE_CHECKING:
-    from requests import Response
+RECORD = "checksums.txt"  # file in a data set's folder with the SHA-256 of files that have no published checksum
+CHUNK = 1 << 16  # bytes that are written at a time
+_TIMEOUT_S = (20, 60)  # seconds to wait for a connection, and for the next bytes
 
-logger = logging.getLogger("spahgc")
+SlideFiles = Mapping[str, Path]
+"""Files of a slide, by what they hold."""
+Candidates = Mapping[str, Sequence[Path]]
+"""Paths that each file of a slide may have, the preferred one first; counts come first."""
+Address = tuple[str, str, str | None]
+"""URL of a file, its path in the folder of the data set, and its checksum."""
 
-RECORD = "checksums.txt"
-"""File in a dataset's folder with the SHA-256 of the files that came without a published checksum."""
-TRIES = 3
-TIMEOUT_S = (20, 60)
-"""Seconds to wait for a connection, and for the next bytes."""
-CHUNK = 1 << 16
-"""Bytes at a time; those of a chunk that was cut off come again."""
+
+def find_slides(
+    dataset: str,
+    folder: Path,
+    slides: Sequence[str] | None,
+    *,
+    names: Sequence[str],
+    candidates: Callable[[str], Candidates],
+    layout: str,
+    by_hand: str,
+    addresses: Callable[[str], Iterable[Address]] | None,
+    remote: Sequence[str] = (),
+    progress: bool | None = None,
+) -> dict[str, SlideFiles]:
+    """Files of the slides asked for, else all in the folder, else all that `addresses` can download."""
+    if slides is not None and not len(slides):
+        raise ValueError("`slides` is empty. Pass None to read all slides.")
+    missing = {name: _missing(candidates(name)) for name in names}
+    local = [name for name in names if (not missing[name] if addresses else missing[name] != "counts")]
+    if not addresses and not local:
+        raise FileNotFoundError(f"No slides of {dataset} in {str(folder)!r}. Expected files: {layout}; {by_hand}.")
+    wanted = list(dict.fromkeys(slides)) if slides is not None else local or list(remote)
+    unknown = [name for name in wanted if name not in {*local, *remote}]
+    if unknown or not wanted:
+        raise ValueError(
+            f"No slide {format_names(unknown)} in {dataset}. Available in {str(folder)!r}: "
+            f"{format_names(local, most=40)}; to download: {format_names(remote, most=40)}. Otherwise {by_hand}."
+        )
+    found: dict[str, SlideFiles] = {}
+    for name in wanted:
+        if addresses and _missing(candidates(name)):
+            for url, file, checksum in addresses(name):
+                path = fetch(url, folder, file, checksum=checksum, progress=progress, by_hand=by_hand)
+                if file.endswith(".tar.gz"):
+                    unpack(path, path.parent)
+        paths = candidates(name)
+        if lost := _missing(paths):
+            places, siblings = paths[lost], sorted(path.name for path in paths[lost][0].parent.glob("*"))
+            raise FileNotFoundError(
+                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(path.name for path in places)} in "
+                f"{str(places[0].parent)!r}, which has {format_names(siblings)}."
+            )
+        found[name] = {key: next(path for path in options if path.is_file()) for key, options in paths.items()}
+    return found
+
+
+def _missing(paths: Candidates) -> str:
+    """First file of a slide that does not exist; empty if all do."""
+    return next((key for key, options in paths.items() if not any(path.is_file() for path in options)), "")
 
 
 def fetch(
-    url: str,
-    folder: Path,
-    name: str,
-    *,
-    checksum: str | None = None,
-    progress: bool | None = None,
-    by_hand: str,
+    url: str, folder: Path, name: str, *, checksum: str | None = None, progress: bool | None = None, by_hand: str
 ) -> Path:
-    """Download a file unless it is there, with the right checksum.
+    """Download a file unless it exists with the right checksum; ConnectionError or ValueError says what failed.
 
-    The bytes go to ``.{name}.part``, which stays when the connection breaks; the next call asks for the rest, if the
-    server still has the same file. Without a published checksum that of the first download is kept in `RECORD` and
-    later downloads have to agree with it.
-
-    Parameters
-    ----------
-    url
-        Where the file is.
-    folder
-        Folder of the dataset.
-    name
-        Path of the file in `folder`, with ``/``.
-    checksum
-        ``md5:...`` or ``sha256:...``; `None` where none is published.
-    progress
-        Show a progress bar; `None` takes ``settings.progress``.
-    by_hand
-        What a user without a network does instead; the end of a sentence.
-
-    Raises
-    ------
-    ConnectionError
-        If the download fails.
-    ValueError
-        If the file has another checksum; it is not kept.
+    The received part of a broken download is kept, and the next call requests the rest. Without a published checksum,
+    that of the first download is noted in `RECORD`, and later downloads must agree with it.
     """
     import pooch
     import requests
@@ -68,128 +86,77 @@ def fetch(
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    # Jobs of a cluster that start together share the folder, and the half-written file.
+    record = folder / RECORD
+    show = settings.progress if progress is None else progress
+
+    def download(url: str, output: str, _: object) -> None:
+        _resume(url, target.with_name(f".{target.name}.part"), show).replace(output)
+
+    # Jobs of a cluster that start together share the folder and the partial file.
     with FileLock(folder / ".lock"):
-        known = checksum or _recorded(folder).get(name)
+        lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+        known = checksum or dict(line.rsplit(" ", 1) for line in lines if line.strip()).get(name)
         try:
-            pooch.retrieve(
-                url,
-                known_hash=known,
-                fname=target.name,
-                path=target.parent,
-                downloader=_Resuming(
-                    target.with_name(f".{target.name}.part"), settings.progress if progress is None else progress
-                ),
-            )
+            pooch.retrieve(url, known_hash=known, fname=target.name, path=target.parent, downloader=download)
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise ConnectionError(
-                f"Could not download {url}: {error}. What has come is kept, and the next call goes on from there. "
-                f"Try again, or {by_hand}."
+                f"Could not download {url}: {error}. The received part is kept, and the next call resumes. Try again, "
+                f"or {by_hand}."
             ) from error
         except ValueError as error:
-            source = "that spahgc knows" if checksum else f"of the first download, noted in {folder / RECORD}"
+            source = "that spahgc knows" if checksum else f"of the first download, noted in {record}"
             raise ValueError(
                 f"{url} is not the file {source} (expected {known}); nothing was kept. If you trust the source, "
                 f"{by_hand if checksum else 'delete its line there'}."
             ) from error
         if known is None:
-            with (folder / RECORD).open("a", encoding="utf-8") as handle:
+            with record.open("a", encoding="utf-8") as handle:
                 handle.write(f"{name} sha256:{pooch.file_hash(str(target))}\n")
     return target
 
 
+def _resume(url: str, part: Path, show: bool) -> Path:
+    """Download what `part` lacks; start over if the server cannot resume or has another file by now."""
+    import requests
+    from tqdm.auto import tqdm
+
+    tag = part.with_suffix(".etag")  # what tells this version of the file from others
+    version = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
+    start = part.stat().st_size if version else 0
+    # Bytes are counted as they are stored: no compression in transit.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-", "If-Range": version} if start else {})
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        if start and response.status_code == requests.codes.requested_range_not_satisfiable:
+            tag.unlink()
+            return _resume(url, part, show)
+        response.raise_for_status()
+        start = start if response.status_code == requests.codes.partial_content else 0
+        etag = response.headers.get("ETag", "W/")  # weak tags do not promise the same bytes
+        tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
+        total = start + int(response.headers.get("Content-Length", 0)) or None
+        name = part.name.removeprefix(".").removesuffix(".part")
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=not show)
+        with bar, part.open("ab" if start else "wb") as handle:
+            for chunk in response.iter_content(CHUNK):
+                handle.write(chunk)
+                bar.update(len(chunk))
+    tag.unlink(missing_ok=True)
+    return part
+
+
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar file into `folder`, where it appears whole or not at all, and delete it."""
+    """Unpack a tar file into `folder`, where files appear whole, and delete it."""
     with tempfile.TemporaryDirectory(prefix=".unpack", dir=folder) as name:
         try:
             with tarfile.open(archive) as tar:
-                # "data": nothing outside of the folder, no devices, no links that lead out
+                # "data" refuses paths and links that lead out of the folder, and devices.
                 tar.extractall(name, filter="data")
         except (tarfile.TarError, EOFError, OSError) as error:
-            told = str(error).partition("\n")[0].rstrip(":")
-            raise ValueError(f"{archive} cannot be unpacked: {told}. Delete it and call again.") from error
-        for path in Path(name).iterdir():
-            _merge(path, folder / path.name)
+            problem = str(error).partition("\n")[0].rstrip(":")
+            raise ValueError(f"{archive} cannot be unpacked: {problem}. Delete it and call again.") from error
+        for path in Path(name).rglob("*"):
+            if path.is_file():
+                target = folder / path.relative_to(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
     archive.unlink()
-
-
-def _merge(source: Path, target: Path) -> None:
-    """Move files into a folder that may be there already; files of the same name are replaced."""
-    if source.is_dir() and target.is_dir():
-        for path in source.iterdir():
-            _merge(path, target / path.name)
-    else:
-        source.replace(target)
-
-
-def _recorded(folder: Path) -> dict[str, str]:
-    record = folder / RECORD
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    return dict(line.rsplit(" ", 1) for line in lines if line.strip())
-
-
-class _Resuming:
-    """A downloader for pooch that goes on with a half-written file, `part`."""
-
-    def __init__(self, part: Path, progress: bool) -> None:
-        self.part, self.progress = part, progress
-        self.validator = part.with_suffix(".etag")
-
-    def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
-        import requests
-
-        for attempt in range(1, TRIES + 1):
-            try:
-                self._receive(url)
-                break
-            except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                if attempt == TRIES or not self.part.exists():
-                    raise
-                logger.info("%s: %s; going on from byte %d.", url, error, self.part.stat().st_size)
-        os.replace(self.part, output_file)
-        self.validator.unlink(missing_ok=True)
-
-    def _receive(self, url: str) -> None:
-        """Append the rest of the file to `part`; start anew if the server has no ranges, or another file by now."""
-        import requests
-        from tqdm.auto import tqdm
-
-        here = self.part.stat().st_size if self.part.exists() and self.validator.exists() else 0
-        # The bytes are counted as they are stored: no compression on the way.
-        headers = {"Accept-Encoding": "identity"}
-        if here:
-            headers |= {"Range": f"bytes={here}-", "If-Range": self.validator.read_text(encoding="utf-8")}
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-            if here and response.status_code == requests.codes.requested_range_not_satisfiable:
-                self.validator.unlink()
-                self._receive(url)
-                return
-            response.raise_for_status()
-            resumed = response.status_code == requests.codes.partial_content
-            self._note_validator(response)
-            rest = response.headers.get("Content-Length")
-            done = here if resumed else 0
-            with (
-                self.part.open("ab" if resumed else "wb") as handle,
-                tqdm(
-                    total=done + int(rest) if rest else None,
-                    initial=done,
-                    unit="B",
-                    unit_scale=True,
-                    desc=self.part.name[1 : -len(".part")],
-                    disable=not self.progress,
-                ) as bar,
-            ):
-                for chunk in response.iter_content(CHUNK):
-                    handle.write(chunk)
-                    bar.update(len(chunk))
-
-    def _note_validator(self, response: Response) -> None:
-        """Keep what tells this version of the file from others; without it a download cannot be resumed safely."""
-        tag = response.headers.get("ETag", "")
-        # weak tags do not promise the same bytes
-        validator = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-        if validator:
-            self.validator.write_text(validator, encoding="utf-8")
-        else:
-            self.validator.unlink(missing_ok=True)

@@ -1,38 +1,48 @@
-"""Drawn slides with genes whose link to the image is known."""
+"""Drawn slides with genes whose link to the image is known.
+
+Tissue is nuclei on fibrous stroma, stained by the Beer-Lambert law. Smooth fields lie on a grid of `GRID_UM`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
+from scipy.special import ndtr
 
 from .. import _keys
-from ..io._assemble import assemble, concat
-from ..io._image import read_image
-from ..io._spots import Spots
-from . import _tissue
+from .._checks import at_least, between, checked
+from .._slides import Float32, Float64
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-Float64 = NDArray[np.float64]
-
 PITCH_UM, SPOT_DIAMETER_UM = 100.0, 55.0
-DRIVERS = ("density", "colour", "size", "context")
-LOCAL_UM = 55.0
-"""Nuclei within this distance of a spot count as its own."""
-CONTEXT_UM = (90.0, 230.0)
-"""Nuclei between these distances are the surroundings of a spot."""
-DEPTH = 15.0
-"""Mean counts per gene and spot."""
-DISPERSION = 8.0
-"""Counts have the variance mean + mean^2 / DISPERSION."""
+DRIVERS = ("density", "color", "size", "context")
+LOCAL_UM = 55.0  # nuclei within this distance of a spot count as its own
+CONTEXT_UM = (90.0, 230.0)  # nuclei between these distances are the surroundings of a spot
+DEPTH = 15.0  # mean counts per gene and spot
+DISPERSION = 8.0  # counts have the variance mean + mean^2 / DISPERSION
+GRID_UM = 10.0  # step of the smooth fields
+LATTICE_UM = 11.0  # distance of places for nuclei: 8,300 per mm2 if all are taken, as in dense tumor
+RADIUS_UM = (2.6, 5.2)  # smallest and largest mean nuclear radius
+SHARE = (0.08, 0.85)  # smallest and largest fraction of places that hold a nucleus
+STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
+"""Optical density of hematoxylin and eosin in red, green, blue: reference vectors of Macenko et al., ISBI 2009."""
 
 
+@checked(
+    n_slides=at_least(1),
+    n_patients=at_least(1),
+    n_spots=at_least(4),
+    n_genes=at_least(16),
+    microns_per_pixel=between(0.2, 4),
+)
 def synthetic_cohort(
     *,
     n_slides: int = 4,
@@ -44,80 +54,79 @@ def synthetic_cohort(
 ) -> SpatialData:
     """Draw slides with H&E-like images and counts with a known link to them.
 
-    Every slide is an RGB image of nuclei on stroma. Half of the genes are planted: a quarter of these each follows the
-    density of the nuclei in the spot, the balance of eosin and haematoxylin, the size of the nuclei, or the density of
-    the nuclei around the spot (90 to 230 um away, so that the surroundings matter), half of them upwards and half
-    downwards. The other genes do not depend on the image: half of them vary smoothly over the slide, half only by
-    chance. Counts are negative binomial. Stain, gene levels and sequencing depth differ between patients and slides;
-    depth also differs between spots, mostly independent of the image.
+    Half of the genes are planted. A quarter of these each follows the density of nuclei in the spot, the balance of
+    eosin and hematoxylin, the size of the nuclei, or the density of nuclei around the spot (90 to 230 um away, so the
+    surroundings matter); half of them increase and half decrease. The other genes do not depend on the image: half vary
+    smoothly over the slide, half by chance only. Counts are negative binomial. Stain, gene levels and sequencing depth
+    differ between patients and slides; depth also differs between spots, mostly independent of the image.
 
     Parameters
     ----------
     n_slides
         Number of slides, named ``S1``, ``S2``, ...
     n_patients
-        Number of patients, named ``P1``, ``P2``, ...; slides are dealt out in order, so ``S1``, ``S2`` are of ``P1`` by
-        default.
+        Number of patients, named ``P1``, ``P2``, ...; slides are assigned in order, so ``S1`` and ``S2`` belong to
+        ``P1`` by default.
     n_spots
         Spots per slide, on a square grid with a pitch of 100 um and a diameter of 55 um.
     n_genes
-        Number of genes, at least 16.
+        Number of genes.
     microns_per_pixel
-        Scale of the images; a slide of 150 spots at 1 um per pixel has 1600 x 1600 pixels.
+        Scale of the images; a slide of 150 spots has 1600 x 1600 pixels at 1 um per pixel.
     rng
         Seed or generator. The same seed gives the same slides.
 
     Returns
     -------
     SpatialData in the layout of :func:`spahgc.io.read_st`. ``var`` of the table has ``planted`` (bool) and ``driver``
-    (categorical: ``density``, ``colour``, ``size``, ``context``, ``none``); ``uns["synthetic"]["params"]`` has
-    the parameters.
+    (categorical: ``density``, ``color``, ``size``, ``context``, ``none``); ``uns["synthetic"]["params"]`` has the
+    parameters.
 
     Raises
     ------
     ValueError
-        If there are fewer slides than patients, or too few spots or genes.
+        If a number is out of range, or there are fewer slides than patients.
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9, n_genes=16)
+    >>> sdata["table"].shape
+    (18, 16)
     """
-    for name, value, least in (
-        ("n_slides", n_slides, 1),
-        ("n_patients", n_patients, 1),
-        ("n_spots", n_spots, 4),
-        ("n_genes", n_genes, 16),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value}: at least {least}.")
+    from ..io import concat, read_st
+
     if n_patients > n_slides:
-        raise ValueError(f"n_patients={n_patients} is more than n_slides={n_slides}: every patient needs a slide.")
-    if not 0.2 <= microns_per_pixel <= 4:
-        raise ValueError(f"microns_per_pixel={microns_per_pixel:g}: nuclei can be drawn from 0.2 to 4.")
+        raise ValueError(f"`n_patients` must be at most n_slides={n_slides}, got {n_patients}.")
     generator = np.random.default_rng(rng)
     patients = [slide * n_patients // n_slides for slide in range(n_slides)]
-    stains = [_tissue.Stain.draw(generator) for _ in range(n_patients)]
-    drawn = []
+    stains = [Stain.draw(generator) for _ in range(n_patients)]
+    arrays, spots, images, drivers = [], [], [], []
     for child, patient in zip(generator.spawn(n_slides), patients, strict=True):
         spots_um, array, inside, side_um = _layout(child, n_spots)
-        tissue = _tissue.grow(child, inside, side_um)
-        stain = _tissue.Stain.draw(child, stains[patient], spread=0.02)
-        drawn.append(
-            (array, spots_um, _tissue.draw(child, tissue, stain, microns_per_pixel), _drivers(tissue, spots_um))
-        )
+        tissue = DrawnTissue.grow(child, inside, side_um)
+        images.append(_draw(child, tissue, inside, Stain.draw(child, stains[patient], spread=0.02), microns_per_pixel))
+        arrays.append(array)
+        spots.append(spots_um)
+        drivers.append(_drivers(tissue, spots_um))
     var = _genes(n_genes)
-    counts = _counts(generator, var, [item[3] for item in drawn], [item[1] for item in drawn], patients)
+    counts = _counts(generator, var, drivers, spots, patients)
     slides = []
-    for index, (array, spots_um, image, _) in enumerate(drawn):
+    for index, patient in enumerate(patients):
+        x, y = arrays[index].T
+        pixel_x, pixel_y = spots[index].T / microns_per_pixel
         slides.append(
-            assemble(
-                f"S{index + 1}",
-                Spots(array=array, pixel=spots_um / microns_per_pixel),
-                read_image(image),
-                counts=counts[index],
-                var=var,
+            read_st(
+                pd.DataFrame(counts[index], index=[f"{a}x{b}" for a, b in arrays[index]], columns=var.index),
+                pd.DataFrame({"x": x, "y": y, "pixel_x": pixel_x, "pixel_y": pixel_y}),
+                images[index],
+                slide=f"S{index + 1}",
+                patient=f"P{patient + 1}",
                 microns_per_pixel=microns_per_pixel,
                 spot_diameter_um=SPOT_DIAMETER_UM,
-                patient=f"P{patients[index] + 1}",
             )
         )
     sdata = concat(slides)
+    sdata.tables[_keys.TABLE].var = var
     sdata.tables[_keys.TABLE].uns[_keys.SYNTHETIC] = {
         _keys.PARAMS: {
             "n_slides": n_slides,
@@ -131,10 +140,10 @@ def synthetic_cohort(
     return sdata
 
 
-def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np.int64], NDArray[np.float32], float]:
-    """Spots (micrometres; array), the outline of the tissue on the grid of fields, and the side of the slide.
+def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np.int64], Float32, float]:
+    """Spots (micrometers; array), outline of the tissue on the grid of fields, and side of the slide.
 
-    The tissue is a round blob with a wavy edge; the `n_spots` innermost places of the grid are its spots.
+    Tissue is a round blob with a wavy edge; the `n_spots` innermost positions of the array are its spots.
     """
     n = int(np.ceil(np.sqrt(n_spots / 0.68)))
     side_um = (n + 1) * PITCH_UM
@@ -151,21 +160,18 @@ def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np
     order = np.sort(np.argsort(depth(spots), kind="stable")[:n_spots])
     array, spots = array[order].astype(np.int64), spots[order]
     edge = depth(spots).max() + 0.5 * PITCH_UM
-    steps = np.arange(np.ceil(side_um / _tissue.GRID_UM) + 1, dtype=np.float64) * _tissue.GRID_UM
+    steps = np.arange(np.ceil(side_um / GRID_UM) + 1, dtype=np.float64) * GRID_UM
     grid = np.stack(np.meshgrid(steps, steps), axis=-1)
     inside = 1 / (1 + np.exp((depth(grid) - edge) / 8.0))
-    # no array is perfect
+    # No array is perfect.
     spots = spots + rng.normal(0, 0.01 * PITCH_UM, spots.shape)
     return spots, array, inside.astype(np.float32), side_um
 
 
-def _drivers(tissue: _tissue.Tissue, spots_um: Float64) -> Float64:
-    """What the image shows at each spot, one column a driver, (n_spots, 4): realised, not only intended."""
-    places, nuclei = cKDTree(tissue.places), tissue.taken.astype(np.float64)
-    radius = tissue.radius
-    near = places.query_ball_point(spots_um, LOCAL_UM)
-    wide = places.query_ball_point(spots_um, CONTEXT_UM[1])
-    inner = places.query_ball_point(spots_um, CONTEXT_UM[0])
+def _drivers(tissue: DrawnTissue, spots_um: Float64) -> Float64:
+    """What the image shows at each spot, one column per driver, (n_spots, 4)."""
+    tree, nuclei, radius = cKDTree(tissue.places), tissue.taken.astype(np.float64), tissue.radius
+    near, inner, wide = (tree.query_ball_point(spots_um, reach) for reach in (LOCAL_UM, *CONTEXT_UM))
     out = np.empty((len(spots_um), len(DRIVERS)))
     for row, (own, large, small) in enumerate(zip(near, wide, inner, strict=True)):
         around = np.setdiff1d(large, small)
@@ -176,33 +182,30 @@ def _drivers(tissue: _tissue.Tissue, spots_um: Float64) -> Float64:
             radius[taken].mean() if len(taken) else radius.mean(),
             nuclei[around].mean() if len(around) else nuclei.mean(),
         )
-    out[:, DRIVERS.index("colour")] = _tissue.at(tissue.colour, spots_um)
+    out[:, DRIVERS.index("color")] = _at(tissue.color, spots_um)
     return out
 
 
 def _genes(n_genes: int) -> pd.DataFrame:
     """Names and drivers of the genes: half planted, in equal parts; of the others half smooth, half noise."""
-    per_driver = n_genes // 2 // len(DRIVERS)
-    names = [f"{driver}-{index:02d}" for driver in DRIVERS for index in range(per_driver)]
-    drivers = [driver for driver in DRIVERS for _ in range(per_driver)]
-    rest = n_genes - len(names)
-    names += [f"smooth-{index:02d}" for index in range(rest // 2)] + [
-        f"noise-{index:02d}" for index in range(rest - rest // 2)
-    ]
-    drivers += ["none"] * rest
+    n_each = n_genes // 2 // len(DRIVERS)
+    n_rest = n_genes - n_each * len(DRIVERS)
+    kinds = {**dict.fromkeys(DRIVERS, n_each), "smooth": n_rest // 2, "noise": n_rest - n_rest // 2}
+    names = [f"{kind}-{index:02d}" for kind, n in kinds.items() for index in range(n)]
+    drivers = [kind if kind in DRIVERS else "none" for kind, n in kinds.items() for _ in range(n)]
     driver = pd.Categorical(drivers, categories=[*DRIVERS, "none"])
     return pd.DataFrame({"planted": driver != "none", "driver": driver}, index=pd.Index(names, dtype=object))
 
 
 def _counts(
     rng: np.random.Generator, var: pd.DataFrame, drivers: list[Float64], spots_um: list[Float64], patients: list[int]
-) -> list[sparse.csr_matrix]:
-    """Counts of every slide, CSR float32 (n_spots, n_genes)."""
+) -> list[Float32]:
+    """Counts of every slide, (n_spots, n_genes)."""
     n_genes = len(var)
     stacked = np.concatenate(drivers)
     scaled = [((slide - stacked.mean(axis=0)) / stacked.std(axis=0)).clip(-2.5, 2.5) for slide in drivers]
-    # genes come in pairs of one level and strength, one up and one down: the sum over genes hardly follows the image,
-    # so that normalising to it carries no planted signal into the other genes
+    # Genes come in pairs of equal level and strength, one up and one down: the sum over genes hardly follows the image,
+    # so normalization carries no planted signal into the other genes.
     pair = np.arange(n_genes) // 2
     sign = np.where(np.arange(n_genes) % 2, -1.0, 1.0)
     level = rng.normal(0, 0.7, n_genes)[pair]
@@ -215,8 +218,8 @@ def _counts(
             genes = np.flatnonzero(var["driver"] == driver)
             signal[:, genes] = slide[:, [column]] * strength[genes]
         for gene in np.flatnonzero(var.index.str.startswith("smooth")):
-            field = _tissue.smooth_field(child, float(positions.max()) + PITCH_UM, 100.0)
-            signal[:, gene] = abs(strength[gene]) * _tissue.at(field, positions)
+            field = _smooth_field(child, float(positions.max()) + PITCH_UM, 100.0)
+            signal[:, gene] = abs(strength[gene]) * _at(field, positions)
         log_share = level + of_patient[patient] + child.normal(0, 0.15, n_genes) + signal
         share = np.exp(log_share)
         share /= share.sum(axis=1, keepdims=True)
@@ -224,5 +227,145 @@ def _counts(
         depth = np.exp(child.normal(0, 0.25) + child.normal(0, 0.35, len(slide)) + 0.12 * density)
         mean = DEPTH * n_genes * depth[:, None] * share
         rate = child.gamma(DISPERSION, mean / DISPERSION)
-        out.append(sparse.csr_matrix(child.poisson(rate).astype(np.float32)))
+        out.append(child.poisson(rate).astype(np.float32))
     return out
+
+
+@dataclass(frozen=True)
+class Stain:
+    """Staining and scan of a slide: optical density (2, 3) of the two stains, and the white of the glass."""
+
+    vectors: Float64
+    white: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, base: Stain | None = None, *, spread: float = 0.04) -> Stain:
+        """Stain that differs from `base` (the textbook's by default) in hue, strength and brightness."""
+        base = base or cls(np.array(STAINS), 243.0)
+        hue = np.abs(base.vectors + rng.normal(0, spread, base.vectors.shape))
+        hue *= np.linalg.norm(base.vectors, axis=1, keepdims=True) / np.linalg.norm(hue, axis=1, keepdims=True)
+        strength = np.exp(rng.normal(0, 2 * spread, (2, 1)))
+        return cls(hue * strength, float(np.clip(base.white + rng.normal(0, 50 * spread), 230, 252)))
+
+
+@dataclass(frozen=True)
+class DrawnTissue:
+    """Tissue of a slide: the share of eosin as a smooth field, and places of nuclei in micrometers."""
+
+    side_um: float
+    color: Float32
+    places: Float64
+    """Positions (x, y) where a nucleus could be, (m, 2)."""
+    taken: NDArray[np.bool_]
+    """Whether a place holds a nucleus, (m,)."""
+    radius: Float64
+    """Size of the nucleus, (m,)."""
+
+    @classmethod
+    def grow(cls, rng: np.random.Generator, inside: Float32, side_um: float) -> DrawnTissue:
+        """Draw the fields and place the nuclei.
+
+        The density of nuclei has two scales, domains and small clusters: without the second the surroundings of a spot
+        would tell no more than the spot itself.
+        """
+        domains, clusters = _smooth_field(rng, side_um, 170), _smooth_field(rng, side_um, 35)
+        density = ndtr((0.75 * domains + 0.65 * clusters) * 1.1)
+        size = ndtr(1.2 * _smooth_field(rng, side_um, 110))
+        color = ndtr(1.2 * _smooth_field(rng, side_um, 110))
+        steps = np.arange(LATTICE_UM / 2, side_um, LATTICE_UM)
+        places = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+        places = places + rng.uniform(-0.45, 0.45, places.shape) * LATTICE_UM
+        places = places[_at(inside, places) > 0.5]
+        low, high = SHARE
+        taken = rng.random(len(places)) < low + (high - low) * _at(density, places)
+        smallest, largest = RADIUS_UM
+        radius = (smallest + (largest - smallest) * _at(size, places)) * np.exp(rng.normal(0, 0.12, len(places)))
+        return cls(side_um, color, places, taken, radius)
+
+
+def _smooth_field(rng: np.random.Generator, side_um: float, length_um: float) -> Float32:
+    """Random field with mean 0 and variance 1 that varies over `length_um`, on the grid; float32 (n, n)."""
+    n = int(np.ceil(side_um / GRID_UM)) + 1
+    # The filter runs over more than the slide, so that borders are like the middle.
+    margin = int(np.ceil(2 * length_um / GRID_UM))
+    noise = rng.standard_normal((n + 2 * margin, n + 2 * margin)).astype(np.float32)
+    smooth = gaussian_filter(noise, length_um / GRID_UM)[margin : margin + n, margin : margin + n]
+    return np.asarray((smooth - smooth.mean()) / smooth.std(), dtype=np.float32)
+
+
+def _at(values: NDArray[Any], points: Float64) -> Float64:
+    """Values of a field at points (x, y) in micrometers, (n,)."""
+    index = np.clip(np.rint(points / GRID_UM).astype(int), 0, values.shape[0] - 1)
+    return values[index[:, 1], index[:, 0]].astype(np.float64)
+
+
+def _draw(
+    rng: np.random.Generator, tissue: DrawnTissue, inside: Float32, stain: Stain, mpp: float
+) -> NDArray[np.uint8]:
+    """Draw tissue as an RGB image, uint8 (side, side, 3)."""
+    side = round(tissue.side_um / mpp)
+    inside, color = _to_pixels(inside, side, mpp), _to_pixels(tissue.color, side, mpp)
+    fibers = _fibers(rng, side, mpp)
+    # Clefts between bundles of fibers are glass.
+    bundles = gaussian_filter(fibers, 2.5 / mpp)
+    clefts = np.clip(3 * (bundles / bundles.std() + 2.6), 0.05, 1)
+    covered = np.clip(6 * (inside - 0.5) + 0.5, 0, 1) * clefts
+    nuclei = _nuclei(rng, tissue, side, mpp)
+    grain = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 0.8 / mpp)
+    hematoxylin = nuclei * (1 + 0.4 * grain) + (0.28 - 0.22 * color) * (1 + 0.15 * fibers)
+    eosin = (0.20 + 0.42 * color) * (1 + 0.18 * fibers) * (1 - 0.6 * nuclei)
+    layers = [gaussian_filter(part.clip(0, None) * covered, 0.6 / mpp) for part in (hematoxylin, eosin)]
+    rgb = np.float32(stain.white) * np.exp(-(np.stack(layers, axis=-1) @ stain.vectors.astype(np.float32)))
+    rgb += 2 * rng.standard_normal((side, side, 1), dtype=np.float32)
+    return np.asarray(rgb.clip(0, 255).round(), dtype=np.uint8)
+
+
+def _to_pixels(values: Float32, side: int, mpp: float) -> Float32:
+    """Field of the grid at the pixels of the image, bilinear."""
+    position = np.minimum((np.arange(side) + 0.5) * mpp / GRID_UM, values.shape[0] - 1.001)
+    left = position.astype(int)
+    weights = np.zeros((side, values.shape[0]), dtype=np.float32)
+    weights[np.arange(side), left] = left + 1 - position
+    weights[np.arange(side), left + 1] = position - left
+    return np.asarray(weights @ values @ weights.T)
+
+
+def _fibers(rng: np.random.Generator, side: int, mpp: float) -> Float32:
+    """Fibrous texture of mean 0 and variance about 1: streaks in four directions, each in its own patches."""
+    across, along = 1.1 / mpp, 8.0 / mpp
+    rows, columns = np.arange(side)[:, None], np.arange(side)[None, :]
+    texture, total = np.zeros((side, side), dtype=np.float32), np.zeros((side, side), dtype=np.float32)
+    for direction in range(4):
+        noise = rng.standard_normal((side, side), dtype=np.float32)
+        # Along x, or along y and then sheared by -45, 0 or 45 degrees.
+        streaks = gaussian_filter(noise, (across, along) if direction == 3 else (along, across), mode="wrap")
+        if direction < 2:
+            streaks = np.take_along_axis(streaks, (columns + (2 * direction - 1) * rows) % side, axis=1)
+        weight = np.exp(2.0 * _to_pixels(_smooth_field(rng, side * mpp, 60), side, mpp))
+        texture += streaks / streaks.std() * weight
+        total += weight**2
+    return np.asarray(texture / np.sqrt(total), dtype=np.float32)
+
+
+def _nuclei(rng: np.random.Generator, tissue: DrawnTissue, side: int, mpp: float) -> Float32:
+    """Nuclei as filled ellipses with soft edges: 0 outside, about 1 inside; float32 (side, side)."""
+    centers, radius = tissue.places[tissue.taken] / mpp, tissue.radius[tissue.taken] / mpp
+    n = len(centers)
+    ratio, angle = rng.uniform(0.6, 1.0, n), rng.uniform(0, np.pi, n)
+    darkness = rng.uniform(0.75, 1.15, n)
+    reach = int(np.ceil(1.4 * radius.max(initial=1.0))) + 1
+    window = np.arange(-reach, reach + 1)
+    corner = np.floor(centers).astype(int)
+    columns, rows = (corner[:, axis, None] + window for axis in (0, 1))
+    dx = (columns + 0.5 - centers[:, :1])[:, None, :]
+    dy = (rows + 0.5 - centers[:, 1:])[:, :, None]
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    # Equal area at every ratio: a round and a long nucleus of one radius hold as much stain.
+    long, short = (radius / np.sqrt(ratio))[:, None, None], (radius * np.sqrt(ratio))[:, None, None]
+    distance = np.sqrt(((dx * cos + dy * sin) / long) ** 2 + ((dy * cos - dx * sin) / short) ** 2)
+    value = np.clip((1 - distance) * radius[:, None, None] + 0.5, 0, 1) * darkness[:, None, None]
+    within = (value > 0) & ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+    flat = (rows[:, :, None] * side + columns[:, None, :])[within]
+    image = np.zeros(side * side, dtype=np.float32)
+    np.maximum.at(image, flat, value[within].astype(np.float32))
+    return image.reshape(side, side)

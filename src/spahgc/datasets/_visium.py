@@ -1,11 +1,12 @@
-"""What the Visium datasets share: positions, scale, and a table of several slides."""
+"""Visium sections in the files that Space Ranger writes."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from .. import _keys
 from .._checks import format_names
 from .._geometry import VISIUM_PITCH_UM, visium_pitch
+from ._fetch import SlideFiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,11 +24,43 @@ logger = logging.getLogger("spahgc")
 
 SPOT_DIAMETER_UM = 55.0
 COLUMNS = [_keys.IN_TISSUE, "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
-"""Of a Space Ranger position table, after the barcode; before version 2 without a header."""
+"""Columns of a position table after the barcode; before Space Ranger 2 it has no header."""
 
 
-def place(adata: AnnData, path: Path, slide: str) -> None:
-    """Add ``in_tissue``, ``array_row``, ``array_col`` and the pixel coordinates to a table of barcodes, in place."""
+def read_section(slide: str, paths: SlideFiles, *, patient: str) -> SpatialData:
+    """Read counts (HDF5 or Matrix Market), positions, image and labels of a section."""
+    import scanpy as sc
+
+    from ..io import from_anndata
+
+    counts, positions, image = paths["counts"], paths["positions"], paths["image"]
+    adata = sc.read_10x_h5(counts) if counts.suffix == ".h5" else _read_mtx(counts.parent)
+    adata.var_names_make_unique()
+    _add_positions(adata, positions, slide)
+    adata.obs[_keys.PATIENT] = patient
+    if "labels" in paths:
+        table = pd.read_csv(paths["labels"], index_col=0)
+        adata.obs = adata.obs.join(table[table.columns.intersection(["subtype", "Classification"])].astype("category"))
+    pitch = visium_pitch(adata.obs, adata.obsm[_keys.SPATIAL])
+    if pitch is None:
+        raise ValueError(
+            f"Slide {slide!r}: the spots do not lie on a Visium array, so the micrometers per pixel are unknown. Do "
+            "counts, positions and image belong to the same slide?"
+        )
+    mpp = VISIUM_PITCH_UM / pitch
+    if image.name == "tissue_hires_image.png":
+        factors = json.loads((positions.parent / "scalefactors_json.json").read_text(encoding="utf-8"))
+        adata.obsm[_keys.SPATIAL] *= factors["tissue_hires_scalef"]
+        mpp /= factors["tissue_hires_scalef"]
+        logger.warning(
+            "%s has no full-resolution image: the small one is used, with %.2g um per pixel, which does not show "
+            "cells. Get the full-resolution image, and pass images={%r: <file>}.", slide, mpp, slide,
+        )  # fmt: skip
+    return from_anndata(adata, image, slide=slide, microns_per_pixel=mpp, spot_diameter_um=SPOT_DIAMETER_UM)
+
+
+def _add_positions(adata: AnnData, path: Path, slide: str) -> None:
+    """Add array and pixel positions to a table of barcodes, in place."""
     table = pd.read_csv(path, header=None, index_col=0, dtype=str)
     if _keys.IN_TISSUE in table.iloc[0].tolist():
         table = table.iloc[1:]
@@ -37,41 +71,38 @@ def place(adata: AnnData, path: Path, slide: str) -> None:
     if len(lost):
         raise ValueError(
             f"Slide {slide!r}: {len(lost)} of {adata.n_obs} barcodes of the counts have no position in {path}, for "
-            f"instance {format_names(lost, most=3)}. Are they of one slide?"
+            f"instance {format_names(lost, most=3)}. Do they belong to the same slide?"
         )
     table = table.loc[adata.obs_names].astype(np.float64)
     adata.obs = adata.obs.join(table[COLUMNS[:3]].astype(np.int64))
     adata.obsm[_keys.SPATIAL] = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
 
 
-def visium_mpp(adata: AnnData, slide: str) -> float:
-    """Micrometres per pixel, of the distance of neighbouring spots."""
-    pitch = visium_pitch(adata.obs, np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64))
-    if pitch is None:
+def _read_mtx(folder: Path) -> AnnData:
+    """Counts in Matrix Market format; features have one column (symbol) or three (id, symbol, type)."""
+    from anndata import AnnData
+    from scipy.io import mmread
+    from scipy.sparse import csr_matrix
+
+    with _open(folder / "matrix.mtx.gz") as handle:
+        matrix = csr_matrix(mmread(handle).T, dtype=np.float32)
+    tables = {}
+    for name in ("features", "barcodes"):
+        with _open(folder / f"{name}.tsv.gz") as handle:
+            tables[name] = pd.read_csv(handle, sep="\t", header=None, dtype=str, keep_default_na=False)
+    features, barcodes = tables["features"], tables["barcodes"]
+    if matrix.shape != (len(barcodes), len(features)):
         raise ValueError(
-            f"Slide {slide!r}: the spots do not lie on a Visium array, so that the micrometres per pixel are not "
-            "known. Are counts, positions and image of one slide?"
+            f"{folder}: the matrix has {matrix.shape[1]} genes x {matrix.shape[0]} spots, but there are "
+            f"{len(features)} features and {len(barcodes)} barcodes. Do the files belong to the same slide?"
         )
-    return VISIUM_PITCH_UM / pitch
+    symbols = features[1 if features.shape[1] > 1 else 0].to_numpy()
+    return AnnData(matrix, obs=pd.DataFrame(index=barcodes[0].to_numpy()), var=pd.DataFrame(index=symbols))
 
 
-def join(slides: Sequence[SpatialData]) -> SpatialData:
-    """Slides in one table, with the genes that all of them measured: a gene that a panel lacks is not a count of 0."""
-    from ..io import concat
-
-    tables = [sdata.tables[_keys.TABLE] for sdata in slides]
-    common = tables[0].var_names
-    for table in tables[1:]:
-        common = common[common.isin(table.var_names)]
-    most = max(table.n_vars for table in tables)
-    if not len(common):
-        raise ValueError(
-            f"The slides have no gene in common; the first have {format_names(tables[0].var_names, most=3)}."
-        )
-    if len(common) < most:
-        level = logging.WARNING if len(common) < 0.5 * most else logging.INFO
-        logger.log(level, "%d genes of up to %d are measured on all %d slides; the others are left out.",
-                   len(common), most, len(tables))  # fmt: skip
-        for sdata, table in zip(slides, tables, strict=True):
-            sdata.tables[_keys.TABLE] = table[:, common].copy()
-    return concat(slides)
+def _open(path: Path) -> IO[bytes]:
+    """Open a file that may be plain text in spite of its name."""
+    with path.open("rb") as handle:
+        compressed = handle.read(2) == b"\x1f\x8b"
+    opened: Any = gzip.open(path) if compressed else path.open("rb")
+    return opened

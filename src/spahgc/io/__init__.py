@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._assemble import concat
 from ._bins import bin_to_spots
+from ._concat import concat
 from ._from_anndata import from_anndata
 from ._hest import read_hest
 from ._st import read_st

@@ -1,4 +1,4 @@
-"""From bins or cells to spots: Visium HD and Xenium at the size of another slide's spots."""
+"""From bins or cells to spots: Visium HD and Xenium at the spot size of another slide."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _keys
-from .._checks import format_names
-from .._geometry import side_of
+from .._checks import above, at_least, checked, format_names
+from .._geometry import Float64, side_of
 from .._links import microns_per_unit, pick_table, regions
-from .._slides import Float64
 from .._tables._slots import are_counts, check_table
-from ._assemble import check_slide_name
-from ._lattice import LAYOUTS, Lattice, make_lattice, with_many
+from ._concat import check_slide_name, concat, link_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,13 +25,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spahgc")
 
+Layout = Literal["grid", "hex"]
 
+
+@checked(spot_diameter_um=above(0), pitch_um=above(0), min_bins=at_least(1), microns_per_pixel=above(0))
 def bin_to_spots(
     sdata: SpatialData,
-    spot_um: float,
+    spot_diameter_um: float,
     *,
     pitch_um: float | None = None,
-    layout: Literal["grid", "hex"] = "grid",
+    layout: Layout = "grid",
     min_bins: int = 1,
     table_key: str | None = None,
     layer: str | None = None,
@@ -42,121 +43,144 @@ def bin_to_spots(
 ) -> SpatialData:
     """Sum the counts of bins or cells over spots of a given size.
 
-    Bins of a Visium HD slide are smaller than what a model of another slide's spots predicts, and hold few molecules;
-    cells of a Xenium slide are as well. Their counts are summed over the spots of a lattice that covers the tissue; a
-    bin or cell goes with its centre, to one spot at most.
+    Bins of Visium HD and cells of Xenium are smaller than the spots that a model of another slide predicts, and hold
+    few molecules. A bin or cell is assigned by its center, to at most one spot.
 
     Parameters
     ----------
     sdata
         Slides with shapes (squares, circles, cells) and a table of raw counts that annotates them, as from
         `spatialdata_io.visium_hd` and `spatialdata_io.xenium`. It is not changed.
-    spot_um
-        Size of a spot in micrometres: side of the squares of a grid, diameter of the circles of a hexagonal lattice. A
-        multiple of the bins' side gives all spots the same number of bins.
+    spot_diameter_um
+        Spot size in micrometers: side of the squares of a grid, diameter of the circles of a hexagonal lattice. With a
+        multiple of the bins' side all spots have the same number of bins.
     pitch_um
-        Distance of neighbouring spots, centre to centre, at least `spot_um`; `None` is `spot_um`, with which a grid
-        covers the tissue without gaps, so that no count is lost.
+        Center-to-center distance of neighboring spots, at least `spot_diameter_um`, which is the default. A grid then
+        covers the tissue without gaps, so no count is lost.
     layout
-        ``"grid"``: squares in rows and columns; ``"hex"``: circles in rows that are shifted by half a pitch against
-        each other, as on a Visium slide (``spot_um=55, pitch_um=100, layout="hex"``).
+        ``"grid"`` for squares in rows and columns, ``"hex"`` for circles in rows that are shifted by half a pitch, as
+        on a Visium slide (``spot_diameter_um=55, pitch_um=100, layout="hex"``).
     min_bins
-        Fewest bins or cells of a spot; spots with fewer, most of them at the border of the tissue, are left out.
+        Minimum number of bins or cells per spot. Other spots, mostly at the border of the tissue, are left out.
     table_key
-        Name of the table; `None` takes the only one. Visium HD has one for each size of bins.
+        Name of the table. Not needed if there is only one; Visium HD has one for each bin size.
     layer
-        Layer with the raw counts; `None` is ``X``.
+        Layer with the raw counts. Defaults to ``X``.
     microns_per_pixel
-        Micrometres per unit of the shapes' coordinates, a number or a dict by region; `None` takes what the slide says:
-        ``uns["spatial"]``, the bins' size, or the areas of Xenium's cells.
+        Micrometers per unit of the shapes' coordinates, a number or a dict by region. Defaults to ``uns["spatial"]``,
+        the bin size, or the areas of Xenium's cells.
     slide
-        Name of the slide in the result, or a dict by region (name of the shapes); `None` is the region without
-        ``_square_008um``, or with ``_spots`` behind it.
+        Name of the slide in the result, or a dict by region (name of the shapes). Defaults to the region without
+        ``_square_008um``, or with ``_spots`` appended.
 
     Returns
     -------
-    A new SpatialData with, for all slides,
-
-    - the images of `sdata`: shared, not copied;
-    - shapes ``{slide}``, squares or circles in the coordinates of the bins, with the bins' transformations;
-    - table ``table``: ``X`` summed counts (CSR float32), ``obs["region"]``, ``obs["spot_id"]``, ``obs["array_row"]``,
-      ``obs["array_col"]``, ``obs["n_bins"]`` (bins or cells of a spot) and text columns of the table that have one
-      value a region (patient, sample); ``var`` of the table; ``obsm["spatial"]`` (x, y), float64;
-      ``uns["spatial"][slide]["scalefactors"]`` with ``microns_per_pixel`` and ``spot_diameter_fullres``;
-    - the attributes of `sdata`.
+    New SpatialData with the images (shared, not copied) and attributes of `sdata`, shapes ``{slide}`` (squares or
+    circles, in the coordinates and with the transformations of the bins), and ``table``: ``X`` summed counts (CSR
+    float32), ``obs["region"]``, ``obs["spot_id"]``, ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_bins"]``, text
+    columns with one value per region (patient, sample), ``var`` of the table, ``obsm["spatial"]`` (x, y), and
+    ``uns["spatial"][slide]`` with the scale factors.
 
     Raises
     ------
-    KeyError
-        If the table, its link to shapes, the shapes or the layer are missing.
-    TypeError
-        If `sdata` is not a SpatialData.
-    ValueError
-        If sizes are not usable, the table holds no raw counts, the micrometres per unit are not known, two slides would
-        have one name, or no spot has `min_bins`.
+    KeyError, ValueError
+        If table, link, shapes or layer are missing, spots overlap or are all too small, the table holds no raw counts,
+        or the micrometers per unit are unknown.
 
     Examples
     --------
-    >>> hd = spatialdata_io.visium_hd("folder", bin_size=8)
-    >>> spots = spahgc.io.bin_to_spots(hd, 56)
-    >>> spahgc.pp.image_embedding(spots)
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1, n_spots=16, n_genes=16)
+    >>> spots = spahgc.io.bin_to_spots(sdata, 200)
+    >>> int(spots["table"].obs["n_bins"].sum())
+    16
     """
+    from anndata import AnnData
+    from shapely import box
     from spatialdata import SpatialData
-    from spatialdata.models import TableModel
     from spatialdata.transformations import get_transformation
 
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"sdata is a SpatialData, not {type(sdata).__name__}.")
-    pitch = _check_sizes(spot_um, pitch_um, layout, min_bins)
+    pitch = spot_diameter_um if pitch_um is None else pitch_um
+    if pitch < spot_diameter_um:
+        raise ValueError(
+            f"`pitch_um` must be at least spot_diameter_um={spot_diameter_um:g}, got {pitch:g}: overlapping spots "
+            "would count molecules twice."
+        )
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
-    matrix = _counts(table, key, layer)
-    parts, shapes, entries = [], {}, {}
-    members = np.full(table.n_obs, -1, dtype=np.intp)  # spot of each bin, over all slides
-    n_spots = 0
-    for region, rows, bins, centres in regions(sdata, table):
-        name = _name(region, slide)
-        if name in shapes:
+    matrix = _raw_counts(table, key, layer)
+    parts: dict[str, SpatialData] = {}
+    for region, rows, bins, centers in regions(sdata, table):
+        name = _slide_name(region, slide)
+        if name in parts:
             raise ValueError(f"Two regions would become one slide {name!r}. Pass slide={{region: name, ...}}.")
-        mpp, source = microns_per_unit(table, region, rows, bins, centres, given=microns_per_pixel)
-        start = centres.min(axis=0) - side_of(bins) / 2
-        lattice = with_many(make_lattice((centres - start) * mpp, spot_um, pitch, layout), min_bins)
-        if not len(lattice.centres):
-            raise ValueError(
-                f"No spot of slide {name!r} has {min_bins} bins or cells (min_bins). Larger spots have more."
-            )
-        members[rows] = np.where(lattice.spot < 0, -1, lattice.spot + n_spots)
-        n_spots += len(lattice.centres)
-        at = lattice.centres / mpp + start
-        parts.append(_observations(table, name, rows, lattice, at))
-        shapes[name] = _shapes(at, spot_um / mpp, layout, parts[-1][0].index, get_transformation(bins, get_all=True))
-        factors = {"tissue_hires_scalef": 1.0, _keys.SPOT_DIAMETER: float(spot_um / mpp), _keys.MPP: float(mpp)}
-        entries[name] = {"images": {}, "scalefactors": factors}
+        mpp, source = microns_per_unit(table, region, rows, bins, centers, given=microns_per_pixel)
+        start = centers.min(axis=0) - side_of(bins) / 2
+        spot, at, places = assign_spots((centers - start) * mpp, spot_diameter_um, pitch, layout, min_bins=min_bins)
+        if not len(at):
+            raise ValueError(f"No spot of slide {name!r} has {min_bins} bins or cells (min_bins). Use larger spots.")
+        at, size, inside = at / mpp + start, spot_diameter_um / mpp, np.flatnonzero(spot >= 0)
+        members = (np.ones(len(inside), np.float32), (spot[inside], rows[inside]))
+        counts = sparse.csr_matrix(sparse.csr_array(members, shape=(len(at), table.n_obs)) @ matrix, dtype=np.float32)
+        counts.sort_indices()
+        obs = _observations(table, name, rows, spot, places)
+        part = AnnData(counts, obs=obs, var=table.var.copy(), obsm={_keys.SPATIAL: at})
+        shapes = link_spots(
+            part,
+            name,
+            None,
+            1.0,
+            diameter=size,
+            microns_per_pixel=mpp,
+            transformations=get_transformation(bins, get_all=True),
+            outlines=box(*(at - size / 2).T, *(at + size / 2).T) if layout == "grid" else None,
+        )
+        parts[name] = SpatialData(shapes={name: shapes}, tables={_keys.TABLE: part})
         logger.info(
             "%s: %d of %d bins or cells in %d spots of %g um, %.4g um per unit of their coordinates (from %s).",
-            name, int((lattice.spot >= 0).sum()), len(rows), len(at), spot_um, mpp, source,
+            name, len(inside), len(rows), len(at), spot_diameter_um, mpp, source,
         )  # fmt: skip
-    joined = _table(matrix, members, parts, table.var, entries)
-    joined = TableModel.parse(joined, region=list(shapes), region_key=_keys.REGION, instance_key=_keys.INSTANCE)
-    return SpatialData(images=dict(sdata.images), shapes=shapes, tables={_keys.TABLE: joined}, attrs=dict(sdata.attrs))
+    joined = concat(list(parts.values()))
+    obs = joined.tables[_keys.TABLE].obs
+    joined.tables[_keys.TABLE].obs = obs.dropna(axis=1)  # columns that only some slides have
+    return SpatialData(
+        images=dict(sdata.images), shapes=dict(joined.shapes), tables=dict(joined.tables), attrs=dict(sdata.attrs)
+    )
 
 
-def _check_sizes(spot_um: float, pitch_um: float | None, layout: str, min_bins: int) -> float:
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is none of {format_names(LAYOUTS)}.")
-    if not np.isfinite(spot_um) or spot_um <= 0:
-        raise ValueError(f"spot_um={spot_um:g} is a size in micrometres, above 0.")
-    pitch = spot_um if pitch_um is None else pitch_um
-    if not np.isfinite(pitch) or pitch < spot_um:
-        raise ValueError(
-            f"pitch_um={pitch:g} is at least spot_um={spot_um:g}: spots that overlap would count molecules twice."
-        )
-    if isinstance(min_bins, bool) or min_bins != int(min_bins) or min_bins < 1:
-        raise ValueError(f"min_bins is a whole number of at least 1, not {min_bins!r}.")
-    return float(pitch)
+def assign_spots(
+    points: Float64, size: float, pitch: float, layout: Layout, *, min_bins: int = 1
+) -> tuple[NDArray[np.intp], Float64, NDArray[np.int64]]:
+    """Assign points (x, y) >= 0 to the spots of a lattice.
+
+    Returns the spot of each point (-1 if none), and centers (x, y) and places (column, row) of the spots that hold at
+    least `min_bins` points.
+    """
+    if layout == "grid":
+        place = np.floor(points / pitch).astype(np.int64)
+        centers = (place + 0.5) * pitch
+        inside = (np.abs(points - centers) <= size / 2).all(axis=1)
+    else:
+        # A hexagonal lattice is two rectangular ones, even rows and odd rows: take the nearer point of the two.
+        height = pitch * np.sqrt(3) / 2
+        cell, shift = np.array([pitch, 2 * height]), np.array([pitch / 2, height])
+        points = points - size / 2  # the first spots touch the border of the tissue, as in a grid
+        even, odd = np.round(points / cell), np.round((points - shift) / cell)
+        far = [((points - (corner * cell + by)) ** 2).sum(axis=1) for corner, by in ((even, 0), (odd, shift))]
+        nearer = far[1] < far[0]
+        corner = np.where(nearer[:, None], odd, even)
+        place = np.column_stack([corner[:, 0], 2 * corner[:, 1] + nearer]).astype(np.int64)
+        centers = corner * cell + nearer[:, None] * shift + size / 2
+        inside = np.minimum(*far) <= (size / 2) ** 2
+    place -= place.min(axis=0)
+    code = place[:, 1] * (place[:, 0].max() + 1) + place[:, 0]
+    _, first, of_point, n_points = np.unique(code[inside], return_index=True, return_inverse=True, return_counts=True)
+    kept = n_points >= min_bins
+    spot = np.full(len(points), -1, dtype=np.intp)
+    spot[inside] = np.where(kept, np.cumsum(kept) - 1, -1)[of_point]
+    return spot, np.asarray(centers[inside][first[kept]], dtype=np.float64), place[inside][first[kept]]
 
 
-def _counts(table: AnnData, key: str, layer: str | None) -> Any:
+def _raw_counts(table: AnnData, key: str, layer: str | None) -> Any:
     """Raw counts of the bins, CSR."""
     if layer is not None and layer not in table.layers:
         raise KeyError(f"sdata[{key!r}].layers has no {layer!r} (layer). Available: {format_names(table.layers)}.")
@@ -166,14 +190,13 @@ def _counts(table: AnnData, key: str, layer: str | None) -> Any:
     matrix = sparse.csr_array(matrix)
     if not are_counts(matrix):
         raise ValueError(
-            f"sdata[{key!r}]{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (whole numbers "
-            f"of at least 0), and sums of other values mean nothing. Pass layer=<raw counts>; layers: "
-            f"{format_names(table.layers)}."
+            f"sdata[{key!r}]{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (integers of "
+            f"at least 0), so sums have no meaning. Pass layer=<raw counts>; layers: {format_names(table.layers)}."
         )
     return matrix
 
 
-def _name(region: str, slide: str | Mapping[str, str] | None) -> str:
+def _slide_name(region: str, slide: str | Mapping[str, str] | None) -> str:
     given = slide.get(region) if isinstance(slide, Mapping) else slide
     bins = re.sub(r"_?square_\d{3}um", "", region)
     name = given if given is not None else (bins or "spots") if bins != region else f"{region}_spots"
@@ -182,64 +205,16 @@ def _name(region: str, slide: str | Mapping[str, str] | None) -> str:
 
 
 def _observations(
-    table: AnnData, name: str, rows: NDArray[np.intp], lattice: Lattice, at: Float64
-) -> tuple[pd.DataFrame, Float64]:
-    """``obs`` of one slide's spots, and where they lie."""
-    names = pd.Index([f"{name}_{x}x{y}" for x, y in zip(lattice.column, lattice.row, strict=True)], dtype=object)
-    obs = pd.DataFrame(
-        {
-            _keys.REGION: name,
-            _keys.INSTANCE: names.to_numpy(),
-            "array_row": lattice.row,
-            "array_col": lattice.column,
-            _keys.N_BINS: np.bincount(lattice.spot[lattice.spot >= 0], minlength=len(names)),
-        },
-        index=names,
-    )
+    table: AnnData, name: str, rows: NDArray[np.intp], spot: NDArray[np.intp], places: NDArray[np.int64]
+) -> pd.DataFrame:
+    """``obs`` of the spots of a slide."""
+    names = pd.Index([f"{name}_{x}x{y}" for x, y in places], dtype=object)
+    obs = pd.DataFrame({"array_row": places[:, 1], "array_col": places[:, 0]}, index=names)
+    obs[_keys.N_BINS] = np.bincount(spot[spot >= 0], minlength=len(names))
     attrs = table.uns[_keys.SPATIALDATA_ATTRS]
-    for column in table.obs.columns.difference([*obs.columns, attrs["region_key"], attrs["instance_key"]]):
+    link = [_keys.REGION, _keys.INSTANCE, attrs["region_key"], attrs["instance_key"]]
+    for column in table.obs.columns.difference([*obs.columns, *link]):
         values = table.obs[column].iloc[rows]
         if not pd.api.types.is_numeric_dtype(values) and values.notna().all() and (values == values.iloc[0]).all():
-            obs[column] = values.iloc[0]
-    return obs, at
-
-
-def _shapes(at: Float64, size: float, layout: str, index: pd.Index, transformations: dict[str, Any]) -> Any:
-    from geopandas import GeoDataFrame
-    from shapely import box
-    from spatialdata.models import ShapesModel
-
-    if layout == "hex":
-        return ShapesModel.parse(at, geometry=0, radius=size / 2, index=index, transformations=transformations)
-    squares = box(*(at - size / 2).T, *(at + size / 2).T)
-    return ShapesModel.parse(GeoDataFrame({"geometry": squares}, index=index), transformations=transformations)
-
-
-def _table(
-    matrix: Any,
-    members: NDArray[np.intp],
-    parts: list[tuple[pd.DataFrame, Float64]],
-    var: pd.DataFrame,
-    entries: dict[str, Any],
-) -> AnnData:
-    """The table of all spots; the counts come from one product of sparse matrices."""
-    from anndata import AnnData
-
-    obs = pd.concat([part for part, _ in parts])
-    obs = obs.dropna(axis=1).copy()  # what only some slides have
-    for column in obs.columns:
-        if obs[column].dtype == object and column != _keys.INSTANCE:
-            obs[column] = obs[column].astype("category")
-    bins = np.flatnonzero(members >= 0)
-    sums = sparse.csr_array(
-        (np.ones(len(bins), np.float32), (members[bins], bins)), shape=(len(obs), len(members)), dtype=np.float32
-    )
-    counts = sparse.csr_matrix(sums @ matrix, dtype=np.float32)
-    counts.sort_indices()
-    return AnnData(
-        counts,
-        obs=obs,
-        var=var.copy(),
-        obsm={_keys.SPATIAL: np.concatenate([at for _, at in parts])},
-        uns={_keys.SPATIAL: entries},
-    )
+            obs[column] = pd.Categorical([values.iloc[0]] * len(obs))
+    return obs

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
-from . import _counts, _spots
-from ._assemble import assemble, check_slide_name
-from ._image import read_image
+from .. import _keys
+from .._checks import above, between, checked
+from .._geometry import PLAUSIBLE_MPP
+from ._concat import check_slide_name, no_genes, slide_data
+from ._counts import read_counts, source_of
+from ._image import pyramid, read_image
+from ._spots import check_inside, match_spots, read_spots, scale_from_pitch, spot_names
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spahgc")
 
 
+@checked(microns_per_pixel=between(*PLAUSIBLE_MPP), pitch_um=above(0), spot_diameter_um=above(0))
 def read_st(
     counts: str | PathLike[str] | pd.DataFrame | None,
     spots: str | PathLike[str] | pd.DataFrame,
@@ -38,55 +44,49 @@ def read_st(
     Parameters
     ----------
     counts
-        Raw counts, spots x genes: a tab- or comma-separated file (``.tsv``, ``.csv``, with or without ``.gz``) or a
-        data frame. Rows are named ``{x}x{y}`` by array position (``10x14``) or adjusted array position
-        (``10.02x13.97``). `None` for a slide with H&E only.
+        Raw counts, spots x genes: a tab- or comma-separated file (``.tsv``, ``.csv``, optionally ``.gz``) or a data
+        frame. Rows are named ``{x}x{y}`` by array position (``10x14``) or adjusted array position (``10.02x13.97``).
+        `None` for a slide with H&E only.
     spots
-        Spots, as a file or a data frame with the columns ``x``, ``y`` (array position, whole numbers) and ``pixel_x``,
+        Spot table, a file or a data frame with the columns ``x``, ``y`` (integer array position) and ``pixel_x``,
         ``pixel_y`` (pixels of `image`); optionally ``new_x``, ``new_y`` (adjusted array position) and ``selected`` (0
-        for spots to leave out). A spot that only one of `counts` and `spots` has is left out.
+        for spots to leave out). Spots that only one of `counts` and `spots` has are left out.
     image
         H&E image at full resolution, 8-bit RGB: a file (JPEG, PNG, TIFF) or an array (height, width, 3). It is held in
         memory.
     slide
-        Name of the slide; letters, digits, ``_``, ``-`` and ``.``.
+        Name of the slide: letters, digits, ``_``, ``-`` and ``.``.
     patient
-        Patient (donor) of the slide; without it the table has no column ``patient``, which training and validation by
-        patient need.
+        Patient (donor) of the slide, written to ``obs["patient"]``. Training and cross-validation by patient need it.
     microns_per_pixel
-        Micrometres per pixel; `None` measures it: `pitch_um` over the distance of neighbouring spots in pixels, the
-        scale of the affine map from array to pixel positions.
+        Micrometers per pixel. By default measured as `pitch_um` over the spot pitch in pixels, which is the scale of
+        the affine map from array to pixel positions.
     pitch_um
-        Distance of neighbouring spots, centre to centre, in micrometres.
+        Center-to-center distance of neighboring spots in micrometers.
     spot_diameter_um
-        Diameter of a spot in micrometres.
+        Spot diameter in micrometers.
     scale_factors
-        Factor of each level of the multiscale image to the one above; `None` halves until the longest side is at most
-        1024 pixels.
+        Factor of each level of the image pyramid to the one above. By default, sizes are halved until the longest side
+        is at most 1024 pixels.
 
     Returns
     -------
     SpatialData with, in the coordinate system ``{slide}`` (full-resolution pixels):
 
     - image ``{slide}_image``: multiscale, (c, y, x) uint8, channels r, g, b;
-    - shapes ``{slide}``: one circle a spot, with the true radius;
-    - table ``table``: ``X`` raw counts (CSR float32), names ``{slide}_{x}x{y}``, ``obs["region"]``, ``obs["spot_id"]``
-      (link to the shapes), ``obs["patient"]``, ``obs["array_row"]``, ``obs["array_col"]``, ``obsm["spatial"]`` (x, y)
-      in pixels, float64, and ``uns["spatial"][slide]`` with a thumbnail and the scale factors that squidpy reads,
-      ``microns_per_pixel`` among them.
+    - shapes ``{slide}``: circles of the true spot radius;
+    - table ``table``: ``X`` raw counts (CSR float32), names ``{slide}_{x}x{y}``, ``obs["region"]`` and
+      ``obs["spot_id"]`` (link to the shapes), ``obs["patient"]``, ``obs["array_row"]``, ``obs["array_col"]``,
+      ``obsm["spatial"]`` (x, y) in pixels, float64, and ``uns["spatial"][slide]`` with a thumbnail and the scale
+      factors that squidpy reads, ``microns_per_pixel`` among them.
 
     Raises
     ------
-    FileNotFoundError
-        If a file is missing.
-    KeyError
-        If `spots` lacks a column.
-    TypeError
-        If an argument is of the wrong kind.
+    FileNotFoundError, KeyError
+        If a file is missing, or `spots` lacks a column.
     ValueError
-        If counts are negative, non-integer, empty, transposed or have duplicate names; if counts and spots have no spot
-        in common; if positions are missing or outside the image; if the image is not 8-bit RGB; or if the scale of the
-        image is absurd.
+        If counts are not raw counts, counts and spots have no spot in common, positions are missing or outside the
+        image, the image is not 8-bit RGB, or its scale is implausible.
 
     See Also
     --------
@@ -96,33 +96,37 @@ def read_st(
     ----------
     Stahl et al., Visualization and analysis of gene expression in tissue sections by spatial transcriptomics, Science
     2016.
+
+    Examples
+    --------
+    >>> x, y = [1, 2, 1, 2], [1, 1, 2, 2]
+    >>> spots = pd.DataFrame({"x": x, "y": y, "pixel_x": [50, 90, 50, 90], "pixel_y": [50, 50, 90, 90]})
+    >>> counts = pd.DataFrame({"ERBB2": [3, 0, 1, 2]}, index=["1x1", "2x1", "1x2", "2x2"])
+    >>> sdata = read_st(counts, spots, np.full((140, 140, 3), 255, np.uint8), slide="A1")
+    >>> sdata["table"].uns["spatial"]["A1"]["scalefactors"]["microns_per_pixel"]
+    5.0
     """
+    from anndata import AnnData
+
     check_slide_name(slide)
-    if not spot_diameter_um > 0:
-        raise ValueError(f"spot_diameter_um={spot_diameter_um:g} is a diameter in micrometres, above 0.")
-    frame = _spots.read_spots(spots)
-    table = None if counts is None else _counts.read_counts(counts)
-    if table is None:
-        matrix, var = None, pd.DataFrame(index=pd.Index([], dtype=object))
-    else:
-        rows, kept = _spots.match(table, frame)
-        matrix, var = table.matrix[rows], pd.DataFrame(index=table.genes.astype(object))
+    frame = read_spots(spots)
+    if counts is not None:
+        measured = read_counts(counts)
+        rows, kept = match_spots(measured.index, frame, source_of(counts, "counts"))
+        matrix, genes = sparse.csr_matrix(measured.to_numpy()[rows]), measured.columns.astype(object)
         frame = frame.iloc[kept]
-    found = _spots.Spots(
-        array=frame[["x", "y"]].to_numpy(dtype=np.int64), pixel=frame[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
-    )
+    else:
+        matrix, genes = no_genes(len(frame)), pd.Index([], dtype=object)
+    array = frame[["x", "y"]].to_numpy(dtype=np.int64)
+    pixel = frame[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     rgb = read_image(image)
-    _spots.check_positions(found, rgb.size)
-    mpp = _spots.scale(found, microns_per_pixel=microns_per_pixel, pitch_um=pitch_um)
+    check_inside(pixel, spot_names(array), rgb.size, "spots (pixel_x, pixel_y)")
+    mpp = scale_from_pitch(array, pixel, pitch_um) if microns_per_pixel is None else float(microns_per_pixel)
     logger.info("%s: %d spots, %.3f um per pixel, image of %d x %d pixels.", slide, len(frame), mpp, *rgb.size)
-    return assemble(
-        slide,
-        found,
-        rgb,
-        counts=matrix,
-        var=var,
-        microns_per_pixel=mpp,
-        spot_diameter_um=spot_diameter_um,
-        patient=patient,
-        scale_factors=scale_factors,
-    )
+    names = pd.Index([f"{slide}_{x}x{y}" for x, y in array], dtype=object)
+    obs = pd.DataFrame({"array_row": array[:, 1], "array_col": array[:, 0]}, index=names)
+    if patient is not None:
+        obs[_keys.PATIENT] = pd.Categorical([patient] * len(obs))
+    table = AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=genes), obsm={_keys.SPATIAL: pixel})
+    tree = pyramid(rgb, slide, scale_factors)
+    return slide_data(table, slide, tree, diameter=spot_diameter_um / mpp, microns_per_pixel=mpp)

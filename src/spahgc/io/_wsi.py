@@ -1,21 +1,26 @@
-"""Whole-slide images."""
+"""Whole-slide images, read block by block through OpenSlide, TiffSlide or tifffile."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _keys
+from .._checks import between, check_argument, checked
 from .._geometry import PLAUSIBLE_MPP
-from ._assemble import check_slide_name, image_name
-from ._image import multiscale, picture, pyramid
-from ._slide_file import Backend, SlideLevel, TiffLevels, as_dask, block_shape, halved, open_file
+from ._concat import check_slide_name, image_name
+from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -23,28 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spahgc")
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
-TIFFS = {".tif", ".tiff", ".btf"}
-COARSEST = 2048
-"""Longest side in pixels of the coarsest level; what a file lacks is made when it is read."""
-ONE_PIECE = 4096**2
-"""Pixels of a block of a file from which on the whole image is decoded at once instead."""
-SQUARE = 0.01
-"""Share by which the micrometres per pixel of x and y may differ."""
-_METRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "in": 25400.0}
+Backend = Literal["openslide", "tiffslide", "tifffile"]
+Sizes = list[tuple[int, int]]
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
+_TIFFS = {".tif", ".tiff", ".btf"}
+_COARSEST = 2048  # longest side of the coarsest level in pixels; levels that a file lacks are computed on access
+_ONE_PIECE = 4096**2  # pixels per stored block from which on the whole image is decoded at once
+_STRIP_PIXELS = 4 * 2**20  # pixels per block of a file that is stored in strips
+_SQUARE = 0.01  # relative difference that pixel width and height may have
+_MICROMETERS = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "in": 25400.0}
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What a file says about the size of its pixels."""
-
-    x: float | None = None
-    y: float | None = None
-    trusted: bool = True
-    """False for resolution tags, which often hold that of a printer or a screen."""
-    objective: float | None = None
-
-
+@checked(microns_per_pixel=between(*PLAUSIBLE_MPP))
 def read_wsi(
     path: str | PathLike[str],
     *,
@@ -54,45 +50,37 @@ def read_wsi(
 ) -> SpatialData:
     """Read a whole-slide image as a lazy pyramid.
 
-    Nothing but the metadata is read now. A block of the image (about 512 x 512 pixels, whole tiles of the file) is
-    decoded when it is asked for, by any thread or process. Levels that the file lacks are halved from the one above
-    when they are read.
-
-    JPEG and PNG files, and TIFF files that are compressed in one piece, cannot be read in blocks: they are decoded now
-    and held in memory, 4 bytes per pixel in all.
+    Only metadata are read. Blocks of about 512 x 512 pixels (whole tiles of the file) are decoded on access, by any
+    thread or process, and levels that the file lacks are computed from the one above. JPEG and PNG files, and TIFF
+    files that are compressed in one piece, are decoded now and held in memory, 4 bytes per pixel in all.
 
     Parameters
     ----------
     path
-        Slide file: what OpenSlide reads (``.svs``, ``.ndpi``, ``.mrxs``, ``.scn``, ``.bif``, ...), TIFF, OME-TIFF, JPEG
-        or PNG, 8-bit RGB. The SpatialData refers to it: keep it where it is.
+        Slide file: formats of OpenSlide (``.svs``, ``.ndpi``, ``.mrxs``, ``.scn``, ``.bif``, ...), TIFF, OME-TIFF, JPEG
+        or PNG, 8-bit RGB. The SpatialData refers to it: do not move it.
     slide
-        Name of the slide; `None` takes the file's without its ending, with ``_`` for what a name cannot hold.
+        Name of the slide. Defaults to the file name without its ending, with ``_`` for characters that are not allowed.
     microns_per_pixel
-        Micrometres per pixel at full resolution; `None` takes the file's.
+        Micrometers per full-resolution pixel. Defaults to the value in the file.
     backend
-        Library to read with; `None` takes tifffile for TIFF without a scanner's layout, else OpenSlide, else TiffSlide.
+        Library to read with. Defaults to tifffile for TIFF without a scanner's layout, else OpenSlide, else TiffSlide.
         OpenSlide and TiffSlide come with the extra ``wsi``.
 
     Returns
     -------
-    SpatialData with, in the coordinate system ``{slide}`` (full-resolution pixels):
-
-    - image ``{slide}_image``: multiscale, (c, y, x) uint8, channels r, g, b; what a scanner left out is white.
-    - ``attrs["microns_per_pixel"]``: micrometres per full-resolution pixel by name of image. Without an entry they are
-      not known, and functions that need them say so.
+    SpatialData with the image ``{slide}_image`` in the layout of :func:`read_st`; areas that were not scanned are
+    white. ``attrs["microns_per_pixel"]`` holds the scale by name of image, without an entry if it is unknown.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        If the file takes OpenSlide or TiffSlide and they are not installed.
+    FileNotFoundError, ImportError
+        If there is no such file, or OpenSlide or TiffSlide is required and not installed.
     OSError
-        If the file is damaged or cut off; of a block, when it is read.
+        If the file is damaged or truncated; for a block, when it is read.
     ValueError
-        If it is no slide that the backend can read, the image is not 8-bit RGB, its pixels are not square, or the
-        micrometres per pixel are absurd.
+        If the backend cannot read the file, the image is not 8-bit RGB, pixels are not square, or the micrometers per
+        pixel are implausible.
 
     See Also
     --------
@@ -100,96 +88,96 @@ def read_wsi(
 
     Examples
     --------
-    >>> sdata = spahgc.io.read_wsi("biopsy.svs")
-    >>> spahgc.pp.tissue_grid(sdata, reference=adata_ref)
+    >>> sdata = spahgc.io.read_wsi("biopsy.svs")  # doctest: +SKIP
+    >>> spahgc.pp.tissue_grid(sdata, reference=adata_ref)  # doctest: +SKIP
     """
-    from spatialdata import SpatialData
-
-    found = load(path, slide=slide, microns_per_pixel=microns_per_pixel, backend=backend)
-    if found.microns_per_pixel is None:
-        logger.warning("%s", found.unknown)
-    attrs = {} if found.microns_per_pixel is None else {_keys.MPP: {image_name(found.slide): found.microns_per_pixel}}
-    return SpatialData(images={image_name(found.slide): found.tree}, attrs=attrs)
+    sdata, problem = load(path, slide=slide, microns_per_pixel=microns_per_pixel, backend=backend)
+    if problem:
+        logger.warning("%s", problem)
+    return sdata
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A slide file as an image element."""
+class PixelSize:
+    """Pixel size that a file states, in micrometers."""
 
-    slide: str
-    tree: DataTree
-    microns_per_pixel: float | None
-    unknown: str
-    """Why the micrometres per pixel are not known; empty if they are."""
+    x: float | None = None
+    y: float | None = None
+    trusted: bool = True
+    """False for resolution tags, which often hold the resolution of a printer or screen."""
+    objective: float | None = None
 
 
 def load(
     path: str | PathLike[str], *, slide: str | None, microns_per_pixel: float | None, backend: Backend | None = None
-) -> Loaded:
-    """What :func:`read_wsi` says, before it is put into a SpatialData."""
+) -> tuple[SpatialData, str]:
+    """Slide of a file, see :func:`read_wsi`, and why its micrometers per pixel are unknown."""
+    from spatialdata import SpatialData
+
     path = Path(path)
     if not path.is_file():
-        hint = " It is a folder: a zarr of SpatialData's is read with spatialdata.read_zarr." if path.is_dir() else ""
+        hint = " It is a folder: read a SpatialData zarr with spatialdata.read_zarr." if path.is_dir() else ""
         raise FileNotFoundError(f"No slide file {str(path)!r}.{hint}")
+    check_argument("microns_per_pixel", microns_per_pixel, float | None, between(*PLAUSIBLE_MPP))
     if slide is None:
         stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
         slide = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
     check_slide_name(slide)
-    tree, scale = _read(path, slide, backend)
-    mpp, unknown = _microns_per_pixel(scale, microns_per_pixel, path.name)
+    if path.suffix.lower() in _PICTURES and backend is None:
+        tree, size = _read_picture(path, slide)
+    else:
+        tree, size = _read_levels(path, slide, backend or _backend(path))
+    mpp, unknown = (microns_per_pixel, "") if microns_per_pixel is not None else _scale(size, path.name)
     height, width = tree["scale0"]["image"].shape[1:]
-    told = "unknown" if mpp is None else f"{mpp:.4g}"
-    logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), told)
-    return Loaded(slide, tree, mpp, unknown)
+    shown = "unknown" if mpp is None else f"{mpp:.4g}"
+    logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), shown)
+    name = image_name(slide)
+    return SpatialData(images={name: tree}, attrs={} if mpp is None else {_keys.MPP: {name: float(mpp)}}), unknown
 
 
-def _read(path: Path, slide: str, backend: Backend | None) -> tuple[DataTree, _Scale]:
-    if path.suffix.lower() in PICTURES and backend is None:
-        try:
-            image = picture(path)
-        except OSError as error:
-            raise OSError(
-                f"{path.name} cannot be read ({error}): it is damaged or was cut off. Copy it again."
-            ) from error
-        dpi = image.info.get("dpi", (0, 0))
-        x, y = (25400 / float(value) if value else None for value in dpi)
-        return pyramid(image, slide)[0], _Scale(x, y, trusted=False)
-    chosen = _backend(path) if backend is None else backend
+def _read_picture(path: Path, slide: str) -> tuple[DataTree, PixelSize]:
+    try:
+        image = read_image(path, flatten=True)
+    except OSError as error:
+        raise OSError(f"{path.name} cannot be read ({error}): it is damaged or truncated. Copy it again.") from error
+    x, y = (25400 / float(value) if value else None for value in image.info.get("dpi", (0, 0)))
+    return pyramid(image, slide), PixelSize(x, y, trusted=False)
+
+
+def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, PixelSize]:
     source = str(path.resolve())
     try:
-        handle = open_file(chosen, source)
+        handle = open_slide(backend, source)
     except ImportError:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path.name} is no slide that {chosen} can read ({type(error).__name__}: {error}). Formats: svs, ndpi, "
-            "mrxs, scn, bif and others of OpenSlide; TIFF, OME-TIFF, JPEG, PNG. Is the copy complete?"
+            f"{backend} cannot read {path.name} ({type(error).__name__}: {error}). Supported formats: svs, ndpi, mrxs, "
+            "scn, bif and others of OpenSlide; TIFF, OME-TIFF, JPEG, PNG. Is the copy complete?"
         ) from error
     try:
-        if isinstance(handle, TiffLevels):
-            sizes, tiles, scale = _tiff(handle, path.name)
-        else:
-            sizes, tiles, scale = _openslide(handle)
+        describe = _describe_tiff if isinstance(handle, TiffLevels) else _describe_scan
+        sizes, blocks, pixel_size = describe(handle, path.name)
     finally:
         handle.close()
     stat = path.stat()
     stamp = (stat.st_size, stat.st_mtime_ns)
-    files = [SlideLevel(source, chosen, level, (3, *size), stamp) for level, size in enumerate(sizes)]
-    if tiles[0][0] * tiles[0][1] >= ONE_PIECE:
+    files = [SlideLevel(source, backend, level, (3, *size), stamp) for level, size in enumerate(sizes)]
+    if blocks[0][0] * blocks[0][1] >= _ONE_PIECE:
         from PIL import Image as pil
 
         logger.info("%s is stored in one piece: it is decoded as a whole and held in memory.", path.name)
-        return pyramid(pil.fromarray(np.ascontiguousarray(np.moveaxis(files[0][:, :, :], 0, -1))), slide)[0], scale
-    levels = [as_dask(file, block_shape(tile, size)) for file, tile, size in zip(files, tiles, sizes, strict=True)]
-    # at least two: SpatialData reads an image of one level back as another type
-    while len(levels) < 2 or max(levels[-1].shape[1:]) > COARSEST:
+        return pyramid(pil.fromarray(np.ascontiguousarray(np.moveaxis(files[0][:, :, :], 0, -1))), slide), pixel_size
+    levels = [file.as_dask(_block_shape(block, size)) for file, block, size in zip(files, blocks, sizes, strict=True)]
+    # At least two: SpatialData reads an image of one level back as another type.
+    while len(levels) < 2 or max(levels[-1].shape[1:]) > _COARSEST:
         levels.append(halved(levels[-1]))
-    return multiscale(levels, slide), scale
+    return multiscale(levels, slide), pixel_size
 
 
 def _backend(path: Path) -> Backend:
-    """The library for a file: tifffile reads the stored tiles of a TIFF as they are, the others know scanners."""
-    tiff = path.suffix.lower() in TIFFS
+    """Library for a file: tifffile returns the stored tiles of a TIFF unchanged, the others know scanners."""
+    tiff = path.suffix.lower() in _TIFFS
     try:
         from openslide import OpenSlide
     except ImportError:
@@ -200,98 +188,208 @@ def _backend(path: Path) -> Backend:
     return "tifffile" if tiff and vendor in {None, "generic-tiff"} else "openslide"
 
 
-def _openslide(handle: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]], _Scale]:
-    """Sizes and tiles of the levels (rows, columns) and scale, of a slide opened with OpenSlide or TiffSlide."""
-    said = {key.partition(".")[2]: value for key, value in handle.properties.items() if value not in (None, "")}
-    sizes, tiles = [], []
+def _describe_scan(handle: Any, name: str) -> tuple[Sizes, Sizes, PixelSize]:  # noqa: ARG001
+    """Sizes of levels and stored blocks (rows, columns), and the pixel size, from OpenSlide or TiffSlide."""
+    found = {key.partition(".")[2]: value for key, value in handle.properties.items() if value not in (None, "")}
+    sizes, blocks = [], []
     for level, (width, height) in enumerate(handle.level_dimensions):
         sizes.append((height, width))
-        rows, columns = (int(said.get(f"level[{level}].tile-{side}", 0)) for side in ("height", "width"))
-        tiles.append((rows or 512, columns or 512))
-    x, y, objective = (float(said[key]) if key in said else None for key in ("mpp-x", "mpp-y", "objective-power"))
-    return sizes, tiles, _Scale(x, y, said.get("vendor") not in {None, "generic-tiff"}, objective)
+        rows, columns = (int(found.get(f"level[{level}].tile-{side}", 0)) for side in ("height", "width"))
+        blocks.append((rows or CHUNK, columns or CHUNK))
+    x, y, objective = (float(found[key]) if key in found else None for key in ("mpp-x", "mpp-y", "objective-power"))
+    return sizes, blocks, PixelSize(x, y, found.get("vendor") not in {None, "generic-tiff"}, objective)
 
 
-def _tiff(handle: TiffLevels, name: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]], _Scale]:
-    """The same of a TIFF opened with tifffile; an error if it is not 8-bit RGB."""
-    sizes, tiles = [], []
+def _describe_tiff(handle: TiffLevels, name: str) -> tuple[Sizes, Sizes, PixelSize]:
+    """Sizes of levels and stored blocks (rows, columns), and the pixel size, from tifffile."""
+    sizes, blocks = [], []
     end = 0
     for level in handle.series.levels:
         shape = dict(zip(level.axes, level.shape, strict=True))
         channels = [size for axis, size in shape.items() if axis not in "YX" and size > 1]
-        if level.dtype != "uint8" or channels not in ([3], [4]):
-            raise ValueError(
-                f"{name} has {level.dtype} pixels of shape {level.shape} (axes {level.axes}); an H&E image is 8-bit "
-                "RGB, uint8 with three channels. Is it a stack, a fluorescence image or a mask?"
-            )
+        check_samples(level.dtype, channels[0] if len(channels) == 1 else tuple(channels) or 1, name)
         sizes.append((shape["Y"], shape["X"]))
         page = level.keyframe
         end = max(end, *(at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True)))
         if page.is_tiled:
-            tiles.append((page.tilelength, page.tilewidth))
-        elif page.is_memmappable:
-            tiles.append((512, 512))
+            blocks.append((page.tilelength, page.tilewidth))
         else:
-            tiles.append((page.rowsperstrip, shape["X"]))
-    if end > handle.file.filehandle.size:
-        raise OSError(
-            f"{name} is cut off: it has {handle.file.filehandle.size} bytes, and its image goes on to byte {end}. Copy "
-            "it again."
-        )
-    return sizes, tiles, _ome_scale(handle.file.ome_metadata) or _tag_scale(handle.series.keyframe)
+            blocks.append((CHUNK, CHUNK) if page.is_memmappable else (page.rowsperstrip, shape["X"]))
+    n_bytes = handle.file.filehandle.size
+    if end > n_bytes:
+        raise OSError(f"{name} is truncated: it has {n_bytes} of at least {end} bytes. Copy it again.")
+    return sizes, blocks, _ome_size(handle.file.ome_metadata) or _tag_size(handle.series.keyframe)
 
 
-def _ome_scale(xml: str | None) -> _Scale | None:
+def _ome_size(xml: str | None) -> PixelSize | None:
     from xml.etree import ElementTree
 
     pixels = None if xml is None else ElementTree.fromstring(xml).find(".//{*}Pixels")
     if pixels is None or pixels.get("PhysicalSizeX") is None:
         return None
-    values = []
+    values = {}
     for axis in "XY":
         unit = (pixels.get(f"PhysicalSize{axis}Unit") or "µm").replace("μ", "µ")
-        if unit not in _METRES:  # "pixel" and "reference frame" are no lengths
+        if unit not in _MICROMETERS:  # "pixel" and "reference frame" are not lengths
             return None
-        values.append(float(pixels.get(f"PhysicalSize{axis}") or pixels.get("PhysicalSizeX") or 0) * _METRES[unit])
-    return _Scale(x=values[0], y=values[1])
+        length = float(pixels.get(f"PhysicalSize{axis}") or pixels.get("PhysicalSizeX") or 0)
+        values[axis.lower()] = length * _MICROMETERS[unit]
+    return PixelSize(x=values["x"], y=values["y"])
 
 
-def _tag_scale(page: Any) -> _Scale:
+def _tag_size(page: Any) -> PixelSize:
     unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
     if unit is None or not all(page.resolution):
-        return _Scale()
+        return PixelSize()
     x, y = (unit / value for value in page.resolution)
-    return _Scale(x, y, trusted=False)
+    return PixelSize(x, y, trusted=False)
 
 
-def _microns_per_pixel(scale: _Scale, given: float | None, name: str) -> tuple[float | None, str]:
-    """Micrometres per pixel, given or the file's, and why there are none."""
+def _scale(size: PixelSize, name: str) -> tuple[float | None, str]:
+    """Micrometers per pixel that a file states, or why they are unknown."""
     low, high = PLAUSIBLE_MPP
-    if given is not None:
-        if not low <= given <= high:
-            raise ValueError(
-                f"microns_per_pixel={given!r}: an H&E image has between {low:g} and {high:g} um per pixel (a 20x scan "
-                "about 0.5)."
-            )
-        return float(given), ""
-    if scale.x is None or scale.y is None:
-        told = f"{name} does not say how many micrometres a pixel measures. Pass microns_per_pixel=<number>."
-        if scale.objective is not None:
-            told += (
-                f" It names an objective of {scale.objective:g}x, from which the size does not follow: scanners differ."
-            )
-        return None, told
-    if not (low <= scale.x <= high and low <= scale.y <= high):
-        told = (
-            f"{name} says {scale.x:.4g} x {scale.y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}. "
-            "Pass microns_per_pixel=<number>."
+    if size.x is None or size.y is None:
+        problem = f"{name} does not state the micrometers per pixel. Pass `microns_per_pixel`."
+        if size.objective is not None:
+            problem += f" Its objective of {size.objective:g}x does not determine them: scanners differ."
+        return None, problem
+    if not (low <= size.x <= high and low <= size.y <= high):
+        problem = (
+            f"{name} states {size.x:.4g} x {size.y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}. "
+            "Pass `microns_per_pixel`."
         )
-        if scale.trusted:
-            raise ValueError(told)
-        return None, f"{told} It may be the resolution of a print or screen, and is not taken."
-    if abs(scale.x / scale.y - 1) > SQUARE:
+        if size.trusted:
+            raise ValueError(problem)
+        return None, f"{problem} It may be the resolution of a printer or screen, and is ignored."
+    if abs(size.x / size.y - 1) > _SQUARE:
         raise ValueError(
-            f"{name} has pixels of {scale.x:.4g} x {scale.y:.4g} um: square tiles would not be square. Resample the "
-            "image first, or pass microns_per_pixel=<number> if that is wrong."
+            f"{name} has pixels of {size.x:.4g} x {size.y:.4g} um: square tiles would not be square. Resample the "
+            "image first, or pass `microns_per_pixel` if that is wrong."
         )
-    return (scale.x + scale.y) / 2, ""
+    return (size.x + size.y) / 2, ""
+
+
+@dataclass(frozen=True)
+class SlideLevel:
+    """Resolution of a slide file, sliced like an array (3, y, x); each thread of each process opens the file itself."""
+
+    path: str
+    backend: Backend
+    level: int
+    shape: tuple[int, int, int]
+    stamp: tuple[int, int]
+    """Size and time of the file, which tell it from an earlier file under the same path."""
+
+    dtype = np.dtype(np.uint8)
+    ndim = 3
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
+        _, (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(key, self.shape, strict=True))
+        try:
+            handle = _handle(self.backend, self.path, self.stamp, os.getpid(), threading.get_ident())
+            read = _read_tiff if self.backend == "tifffile" else _read_scan
+            block = read(handle, self.level, top, bottom, left, right)
+        except Exception as error:
+            _handle.cache_clear()  # OpenSlide reads nothing more after an error
+            raise OSError(
+                f"{self.path}: rows {top} to {bottom}, columns {left} to {right} of level {self.level} cannot be read "
+                f"({type(error).__name__}: {error}). The file is damaged or truncated: copy it again."
+            ) from error
+        return np.ascontiguousarray(np.moveaxis(on_white(block), -1, 0)[key[0]])
+
+    def as_dask(self, blocks: tuple[int, int]) -> Any:
+        """Dask array (3, y, x) in blocks of so many rows and columns."""
+        import dask.array as da
+        from dask.base import tokenize
+
+        name = "slide-" + tokenize(self.path, self.backend, self.level, self.shape, self.stamp, blocks)
+        meta = np.empty((0, 0, 0), np.uint8)
+        return da.from_array(self, chunks=(3, *blocks), name=name, asarray=False, fancy=False, meta=meta)
+
+
+@lru_cache(maxsize=64)
+def _handle(backend: Backend, path: str, stamp: tuple[int, int], process: int, thread: int) -> Any:  # noqa: ARG001
+    """Open file of one thread of one process; after a fork the parent's share their position in the file."""
+    return open_slide(backend, path)
+
+
+class TiffLevels:
+    """Levels of the first image of a TIFF file."""
+
+    def __init__(self, path: str) -> None:
+        import tifffile
+
+        self.file = tifffile.TiffFile(path)
+        self.series = self.file.series[0]
+        self._arrays: dict[int, Any] = {}
+
+    def array(self, level: int) -> Any:
+        """Level as an array to slice: memory-mapped if it is stored uncompressed in one piece, else zarr."""
+        import tifffile
+        import zarr
+
+        if level not in self._arrays:
+            series = self.series.levels[level]
+            if series.keyframe.is_memmappable and series.dataoffset is not None:
+                path = self.file.filehandle.path
+                self._arrays[level] = tifffile.memmap(path, series=0, level=level, mode="r")
+            else:
+                self._arrays[level] = zarr.open_array(self.series.aszarr(level=level), mode="r")
+        return self._arrays[level]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._arrays.clear()
+        self.file.close()
+
+
+def open_slide(backend: Backend, path: str) -> Any:
+    """File opened with one of the libraries; an ImportError names the missing extra."""
+    if backend == "tifffile":
+        return TiffLevels(path)
+    try:
+        library = import_module(backend)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Reading {Path(path).name} requires {backend}. Install it with: pip install 'spahgc[wsi]'."
+        ) from error
+    return library.OpenSlide(path) if backend == "openslide" else library.TiffSlide(path)
+
+
+def _read_scan(handle: Any, level: int, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    downsample = handle.level_downsamples[level]
+    corner = (round(left * downsample), round(top * downsample))
+    return np.asarray(handle.read_region(corner, level, (right - left, bottom - top)))
+
+
+def _read_tiff(handle: TiffLevels, level: int, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    axes = handle.series.levels[level].axes
+    window = {"Y": slice(top, bottom), "X": slice(left, right)}
+    block = np.asarray(handle.array(level)[tuple(window.get(axis, slice(None)) for axis in axes)])
+    # Channels last, whatever the order in the file; all other axes have length 1.
+    block = np.moveaxis(block, (axes.index("Y"), axes.index("X")), (0, 1))
+    return block.reshape(bottom - top, right - left, -1)
+
+
+def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Blocks of whole tiles (rows, columns) of a file: about 512 pixels wide, or strips of the image's width."""
+    rows, columns = block
+    if columns >= size[1] and rows < size[0]:
+        return min(size[0], rows * max(1, _STRIP_PIXELS // (rows * columns))), size[1]
+    high, wide = (side * max(1, round(CHUNK / side)) for side in block)
+    return min(size[0], high), min(size[1], wide)
+
+
+def halved(array: Any) -> Any:
+    """Level of half the size (box means), computed from the one above on access."""
+    sides = (max(2 * CHUNK, size[0] + size[0] % 2) for size in array.chunks[1:])  # even, and of whole blocks
+    array = array.rechunk((3, *sides))
+    chunks = ((3,), *(tuple(-(-size // 2) for size in sizes) for sizes in array.chunks[1:]))
+    return array.map_blocks(_halve, dtype=np.uint8, chunks=chunks, meta=np.empty((0, 0, 0), np.uint8))
+
+
+def _halve(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    rest = [(0, size % 2) for size in block.shape[1:]]
+    padded = np.pad(block, [(0, 0), *rest], mode="edge").astype(np.uint16)
+    rows = padded[:, ::2] + padded[:, 1::2]
+    return np.asarray((rows[:, :, ::2] + rows[:, :, 1::2] + 2) // 4, dtype=np.uint8)

@@ -18,7 +18,7 @@ from .._links import shallow_copy
 from .._slides import Float64
 from .._tables._cohorts import slide_rows
 from .._tables._slots import check_table, coordinates, library_column
-from ..io._assemble import check_slide_name, link_spots, no_genes
+from ..io._concat import check_slide_name, link_spots, no_genes
 from ..io._image import thumbnail
 from ._images import scans_of
 from ._tiles import Level

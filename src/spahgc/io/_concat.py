@@ -1,0 +1,239 @@
+"""SpatialData in the layout of spahgc: one slide from its parts, and several slides joined into one object."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .. import _keys
+from .._checks import checked, format_names
+from .._tables._cohorts import encoder_params
+from ._image import thumbnail
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+    from xarray import DataTree
+
+logger = logging.getLogger("spahgc")
+
+
+def check_slide_name(slide: str) -> None:
+    """Raise if SpatialData could not write a slide under this name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", slide):
+        raise ValueError(
+            f"slide={slide!r} is not a valid name: use letters, digits, '_', '-' and '.', and start with a letter or "
+            "digit."
+        )
+
+
+def image_name(slide: str) -> str:
+    """Name of the image of a slide."""
+    return f"{slide}_image"
+
+
+def no_genes(n_spots: int) -> sparse.csr_matrix:
+    """``X`` of a slide with H&E only."""
+    return sparse.csr_matrix(np.zeros((n_spots, 0), dtype=np.float32))
+
+
+def slide_data(
+    table: AnnData,
+    slide: str,
+    tree: DataTree | None,
+    *,
+    diameter: float,
+    microns_per_pixel: float | None,
+    image: str | None = None,
+    outlines: Any = None,
+) -> SpatialData:
+    """Slide from a table, which is linked in place, and an image named `image`; see :func:`link_spots`."""
+    from spatialdata import SpatialData
+    from spatialdata.transformations import get_transformation
+
+    picture, scale = (None, 1.0) if tree is None else thumbnail(tree)
+    shapes = link_spots(
+        table,
+        slide,
+        picture,
+        scale,
+        diameter=diameter,
+        microns_per_pixel=microns_per_pixel,
+        transformations=None if tree is None else get_transformation(tree, get_all=True),
+        outlines=outlines,
+    )
+    images = {} if tree is None else {image or image_name(slide): tree}
+    return SpatialData(images=images, shapes={slide: shapes}, tables={_keys.TABLE: table})
+
+
+def link_spots(
+    table: AnnData,
+    slide: str,
+    picture: NDArray[np.uint8] | None,
+    picture_scale: float,
+    *,
+    diameter: float,
+    microns_per_pixel: float | None,
+    transformations: Mapping[str, Any] | None = None,
+    outlines: Any = None,
+) -> GeoDataFrame:
+    """Shapes of a slide's spots (circles, or given polygons), to which the table is linked in place."""
+    from geopandas import GeoDataFrame
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    names = table.obs_names.to_numpy(dtype=object)
+    link = pd.DataFrame({_keys.REGION: pd.Categorical([slide] * len(names)), _keys.INSTANCE: names}, table.obs_names)
+    rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
+    table.obs = pd.concat([link, rest], axis=1)
+    factors = {"tissue_hires_scalef": float(picture_scale), _keys.SPOT_DIAMETER: float(diameter)}
+    if microns_per_pixel is not None:
+        factors[_keys.MPP] = float(microns_per_pixel)
+    images = {} if picture is None else {"hires": picture}
+    table.uns[_keys.SPATIAL] = {slide: {"images": images, "scalefactors": factors}}
+    TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
+    to = dict(transformations or {slide: Identity()})
+    if outlines is not None:
+        return ShapesModel.parse(GeoDataFrame({"geometry": outlines}, index=pd.Index(names)), transformations=to)
+    xy, radius = table.obsm[_keys.SPATIAL], diameter / 2
+    return ShapesModel.parse(xy, geometry=0, radius=radius, index=pd.Index(names), transformations=to)
+
+
+@checked()
+def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "outer") -> SpatialData:
+    """Join slides into one SpatialData with one table.
+
+    Parameters
+    ----------
+    slides
+        Slides with different names, as from :func:`read_st` or :func:`from_anndata`. They are not changed; images are
+        shared, not copied.
+    join
+        ``"outer"`` keeps the genes of any slide and fills in zeros where a slide lacks a gene, because tables of legacy
+        arrays leave out genes without counts. ``"inner"`` keeps the genes that all slides measured, for panels.
+
+    Returns
+    -------
+    All images and shapes under their names, each in the coordinate system of its slide, and one ``table``. Genes keep
+    their order if all slides have the same ones, else they are sorted (``"outer"``) or in the order of the first slide
+    (``"inner"``). ``obsm`` and columns of ``var`` are kept where all slides agree; ``uns["spatial"]``,
+    ``attrs["microns_per_pixel"]`` and the parameters of embeddings are merged, other entries of ``uns`` are dropped. If
+    names of spots (barcodes) repeat, the slide's name is put in front of all.
+
+    Raises
+    ------
+    KeyError
+        If a slide has no ``table``, or one that was not read or converted with `spahgc.io`.
+    ValueError
+        If two slides have the same name, embeddings were made differently, slides have no gene in common (``"inner"``),
+        or some slides have genes and others none.
+
+    Examples
+    --------
+    >>> cohort = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9, n_genes=16)
+    >>> slides = [cohort.filter_by_coordinate_system(name) for name in ("S1", "S2")]
+    >>> spahgc.io.concat(slides)["table"].shape
+    (18, 16)
+    """
+    import anndata as ad
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+
+    if not slides:
+        raise ValueError("`slides` is empty: pass at least one slide.")
+    tables = [_table_of(sdata, position) for position, sdata in enumerate(slides)]
+    regions = [table.obs[_keys.REGION].astype("category").cat.remove_unused_categories() for table in tables]
+    names = [str(name) for region in regions for name in region.cat.categories]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(
+            f"Slides have the same name: {format_names(duplicates)}. Read them with different names (slide=...)."
+        )
+    empty = [str(table.obs[_keys.REGION].iloc[0]) for table in tables if table.n_vars == 0]
+    if empty and len(empty) < len(tables):
+        raise ValueError(
+            f"Slides without expression ({format_names(empty)}) cannot join a table with genes, because their counts "
+            "would become zeros. Keep them separate."
+        )
+    recipes = _recipes(tables)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)
+        joined = ad.concat(tables, join=join, fill_value=0, merge="same")
+    if not joined.obs_names.is_unique:
+        joined.obs_names = joined.obs[_keys.REGION].astype(str) + "_" + joined.obs_names
+    genes = tables[0].var_names[tables[0].var_names.isin(joined.var_names)]
+    if any(table.n_vars < joined.n_vars for table in tables):
+        genes = sorted(joined.var_names)
+    joined = joined[:, genes].copy()
+    n_most = max(table.n_vars for table in tables)
+    if joined.n_vars == 0 and n_most:
+        raise ValueError(
+            f"The slides have no gene in common; the first one has {format_names(tables[0].var_names, most=3)}."
+        )
+    if joined.n_vars < n_most:
+        logger.log(
+            logging.WARNING if joined.n_vars < 0.5 * n_most else logging.INFO,
+            "%d genes of up to %d are measured on all %d slides. The others are left out.",
+            joined.n_vars, n_most, len(tables),
+        )  # fmt: skip
+    joined.X = sparse.csr_matrix(joined.X)
+    for column in (_keys.REGION, _keys.PATIENT):
+        if column in joined.obs:
+            joined.obs[column] = joined.obs[column].astype("category")
+    joined.uns.update(recipes)
+    joined.uns[_keys.SPATIAL] = {name: entry for table in tables for name, entry in table.uns[_keys.SPATIAL].items()}
+    table = TableModel.parse(joined, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
+    images = {name: image for sdata in slides for name, image in sdata.images.items()}
+    shapes = {name: shape for sdata in slides for name, shape in sdata.shapes.items()}
+    scales = {name: mpp for sdata in slides for name, mpp in sdata.attrs.get(_keys.MPP, {}).items()}
+    attrs = {_keys.MPP: scales} if scales else {}
+    return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table}, attrs=attrs)
+
+
+def _table_of(sdata: SpatialData, position: int) -> AnnData:
+    """Table of a slide, if it is in the layout of spahgc."""
+    if _keys.TABLE not in sdata.tables:
+        raise KeyError(
+            f"slides[{position}] has no table {_keys.TABLE!r}; its tables are {format_names(sdata.tables)}. Read it "
+            "with spahgc.io.read_st, or convert it with spahgc.io.from_anndata."
+        )
+    table = sdata.tables[_keys.TABLE]
+    missing = [f"obs[{key!r}]" for key in (_keys.REGION, _keys.INSTANCE) if key not in table.obs]
+    missing += [f"uns[{_keys.SPATIAL!r}]"] if _keys.SPATIAL not in table.uns else []
+    if missing:
+        raise KeyError(
+            f"The table of slides[{position}] lacks {', '.join(missing)}: it comes from another reader. Convert it "
+            "with spahgc.io.from_anndata(sdata['table'], <image>, slide=<name>), or spahgc.io.bin_to_spots(sdata, ...) "
+            "for bins and cells."
+        )
+    return table
+
+
+def _recipes(tables: Sequence[AnnData]) -> dict[str, Any]:
+    """Parameters of the embeddings that all tables have; values by slide are merged."""
+    recipes = {}
+    for key in [*(key for key in tables[0].obsm if key.startswith(_keys.IMAGE_PREFIX)), _keys.CELLULARITY]:
+        made = [encoder_params(table, key) for table in tables]
+        if any(params is None for params in made):
+            continue
+        if any(params != made[0] for params in made):
+            raise ValueError(
+                f"{key!r} was made differently on the slides, so it cannot be joined: {format_names(made)}. Embed the "
+                "slides in the same way, or delete it first."
+            )
+        merged: dict[str, Any] = {}
+        for table in tables:
+            for name, value in table.uns[key][_keys.PARAMS].items():
+                old = merged.get(name)
+                merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        recipes[key] = {_keys.PARAMS: merged}
+    return recipes
