@@ -70,9 +70,12 @@ def test_md5_is_a_checksum_too(get: Callable[..., Path]) -> None:
 
 def test_goes_on_where_it_stopped(get: Callable[..., Path], server: Server, tmp_path: Path) -> None:
     server.cut = "a.bin?download=1"
-    with pytest.raises(ConnectionError, match=r"Could not download .*next call resumes.*Try again, or put it there\."):
-        get(checksum=SHA)
-    # three tries a call, each of which brings half of what is missing (but for a chunk that was cut off)
+    for _ in range(3):
+        with pytest.raises(
+            ConnectionError, match=r"Could not download .*next call resumes.*Try again, or put it there"
+        ):
+            get(checksum=SHA)
+    # each call brings half of what is missing (but for a chunk that was cut off)
     assert server.sent == pytest.approx([1_500_000, 750_000, 375_000], abs=CHUNK)
     assert visible(tmp_path / "home") == []
     server.cut = ""
@@ -87,7 +90,7 @@ def test_starts_anew_without_ranges_and_where_the_file_changed(
     server.cut, server.ranges = "a.bin?download=1", False
     with pytest.raises(ConnectionError):
         get(checksum=SHA)
-    assert server.sent == [1_500_000] * 3
+    assert server.sent == [1_500_000]
     server.cut, server.ranges = "", True
     other = BODY[::-1]
     web = tmp_path / "web" / "a.bin"

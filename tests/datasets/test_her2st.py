@@ -165,7 +165,7 @@ def test_not_found(server: Server, home: Path, repository: Path) -> None:
 
 
 def test_interrupted_download_goes_on(server: Server, home: Path, repository: Path) -> None:
-    """Broken off three times a call: the slide is incomplete; the next call asks for the missing half only."""
+    """Broken off half-way: the slide is incomplete; the next call asks for the missing half only."""
     server.cut = ".jpg"
     with pytest.raises(ConnectionError, match=r"Could not download .*B2_HE\.jpg.*next call resumes"):
         her2st(slides=["B2"], base_url=server.url)
@@ -173,7 +173,7 @@ def test_interrupted_download_goes_on(server: Server, home: Path, repository: Pa
     server.cut = ""
     assert her2st(slides=["B2"], base_url=server.url)["table"].n_obs == 6
     image = repository / "data" / "ST-imgs" / "B" / "B2" / "B2_HE.jpg"
-    assert 0 < server.sent[-1] < image.stat().st_size / 2
+    assert 0 < server.sent[-1] < 0.6 * image.stat().st_size
 
 
 def test_registry_holds_three_files_a_slide() -> None:

@@ -203,7 +203,9 @@ def test_which_features(folder: Path, toy: Any, tmp_path: Path) -> None:
     shutil.copy(folder / "A.tif", tmp_path / "A.tif")
     wsi = run_lazyslide(tmp_path / "A.tif", toy)
     zs.tl.feature_extraction(wsi, toy, model_name="toy-2", transform=transform, pbar=False)
-    with pytest.raises(KeyError, match="several features of 'tiles': 'toy_tiles', 'toy-2_tiles'. Pass `features`"):
+    with pytest.raises(
+        KeyError, match="several features of 'tiles'. Available: 'toy_tiles', 'toy-2_tiles'. Pass `features`"
+    ):
         from_wsidata(wsi)
     assert "image_toy-2" in from_wsidata(wsi, features="toy-2")["table"].obsm
     assert "image_toy" in from_wsidata(wsi, features="toy_tiles")["table"].obsm

@@ -59,11 +59,12 @@ def find_slides(
         paths = candidates(name)
         if lost := _missing(paths):
             places, siblings = paths[lost], sorted(path.name for path in paths[lost][0].parent.glob("*"))
+            options = dict.fromkeys(path.name for path in places)
             raise FileNotFoundError(
-                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(path.name for path in places)} in "
+                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(options)} in "
                 f"{str(places[0].parent)!r}, which has {format_names(siblings)}."
             )
-        found[name] = {key: next(path for path in options if path.is_file()) for key, options in paths.items()}
+        found[name] = {key: next(path for path in places if path.is_file()) for key, places in paths.items()}
     return found
 
 

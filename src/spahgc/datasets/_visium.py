@@ -104,5 +104,5 @@ def _open(path: Path) -> IO[bytes]:
     """Open a file that may be plain text in spite of its name."""
     with path.open("rb") as handle:
         compressed = handle.read(2) == b"\x1f\x8b"
-    opened: Any = gzip.open(path) if compressed else path.open("rb")
+    opened: Any = gzip.open(path) if compressed else path.open("rb")  # noqa: SIM115
     return opened

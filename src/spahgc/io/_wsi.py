@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys
-from .._checks import between, check_argument, checked
+from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
+from .._links import plausible_mpp
 from ._concat import check_slide_name, image_name
 from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
 
@@ -118,7 +119,8 @@ def load(
     if not path.is_file():
         hint = " It is a folder: read a SpatialData zarr with spatialdata.read_zarr." if path.is_dir() else ""
         raise FileNotFoundError(f"No slide file {str(path)!r}.{hint}")
-    check_argument("microns_per_pixel", microns_per_pixel, float | None, between(*PLAUSIBLE_MPP))
+    if microns_per_pixel is not None:
+        microns_per_pixel = plausible_mpp(microns_per_pixel, _keys.MPP)
     if slide is None:
         stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
         slide = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
