@@ -18,6 +18,8 @@ import spahgc
 from spahgc import settings
 from spahgc.datasets import hest
 
+from ..refusals import refused
+
 
 @pytest.fixture
 def hub(hest_sample: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -104,8 +106,7 @@ def test_download(hub: list[str], tmp_path: Path) -> None:
     (tmp_path / "home" / "hest" / "wsis" / "NCBI682.tif").unlink()
     assert hest(slides=["NCBI682"])["table"].n_obs == 81
     assert hub[7:] == ["wsis/NCBI682.tif"]
-    with pytest.raises(ValueError, match=r"datasets/MahmoodLab/hest has no metadata/NCBI1\.json"):
-        hest(slides=["NCBI1"])
+    refused(ValueError, r"datasets/MahmoodLab/hest has no metadata/NCBI1\.json", hest, slides=["NCBI1"])
 
 
 NO_HUB = r"Could not download .*HF_HUB_OFFLINE.*hf download MahmoodLab/hest.*'\*/NCBI681\[_\.\]\*'.*hest\(path=\.\.\.\)"
@@ -144,14 +145,9 @@ def test_hub_that_refuses(
 
 def test_refusals(hest_sample: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "data_dir", tmp_path / "home")
-    with pytest.raises(ValueError, match=r"`slides` must be one of the sets 'lymph_node', .*got 'liver'"):
-        hest(slides="liver")
-    with pytest.raises(ValueError, match=r"No samples \(st/\*\.h5ad\) in .*Pass a list"):
-        hest()
-    with pytest.raises(ValueError, match="`slides` is empty"):
-        hest(slides=[])
-    with pytest.raises(FileNotFoundError, match=r"No samples \(st/\*\.h5ad\)"):
-        hest(tmp_path, slides=["NCBI681"])
+    refused(ValueError, r"`slides` must be one of the sets 'lymph_node', .*got 'liver'", hest, slides="liver")
+    refused(ValueError, r"No samples \(st/\*\.h5ad\) in .*Pass a list", hest)
+    refused(ValueError, "`slides` is empty", hest, slides=[])
+    refused(FileNotFoundError, r"No samples \(st/\*\.h5ad\)", hest, tmp_path, slides=["NCBI681"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"pip install 'spahgc\[models\]'"):
-        hest(slides="lymph_node")
+    refused(ImportError, r"pip install 'spahgc\[models\]'", hest, slides="lymph_node")

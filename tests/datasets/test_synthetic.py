@@ -15,6 +15,8 @@ from scipy.spatial import cKDTree
 
 from spahgc.datasets import synthetic_cohort
 
+from ..refusals import refused
+
 
 @pytest.fixture(scope="module")
 def cohort() -> sd.SpatialData:
@@ -200,5 +202,4 @@ def test_scale(small: sd.SpatialData) -> None:
     ],
 )
 def test_refusals(wrong: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        synthetic_cohort(**wrong)
+    refused(ValueError, said, synthetic_cohort, **wrong)

@@ -13,6 +13,8 @@ import pytest
 import spahgc
 from spahgc.datasets import _visium_bc, visium_bc
 
+from ..refusals import refused
+
 if TYPE_CHECKING:
     from conftest import Server, VisiumSlide
 
@@ -69,8 +71,7 @@ def test_refusals(slides: dict[str, VisiumSlide], tmp_path: Path) -> None:
         ValueError, match=r"No slide 'block3' in visium_bc\. Available in .*: 'block1', 'block2', 'FFPE'"
     ):
         visium_bc(tmp_path / "10x", slides=["block3"])
-    with pytest.raises(FileNotFoundError, match=r"No slides of visium_bc in .*V1_Breast_Cancer_Block_A_Section_1"):
-        visium_bc(tmp_path)
+    refused(FileNotFoundError, r"No slides of visium_bc in .*V1_Breast_Cancer_Block_A_Section_1", visium_bc, tmp_path)
     folder = tmp_path / "10x" / "V1_Breast_Cancer_Block_A_Section_1"
     (folder / "spatial" / "tissue_positions_list.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"no tissue_positions_list\.csv or tissue_positions\.csv in .*spatial"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,148 +18,168 @@ from PIL import Image
 from spahgc.io import read_st
 
 Args = dict[str, Any]
+Change = Callable[[Args], Args]
 
 
-def refuses(slide: Args, error: type[Exception], *said: str) -> None:
+def refuses(slide: Args, error: type[Exception], /, *said: str, **changes: Any) -> None:
     """The call fails with all of `said` in its message, and leaves what it was given as it was."""
-    before = {name: value.copy() for name, value in slide.items() if isinstance(value, pd.DataFrame | np.ndarray)}
+    given = {**slide, **changes}
+    before = {name: value.copy() for name, value in given.items() if isinstance(value, pd.DataFrame | np.ndarray)}
     with pytest.raises(error) as caught:
-        read_st(**slide)
+        read_st(**given)
     for part in said:
         assert part in str(caught.value)
     for name, value in before.items():
-        same = np.array_equal(value, slide[name]) if isinstance(value, np.ndarray) else value.equals(slide[name])
+        same = np.array_equal(value, given[name]) if isinstance(value, np.ndarray) else value.equals(given[name])
         assert same, f"{name} was changed"
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (-2, "holds 1 negative values, the first -2 at spot '3x1', gene 'G4'. Raw counts are required"),
-        (1.5, "holds 1 non-integer values, the first 1.5 at spot '3x1', gene 'G4'. Raw counts are required"),
-        (np.nan, "holds 1 missing or infinite values, the first nan at spot '3x1', gene 'G4'"),
-        (np.inf, "holds 1 missing or infinite values, the first inf"),
-    ],
-)
-def test_counts_are_whole_numbers(slide: Args, value: float, said: str) -> None:
-    slide["counts"] = slide["counts"].astype(float)
-    slide["counts"].loc["3x1", "G4"] = value
-    refuses(slide, ValueError, "counts (data frame)", said, "neither normalized nor log-transformed")
+def with_value(slide: Args, table: str, row: Any, column: str, value: Any) -> Args:
+    """The tables of a slide, one of them with another value in one place."""
+    changed = slide[table].astype(object if isinstance(value, str) else float)
+    changed.loc[row, column] = value
+    return {table: changed}
 
 
-def test_counts_are_numbers(slide: Args, tmp_path: Path) -> None:
-    slide["counts"] = slide["counts"].astype(object)
-    slide["counts"].loc["3x1", "G4"] = "many"
-    refuses(slide, ValueError, "counts (data frame) holds non-numeric values in the columns 'G4'")
-    slide["counts"].to_csv(tmp_path / "counts.tsv", sep="\t")
-    refuses(
-        {**slide, "counts": tmp_path / "counts.tsv"},
-        ValueError,
-        "counts (counts.tsv) holds non-numeric values in the columns 'G4'",
-    )
-
-
-def test_empty(slide: Args, tmp_path: Path) -> None:
-    refuses(
-        {**slide, "counts": slide["counts"].iloc[:0]}, ValueError, "is empty: 0 spots x 6 genes", "Pass counts=None"
-    )
-    refuses({**slide, "counts": slide["counts"].iloc[:, :0]}, ValueError, "is empty: 20 spots x 0 genes")
-    refuses(
-        {**slide, "spots": slide["spots"].iloc[:0]},
-        ValueError,
-        "spots (data frame) has no spots, or none that are selected",
-    )
-    refuses({**slide, "spots": slide["spots"].assign(selected=0)}, ValueError, "or none that are selected")
-    (tmp_path / "counts.tsv").write_text("")
-    refuses({**slide, "counts": tmp_path / "counts.tsv"}, ValueError, "counts (counts.tsv) is empty")
-    refuses({**slide, "image": np.zeros((0, 5, 3), np.uint8)}, ValueError, "shape (0, 5, 3): no pixels")
-
-
-def test_duplicate_names(slide: Args, tmp_path: Path) -> None:
-    twice = slide["counts"].rename(columns={"G5": "G1"})
-    refuses(
-        {**slide, "counts": twice},
-        ValueError,
+COUNTS: dict[str, tuple[Change, str]] = {
+    "negative": (
+        lambda s: with_value(s, "counts", "3x1", "G4", -2),
+        "(data frame) holds 1 negative values, the first -2 at spot '3x1', gene 'G4'. Raw counts are required",
+    ),
+    "fraction": (
+        lambda s: with_value(s, "counts", "3x1", "G4", 1.5),
+        "holds 1 non-integer values, the first 1.5 at spot '3x1', gene 'G4'. Raw counts are required: integers of at "
+        "least 0, neither normalized nor log-transformed",
+    ),
+    "missing": (
+        lambda s: with_value(s, "counts", "3x1", "G4", np.nan),
+        "holds 1 missing or infinite values, the first nan at spot '3x1', gene 'G4'",
+    ),
+    "infinite": (lambda s: with_value(s, "counts", "3x1", "G4", np.inf), "holds 1 missing or infinite values"),
+    "text": (
+        lambda s: with_value(s, "counts", "3x1", "G4", "many"),
+        "counts (data frame) holds non-numeric values in the columns 'G4'",
+    ),
+    "no spots": (lambda s: {"counts": s["counts"].iloc[:0]}, "is empty: 0 spots x 6 genes. Pass counts=None"),
+    "no genes": (lambda s: {"counts": s["counts"].iloc[:, :0]}, "is empty: 20 spots x 0 genes"),
+    "genes twice": (
+        lambda s: {"counts": s["counts"].rename(columns={"G5": "G1"})},
         "has 1 duplicate gene names, for instance 'G1'. Sum or rename them first.",
-    )
-    twice.to_csv(tmp_path / "counts.tsv", sep="\t")
-    refuses({**slide, "counts": tmp_path / "counts.tsv"}, ValueError, "has 1 duplicate gene names, for instance 'G1'")
-    twice = slide["counts"].rename(index={"5x4": "1x1"})
-    refuses({**slide, "counts": twice}, ValueError, "has 1 duplicate spot names, for instance '1x1'")
-    twice = pd.concat([slide["spots"], slide["spots"].iloc[[3]]])
-    refuses({**slide, "spots": twice}, ValueError, "spots (data frame) has 1 duplicate spots, for instance '4x1'")
+    ),
+    "spots twice": (
+        lambda s: {"counts": s["counts"].rename(index={"5x4": "1x1"})},
+        "has 1 duplicate spot names, for instance '1x1'",
+    ),
+    "transposed": (
+        lambda s: {"counts": s["counts"].T},
+        "is genes x spots: rows are named 'G0', 'G1', 'G2', ... (6 in all), columns '1x1', '2x1', '3x1', ... (20 in "
+        "all). Expected spots x genes: transpose it (counts.T)",
+    ),
+    "barcodes": (
+        lambda s: {"counts": s["counts"].set_axis([f"AACT{i}-1" for i in range(20)])},
+        "20 of 20 rows are not named '{x}x{y}' (such as '10x14'), for instance 'AACT0-1'",
+    ),
+    "a total": (
+        lambda s: {"counts": s["counts"].rename(index={"2x2": "total"})},
+        "1 of 20 rows are not named '{x}x{y}' (such as '10x14'), for instance 'total'",
+    ),
+    "another slide": (
+        lambda s: {"counts": s["counts"].set_axis([f"{30 + i}x{40 + i}" for i in range(20)])},
+        "no spot in common (matched of 20: 0 by x, y; 0 by new_x, new_y; 0 by rounded x, y). Spots of the counts: "
+        "'30x40', '31x41', '32x42', ... (20 in all); of the spot table: '1x1', '2x1', '3x1', ... (20 in all). Do they "
+        "belong to the same slide?",
+    ),
+}
 
 
-def test_transposed(slide: Args) -> None:
-    refuses(
-        {**slide, "counts": slide["counts"].T}, ValueError,
-        "is genes x spots: rows are named 'G0', 'G1', 'G2'", "columns '1x1'", "transpose it (counts.T)",
-    )  # fmt: skip
+@pytest.mark.parametrize("case", COUNTS)
+def test_counts(slide: Args, case: str) -> None:
+    change, said = COUNTS[case]
+    refuses(slide, ValueError, said, **change(slide))
 
 
-def test_names_of_spots(slide: Args) -> None:
-    counts = slide["counts"].set_axis([f"AACT{i}-1" for i in range(20)])
-    refuses(
-        {**slide, "counts": counts},
-        ValueError,
-        "20 of 20 rows are not named '{x}x{y}'",
-        "instance 'AACT0-1'",
-    )
-    counts = slide["counts"].rename(index={"2x2": "total"})
-    refuses(
-        {**slide, "counts": counts},
-        ValueError,
-        "1 of 20 rows are not named '{x}x{y}'",
-        "instance 'total'",
-    )
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "counts (counts.tsv) is empty"),
+        ("\tG0\tG1\n1x1\t3\t2\n2x1\tmany\t1\n", "counts (counts.tsv) holds non-numeric values in the columns 'G0'"),
+        ("\tG0\tG0\n1x1\t3\t2\n", "has 1 duplicate gene names, for instance 'G0'"),
+        (
+            "\tG0\tG1\tG2\n1x1\t3\t2\n",
+            "the header names 3 genes, but row '1x1' has 2 values. Expected fields separated",
+        ),
+    ],
+    ids=["empty", "text", "genes twice", "header"],
+)
+def test_count_files(slide: Args, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "counts.tsv").write_text(text)
+    refuses(slide, ValueError, said, counts=tmp_path / "counts.tsv")
 
 
-def test_no_common_spot(slide: Args) -> None:
-    slide["counts"].index = [f"{30 + i}x{40 + i}" for i in range(20)]
-    refuses(
-        slide, ValueError,
-        "no spot in common (matched of 20: 0 by x, y; 0 by new_x, new_y; 0 by rounded x, y)",
-        "Spots of the counts: '30x40'", "of the spot table: '1x1'", "Do they belong to the same slide?",
-    )  # fmt: skip
+def test_truncated_file(slide: Args, tmp_path: Path) -> None:
+    path = tmp_path / "counts.tsv.gz"
+    slide["counts"].to_csv(path, sep="\t")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refuses(slide, ValueError, "is truncated: the compressed file ends too early", counts=path)
+
+
+def scaled(slide: Args, factor: float, shift: float = 0) -> Args:
+    """Spots at other places in the image."""
+    spots = slide["spots"]
+    return {"spots": spots.assign(pixel_x=spots["pixel_x"] * factor + shift, pixel_y=spots["pixel_y"] * factor)}
+
+
+def shuffled(slide: Args) -> Args:
+    spots = slide["spots"].copy()
+    spots[["pixel_x", "pixel_y"]] = spots[["pixel_x", "pixel_y"]].sample(frac=1, random_state=0).to_numpy()
+    return {"spots": spots}
+
+
+SWAPPED = {"pixel_x": "pixel_y", "pixel_y": "pixel_x"}
+SPOTS: dict[str, tuple[Change, str]] = {
+    "none": (lambda s: {"spots": s["spots"].iloc[:0]}, "spots (data frame) has no spots, or none that are selected"),
+    "none selected": (lambda s: {"spots": s["spots"].assign(selected=0)}, "or none that are selected"),
+    "twice": (
+        lambda s: {"spots": pd.concat([s["spots"], s["spots"].iloc[[3]]])},
+        "spots (data frame) has 1 duplicate spots, for instance '4x1'",
+    ),
+    "missing": (
+        lambda s: with_value(s, "spots", 2, "pixel_x", np.nan),
+        "spots (pixel_x, pixel_y) is missing or infinite for 1 spots, for instance '3x1'",
+    ),
+    "text": (lambda s: {"spots": s["spots"].assign(pixel_y="left")}, "x, y, pixel_x and pixel_y must be numbers"),
+    "adjusted": (
+        lambda s: {"spots": s["spots"].assign(x=s["spots"]["new_x"])},
+        "x and y must be integer positions on the array",
+    ),
+    "outside": (
+        lambda s: scaled(s, 1, 150),
+        "8 of 20 spots lie outside the image of 500 x 400 pixels (width x height), for instance '4x1', '5x1', '4x2', "
+        "... (8 in all). In spots (pixel_x, pixel_y), x ranges from 330 to 570 and y from 80 to 260. Are the positions "
+        "those of this image, at its full resolution?",
+    ),
+    "swapped": (
+        lambda s: {"spots": s["spots"].rename(columns=SWAPPED)},
+        "With x and y swapped all of them lie inside: swap the two columns.",
+    ),
+    "shuffled": (shuffled, "The pixel positions do not follow the array"),
+    "one row": (
+        lambda s: {"spots": s["spots"][s["spots"]["y"] == 1]},
+        "The spot pitch cannot be measured: 5 spots do not span rows and columns. Pass `microns_per_pixel`",
+    ),
+    "thumbnail": (lambda s: scaled(s, 0.1), "The spot pitch (6.0 pixels for 200 um) implies 33.3 um per pixel"),
+}
+
+
+@pytest.mark.parametrize("case", SPOTS)
+def test_spots(slide: Args, case: str) -> None:
+    change, said = SPOTS[case]
+    refuses(slide, ValueError, said, **change(slide))
 
 
 def test_columns_missing(slide: Args) -> None:
     spots = slide["spots"].rename(columns={"pixel_x": "imagecol", "pixel_y": "imagerow"})
-    refuses({**slide, "spots": spots}, KeyError, "lacks the columns pixel_x, pixel_y; it has x, y, imagecol, imagerow")
-
-
-def test_coordinates_missing(slide: Args) -> None:
-    slide["spots"].loc[2, "pixel_x"] = np.nan
-    refuses(slide, ValueError, "spots (pixel_x, pixel_y) is missing or infinite for 1 spots, for instance '3x1'")
-
-
-def test_coordinates_are_numbers(slide: Args) -> None:
-    refuses(
-        {**slide, "spots": slide["spots"].assign(pixel_y="left")},
-        ValueError,
-        "pixel_x and pixel_y must be numbers",
-    )
-    spots = slide["spots"].assign(x=slide["spots"]["new_x"])
-    refuses({**slide, "spots": spots}, ValueError, "x and y must be integer positions on the array")
-
-
-def test_coordinates_outside(slide: Args) -> None:
-    spots = slide["spots"].assign(pixel_x=slide["spots"]["pixel_x"] + 150)
-    refuses(
-        {**slide, "spots": spots}, ValueError,
-        "8 of 20 spots lie outside the image of 500 x 400 pixels (width x height)",
-        "In spots (pixel_x, pixel_y), x ranges from 330 to 570 and y from 80 to 260", "at its full resolution?",
-    )  # fmt: skip
-
-
-def test_coordinates_swapped(slide: Args) -> None:
-    spots = slide["spots"].rename(columns={"pixel_x": "pixel_y", "pixel_y": "pixel_x"})
-    refuses(
-        {**slide, "spots": spots},
-        ValueError,
-        "4 of 20 spots lie outside",
-        "With x and y swapped all of them lie inside: swap the two columns.",
-    )
+    refuses(slide, KeyError, "lacks the columns pixel_x, pixel_y; it has x, y, imagecol, imagerow", spots=spots)
 
 
 def test_coordinates_swapped_inside(slide: Args, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,114 +187,71 @@ def test_coordinates_swapped_inside(slide: Args, caplog: pytest.LogCaptureFixtur
     slide["image"] = np.zeros((500, 500, 3), np.uint8)
     read_st(**slide)
     assert caplog.text == ""
-    slide["spots"] = slide["spots"].rename(columns={"pixel_x": "pixel_y", "pixel_y": "pixel_x"})
+    slide["spots"] = slide["spots"].rename(columns=SWAPPED)
     read_st(**slide)
     assert "pixel_x follows the array's y and pixel_y its x: x and y may be swapped" in caplog.text
 
 
-def test_positions_that_do_not_follow_the_array(slide: Args) -> None:
-    slide["spots"][["pixel_x", "pixel_y"]] = (
-        slide["spots"][["pixel_x", "pixel_y"]].sample(frac=1, random_state=0).to_numpy()
-    )
-    refuses(slide, ValueError, "The pixel positions do not follow the array", "pass `microns_per_pixel`.")
-    read_st(**slide, microns_per_pixel=1.0)
+def test_positions_that_do_not_follow_the_array_need_a_scale(slide: Args) -> None:
+    read_st(**slide | shuffled(slide), microns_per_pixel=1.0)
 
 
-def test_scale(slide: Args) -> None:
-    row = slide["spots"][slide["spots"]["y"] == 1]
-    refuses(
-        {**slide, "spots": row},
-        ValueError,
-        "The spot pitch cannot be measured: 5 spots do not span rows and columns",
-    )
-    refuses(
-        {**slide, "microns_per_pixel": 0.01},
-        ValueError,
-        "`microns_per_pixel` must be",
-        "0.05 and 20 or None, got 0.01",
-    )
-    refuses(
-        {**slide, "microns_per_pixel": float("nan")},
-        ValueError,
-        "`microns_per_pixel` must be",
-        "got nan",
-    )
-    refuses({**slide, "pitch_um": 0}, ValueError, "`pitch_um` must be a finite number greater than 0, got 0.")
-    refuses(
-        {**slide, "spot_diameter_um": -1},
-        ValueError,
-        "`spot_diameter_um` must be",
-        "greater than 0, got -1.",
-    )
-    spots = slide["spots"].assign(pixel_x=slide["spots"]["pixel_x"] / 10, pixel_y=slide["spots"]["pixel_y"] / 10)
-    refuses(
-        {**slide, "spots": spots},
-        ValueError,
-        "The spot pitch (6.0 pixels for 200 um) implies 33.3 um per pixel",
-    )
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"microns_per_pixel": 0.01}, ValueError, "must be a finite number between 0.05 and 20 or None, got 0.01"),
+        ({"microns_per_pixel": float("nan")}, ValueError, "`microns_per_pixel` must be a finite number"),
+        ({"pitch_um": 0}, ValueError, "`pitch_um` must be a finite number greater than 0, got 0."),
+        ({"spot_diameter_um": -1}, ValueError, "`spot_diameter_um` must be a finite number greater than 0, got -1."),
+        ({"slide": 4}, TypeError, "`slide` must be a string, got 4."),
+        *[({"slide": name}, ValueError, f"slide={name!r} is not a") for name in ("", "a b", "a/b", ".a", "_x")],
+        ({"counts": np.ones(3)}, TypeError, "`counts` must be a string or a path or a DataFrame or None, got"),
+        ({"spots": [1, 2]}, TypeError, "`spots` must be a string or a path or a DataFrame, got [1, 2]"),
+        ({"image": None}, TypeError, "an array (height, width, 3) of dtype uint8, got NoneType"),
+        *[({key: "no.tsv"}, FileNotFoundError, f"{key}: no file 'no.tsv'") for key in ("counts", "spots", "image")],
+    ],
+)  # fmt: skip
+def test_arguments(slide: Args, changes: Args, error: type[Exception], said: str) -> None:
+    refuses(slide, error, said, **changes)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", ".a", "_x"])
-def test_slide_name(slide: Args, name: str) -> None:
-    refuses({**slide, "slide": name}, ValueError, f"slide={name!r} is not a valid name: use letters")
-
-
-def image_gray(image: np.ndarray) -> np.ndarray:
-    return image[..., 0]
-
-
-def image_16_bit(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.uint16) * 257
-
-
-def image_rgba(image: np.ndarray) -> np.ndarray:
+def with_alpha(image: np.ndarray) -> np.ndarray:
     alpha = np.full((*image.shape[:2], 1), 255, np.uint8)
     alpha[:5] = 0
     return np.concatenate([image, alpha], axis=2)
 
 
-BAD_IMAGES = [
-    (image_gray, "is grayscale", "an H&E image has three channels (RGB)"),
-    (image_16_bit, "is a 16-bit image; expected 8 bits", "(image // 257).astype('uint8')"),
-    (image_rgba, "is RGBA and partly transparent", "PIL.Image.alpha_composite"),
-]
-
-
-@pytest.mark.parametrize(("change", "what", "advice"), BAD_IMAGES)
-@pytest.mark.parametrize("source", ["array", "tif", "png"])
-def test_image(
-    slide: Args, tmp_path: Path, change: Callable[..., np.ndarray], what: str, advice: str, source: str
-) -> None:
+@pytest.mark.parametrize(
+    ("change", "what", "advice"),
+    [
+        (lambda image: image[..., 0], "is grayscale", "an H&E image has three channels (RGB)"),
+        (lambda image: image.astype(np.uint16) * 257, "is a 16-bit image; expected 8 bits", ".astype('uint8')"),
+        (with_alpha, "is RGBA and partly transparent", "PIL.Image.alpha_composite"),
+    ],
+    ids=["gray", "16-bit", "rgba"],
+)
+@pytest.mark.parametrize("source", ["array", "he.tif", "he.png"])
+def test_image(slide: Args, tmp_path: Path, change: Callable[..., Any], what: str, advice: str, source: str) -> None:
     image = change(slide["image"])
-    if source == "png":
-        path = tmp_path / "he.png"
-        if image.dtype == np.uint16:
-            write_png_16(path, image)
-        else:
-            Image.fromarray(image).save(path)
-        slide["image"], name = path, "image (he.png)"
-    elif source == "tif":
-        tifffile.imwrite(tmp_path / "he.tif", image)
-        slide["image"], name = tmp_path / "he.tif", "image (he.tif)"
-    else:
-        slide["image"], name = image, "image (array)"
-    refuses(slide, ValueError, f"{name} {what}", advice)
+    path = tmp_path / source
+    if source == "he.tif":
+        tifffile.imwrite(path, image)
+    elif source == "he.png" and image.dtype == np.uint16:
+        write_png_16(path, image)
+    elif source == "he.png":
+        Image.fromarray(image).save(path)
+    refuses(slide, ValueError, f"image ({source}) {what}", advice, image=image if source == "array" else path)
 
 
 def write_png_16(path: Path, image: np.ndarray) -> None:
     """A 16-bit RGB PNG; Pillow cannot write one."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width, _ = image.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in image))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
 def test_opaque_alpha_is_dropped(slide: Args, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,63 +264,12 @@ def test_opaque_alpha_is_dropped(slide: Args, caplog: pytest.LogCaptureFixture) 
 
 
 def test_other_images(slide: Args, tmp_path: Path) -> None:
-    refuses(
-        {**slide, "image": slide["image"] / 255},
-        ValueError,
-        "image (array) has dtype float64; expected uint8",
-        "image * 255",
-    )
-    first = np.moveaxis(slide["image"], -1, 0)
-    refuses({**slide, "image": first}, ValueError, "has shape (3, 400, 500)", "numpy.moveaxis(image, 0, -1)")
-    refuses(
-        {**slide, "image": slide["image"][..., :2]},
-        ValueError,
-        "has shape (400, 500, 2); expected (height, width, 3)",
-    )
-    Image.fromarray(slide["image"]).convert("CMYK").save(tmp_path / "he.jpg")
-    refuses({**slide, "image": tmp_path / "he.jpg"}, ValueError, "is a CMYK image, not RGB. Convert it")
+    image = slide["image"]
+    refuses(slide, ValueError, "has dtype float64; expected uint8", "(image * 255)", image=image / 255)
+    refuses(slide, ValueError, "(3, 400, 500)", "numpy.moveaxis(image, 0, -1)", image=np.moveaxis(image, -1, 0))
+    refuses(slide, ValueError, "has shape (400, 500, 2); expected (height, width, 3)", image=image[..., :2])
+    refuses(slide, ValueError, "shape (0, 5, 3): no pixels", image=np.zeros((0, 5, 3), np.uint8))
+    Image.fromarray(image).convert("CMYK").save(tmp_path / "he.jpg")
+    refuses(slide, ValueError, "is a CMYK image, not RGB. Convert it", image=tmp_path / "he.jpg")
     (tmp_path / "not.png").write_text("text")
-    refuses(
-        {**slide, "image": tmp_path / "not.png"},
-        ValueError,
-        "image (not.png) is not an image in a supported format",
-    )
-
-
-def test_missing_files(slide: Args, tmp_path: Path) -> None:
-    for name in ("counts", "spots", "image"):
-        path = tmp_path / "none.tsv"
-        refuses({**slide, name: path}, FileNotFoundError, f"{name}: no file {str(path)!r}")
-
-
-def test_types(slide: Args) -> None:
-    refuses(
-        {**slide, "counts": slide["counts"].to_numpy()},
-        TypeError,
-        "`counts` must be a string or a path or a DataFrame or None, got",
-    )
-    refuses({**slide, "spots": [1, 2]}, TypeError, "`spots` must be a string or a path or a DataFrame, got [1, 2]")
-    refuses(
-        {**slide, "image": None},
-        TypeError,
-        "`image` must be a path or an array (height, width, 3) of dtype uint8, got NoneType",
-    )
-    refuses({**slide, "slide": 4}, TypeError, "`slide` must be a string, got 4.")
-
-
-def test_header_of_another_length(slide: Args, tmp_path: Path) -> None:
-    text = slide["counts"].to_csv(sep="\t")
-    (tmp_path / "counts.tsv").write_text(text.replace("\tG0", "\tG0\textra\tmore", 1))
-    refuses(
-        {**slide, "counts": tmp_path / "counts.tsv"}, ValueError,
-        "the header names 8 genes, but row '1x1' has 6 values", "separated by a tab",
-    )  # fmt: skip
-
-
-def test_truncated_file(slide: Args, tmp_path: Path) -> None:
-    slide["counts"].to_csv(tmp_path / "counts.tsv.gz", sep="\t")
-    whole = (tmp_path / "counts.tsv.gz").read_bytes()
-    (tmp_path / "counts.tsv.gz").write_bytes(whole[: len(whole) // 2])
-    refuses(
-        {**slide, "counts": tmp_path / "counts.tsv.gz"}, ValueError, "is truncated: the compressed file ends too early"
-    )
+    refuses(slide, ValueError, "(not.png) is not an image in a supported format", image=tmp_path / "not.png")

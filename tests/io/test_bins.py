@@ -15,6 +15,8 @@ import scipy.sparse as sp
 from spahgc.io import bin_to_spots
 from spahgc.io._bins import assign_spots
 
+from ..refusals import refused
+
 LATTICES: list[tuple[Any, int, int]] = [("grid", 50, 50), ("grid", 30, 47), ("hex", 55, 100), ("hex", 60, 60)]
 
 
@@ -176,16 +178,14 @@ def test_several_slides(make_bins: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(mine.X.sum(axis=0), whole.X.sum(axis=0))
         alone = bin_to_spots(make_bins(names), 56, slide={name: "mine"})
         assert "mine" in alone.shapes
-    with pytest.raises(ValueError, match="Two regions would become one slide 'S'"):
-        bin_to_spots(sdata, 56, slide="S")
+    refused(ValueError, "Two regions would become one slide 'S'", bin_to_spots, sdata, 56, slide="S")
 
 
 def test_few_bins_are_left_out(make_bins: Callable[..., Any]) -> None:
     spots = bin_to_spots(make_bins(), 56, min_bins=40)
     assert spots["table"].n_obs == 20
     assert (spots["table"].obs["n_bins"] == 49).all()
-    with pytest.raises(ValueError, match="No spot of slide 'A' has 50 bins or cells"):
-        bin_to_spots(make_bins(), 56, min_bins=50)
+    refused(ValueError, "No spot of slide 'A' has 50 bins or cells", bin_to_spots, make_bins(), 56, min_bins=50)
 
 
 def test_survives_on_disk(make_bins: Callable[..., Any], tmp_path: Any) -> None:
@@ -234,30 +234,22 @@ def test_memory_follows_the_counts(make_bins: Callable[..., Any]) -> None:
     ],
 )
 def test_bad_arguments(make_bins: Callable[..., Any], arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bin_to_spots(make_bins(), **arguments)
+    refused(ValueError, message, bin_to_spots, make_bins(), **arguments)
 
 
 def test_bad_input(make_bins: Callable[..., Any]) -> None:
-    with pytest.raises(TypeError, match="`sdata` must be a SpatialData, got"):
-        bin_to_spots(make_bins()["square_008um"], 55)
+    refused(TypeError, "`sdata` must be a SpatialData, got", bin_to_spots, make_bins()["square_008um"], 55)
     sdata = make_bins()
-    with pytest.raises(KeyError, match="no table 'square_002um'.*'square_008um'"):
-        bin_to_spots(sdata, 55, table_key="square_002um")
-    with pytest.raises(KeyError, match=r"layers has no 'counts' \(layer\). Available: none"):
-        bin_to_spots(sdata, 55, layer="counts")
+    refused(KeyError, "no table 'square_002um'.*'square_008um'", bin_to_spots, sdata, 55, table_key="square_002um")
+    refused(KeyError, r"layers has no 'counts' \(layer\). Available: none", bin_to_spots, sdata, 55, layer="counts")
     sdata["square_008um"].X = sdata["square_008um"].X * 0.5
-    with pytest.raises(ValueError, match="does not hold raw counts.*Pass layer=<raw counts>"):
-        bin_to_spots(sdata, 55)
+    refused(ValueError, "does not hold raw counts.*Pass layer=<raw counts>", bin_to_spots, sdata, 55)
     sdata = make_bins()
     sdata["square_008um"].X = None
-    with pytest.raises(ValueError, match="has no counts to sum"):
-        bin_to_spots(sdata, 55)
+    refused(ValueError, "has no counts to sum", bin_to_spots, sdata, 55)
     sdata = make_bins()
     del sdata["square_008um"].uns["spatialdata_attrs"]
-    with pytest.raises(KeyError, match="not linked to shapes"):
-        bin_to_spots(sdata, 55)
+    refused(KeyError, "not linked to shapes", bin_to_spots, sdata, 55)
     sdata = make_bins(("cells",))
-    with pytest.raises(ValueError, match="full-resolution pixel of slide 'cells' are not known"):
-        bin_to_spots(sdata, 55)
+    refused(ValueError, "full-resolution pixel of slide 'cells' are not known", bin_to_spots, sdata, 55)
     assert list(bin_to_spots(sdata, 55, microns_per_pixel=2.0).shapes) == ["cells_spots"]

@@ -12,6 +12,8 @@ import spatialdata as sd
 
 from spahgc.io import concat, read_st
 
+from ..refusals import refused
+
 
 def test_union_of_genes(slide: dict[str, Any], tmp_path: Path) -> None:
     one = read_st(**slide, patient="P")
@@ -50,12 +52,9 @@ def test_same_genes_keep_their_order(slide: dict[str, Any]) -> None:
 
 def test_refusals(slide: dict[str, Any]) -> None:
     one = read_st(**slide)
-    with pytest.raises(ValueError, match="`slides` is empty"):
-        concat([])
-    with pytest.raises(ValueError, match=r"Slides have the same name: 'A1'\. Read them with different names"):
-        concat([one, one])
-    with pytest.raises(KeyError, match=r"slides\[1\] has no table 'table'; its tables are none"):
-        concat([one, sd.SpatialData()])
+    refused(ValueError, "`slides` is empty", concat, [])
+    refused(ValueError, r"Slides have the same name: 'A1'\. Read them with different names", concat, [one, one])
+    refused(KeyError, r"slides\[1\] has no table 'table'; its tables are none", concat, [one, sd.SpatialData()])
     other = sd.SpatialData(tables={"table": ad.AnnData(np.ones((2, 1), np.float32))})
     with pytest.raises(KeyError, match=r"slides\[1\] lacks obs\['region'\].*Convert it with spahgc\.io\.from_anndata"):
         concat([one, other])

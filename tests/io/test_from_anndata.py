@@ -17,6 +17,7 @@ from spatialdata.transformations import get_transformation
 import spahgc
 from spahgc.io import concat, from_anndata, read_wsi
 
+from ..refusals import refused
 from ..slide_files import pyramid_tiff, scene
 
 PICTURE = scene(700, 900)
@@ -140,16 +141,13 @@ def test_embeddings_are_joined_with_their_recipe(adata: ad.AnnData) -> None:
     assert params["tile_um"] == 40.0
     assert params["microns_per_pixel"] == {"S1": 0.5, "S2": 0.5}
     spahgc.pp.image_embedding(slides[1], tile_um=50)
-    with pytest.raises(ValueError, match="'image_texture' was made differently on the slides"):
-        concat(slides)
+    refused(ValueError, "'image_texture' was made differently on the slides", concat, slides)
 
 
 def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None:
     del visium  # the fixture has filled adata.uns
-    with pytest.raises(TypeError, match="`adata` must be an AnnData, got"):
-        from_anndata(PICTURE, PICTURE)
-    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
-        from_anndata(adata, tmp_path / "none.jpg")
+    refused(TypeError, "`adata` must be an AnnData, got", from_anndata, PICTURE, PICTURE)
+    refused(FileNotFoundError, r"none\.jpg", from_anndata, adata, tmp_path / "none.jpg")
     with pytest.raises(ValueError, match="`spot_diameter_um` must be a finite number greater than 0"):
         from_anndata(adata, PICTURE, spot_diameter_um=0)
     with pytest.raises(ValueError, match="`microns_per_pixel` must be .* between 0.05 and 20 or None, got 40"):
@@ -158,14 +156,11 @@ def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="slide='X', but the image was read as 'he'"):
         from_anndata(adata, read_wsi(tmp_path / "he.png"), slide="X")
     adata.uns["spatial"]["V2"] = adata.uns["spatial"]["V1"]
-    with pytest.raises(ValueError, match="holds several slides: 'V1', 'V2'. Select the spots of one"):
-        from_anndata(adata, PICTURE)
+    refused(ValueError, "holds several slides: 'V1', 'V2'. Select the spots of one", from_anndata, adata, PICTURE)
     assert list(from_anndata(adata, PICTURE, slide="V2").shapes) == ["V2"]
     del adata.uns["spatial"]
-    with pytest.raises(ValueError, match="Pass slide=<name>"):
-        from_anndata(adata, PICTURE)
-    with pytest.raises(ValueError, match="The spot diameter is unknown"):
-        from_anndata(adata, PICTURE, slide="S1", microns_per_pixel=1)
+    refused(ValueError, "Pass slide=<name>", from_anndata, adata, PICTURE)
+    refused(ValueError, "The spot diameter is unknown", from_anndata, adata, PICTURE, slide="S1", microns_per_pixel=1)
     with pytest.raises(KeyError, match="adata.obsm has no 'spatial'"):
         from_anndata(ad.AnnData(np.ones((3, 2), np.float32)), PICTURE, **GIVEN)
     adata.obs["region"] = "cortex"
@@ -181,11 +176,9 @@ def test_spots_outside(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"\d+ of 30 spots lie outside the image of 900 x 700 .* full resolution\?"):
         from_anndata(adata, PICTURE, **GIVEN)
     adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
-    with pytest.raises(ValueError, match=r"Are the positions those of this image"):
-        from_anndata(adata, PICTURE, **GIVEN)
+    refused(ValueError, r"Are the positions those of this image", from_anndata, adata, PICTURE, **GIVEN)
     adata.obsm["spatial"][:, 1] -= 80  # y up to 860: inside once swapped
-    with pytest.raises(ValueError, match=r"With x and y swapped all of them lie inside"):
-        from_anndata(adata, PICTURE, **GIVEN)
+    refused(ValueError, r"With x and y swapped all of them lie inside", from_anndata, adata, PICTURE, **GIVEN)
 
 
 @pytest.mark.parametrize(("section", "shape"), [(1, (2604, 4338)), (2, (3630, 0))])

@@ -16,6 +16,8 @@ import spatialdata as sd
 
 from spahgc.io import read_hest
 
+from ..refusals import refused
+
 MPP = 2.0
 """Of the samples that the fixture writes."""
 
@@ -88,8 +90,7 @@ def test_metadata_of_the_table(write: Callable[..., Any], tmp_path: Path) -> Non
     root = tmp_path / "hest"
     told = json.loads((root / "metadata" / "NCBI681.json").read_text())
     (root / "metadata" / "NCBI681.json").unlink()
-    with pytest.raises(ValueError, match=r"micrometers per pixel of NCBI681 are unknown.*HEST_v\*\.csv"):
-        read_hest(root)
+    refused(ValueError, r"micrometers per pixel of NCBI681 are unknown.*HEST_v\*\.csv", read_hest, root)
     pd.DataFrame([told | {"id": "X"}, told]).to_csv(root / "HEST_v1_1_0.csv", index=False)
     sdata = read_hest(root)
     assert sdata.attrs["microns_per_pixel"] == {"NCBI681_image": MPP}
@@ -110,22 +111,17 @@ def test_spots_outside_of_the_image(
     assert "T: the image has 528 x 512 pixels, its metadata say 9999 x 512." in caplog.text
     adata.obsm["spatial"] += 10_000
     adata.write_h5ad(file)
-    with pytest.raises(ValueError, match="81 of 81 spots lie outside the image of 528 x 512 pixels"):
-        read_hest(tmp_path / "hest")
+    refused(ValueError, "81 of 81 spots lie outside the image of 528 x 512 pixels", read_hest, tmp_path / "hest")
 
 
 def test_refusals(write: Callable[..., Any], tmp_path: Path) -> None:
     root = tmp_path / "hest"
-    with pytest.raises(FileNotFoundError, match=r"No samples \(st/\*\.h5ad\) in .*layout of HEST-1k: st/TENX143\.h5ad"):
-        read_hest(root)
+    refused(FileNotFoundError, r"No samples \(st/\*\.h5ad\) in .*layout of HEST-1k: st/TENX143\.h5ad", read_hest, root)
     write("A")
     write("B", st_technology=None)
-    with pytest.raises(ValueError, match=r"has 2 samples: 'A', 'B'\. Pass `slide`"):
-        read_hest(root)
-    with pytest.raises(FileNotFoundError, match=r"No .*C\.h5ad\. Available samples: 'A', 'B'"):
-        read_hest(root, "C")
-    with pytest.raises(ValueError, match=r"The kind of spots of B is unknown \(no st_technology\)"):
-        read_hest(root, "B")
+    refused(ValueError, r"has 2 samples: 'A', 'B'\. Pass `slide`", read_hest, root)
+    refused(FileNotFoundError, r"No .*C\.h5ad\. Available samples: 'A', 'B'", read_hest, root, "C")
+    refused(ValueError, r"The kind of spots of B is unknown \(no st_technology\)", read_hest, root, "B")
     (root / "wsis" / "A.tif").unlink()
     with pytest.raises(
         FileNotFoundError,

@@ -24,6 +24,7 @@ from spahgc.io import read_wsi
 from spahgc.io._image import on_white
 from spahgc.io._wsi import _handle
 
+from ..refusals import refused
 from ..slide_files import ome_tiff, pyramid_tiff, reduced, scene
 
 PICTURE = scene(900, 1203)
@@ -108,8 +109,7 @@ def test_names(folder: Path, tmp_path: Path) -> None:
     path.write_bytes((folder / "slide.ome.tif").read_bytes())
     assert list(read_wsi(path).images) == ["TCGA_01-A__2__image"]
     assert read_wsi(path, slide="A1").coordinate_systems == ["A1"]
-    with pytest.raises(ValueError, match="slide='a/b' is not a valid name"):
-        read_wsi(path, slide="a/b")
+    refused(ValueError, "slide='a/b' is not a valid name", read_wsi, path, slide="a/b")
 
 
 @pytest.mark.parametrize(("suffix", "options"), [(".jpg", {"quality": 95}), (".png", {})])
@@ -237,45 +237,36 @@ def test_refused_scales(folder: Path, tmp_path: Path) -> None:
     tifffile.imwrite(
         path, PICTURE, photometric="rgb", tile=(256, 256), resolution=(20000, 18000), resolutionunit="CENTIMETER"
     )
-    with pytest.raises(ValueError, match=r"pixels of 0\.5 x 0\.5556 um: square tiles would not be square"):
-        read_wsi(path)
+    refused(ValueError, r"pixels of 0\.5 x 0\.5556 um: square tiles would not be square", read_wsi, path)
     assert read_wsi(path, microns_per_pixel=0.5).attrs["microns_per_pixel"] == {"oblong_image": 0.5}
 
 
 def test_no_slides(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No slide file .*none\.svs"):
-        read_wsi(tmp_path / "none.svs")
-    with pytest.raises(FileNotFoundError, match=r"It is a folder: read a SpatialData zarr with"):
-        read_wsi(tmp_path)
+    refused(FileNotFoundError, r"No slide file .*none\.svs", read_wsi, tmp_path / "none.svs")
+    refused(FileNotFoundError, r"It is a folder: read a SpatialData zarr with", read_wsi, tmp_path)
     for name in ("text.svs", "text.tif", "text.mrxs"):
         (tmp_path / name).write_text("no image")
-        with pytest.raises(ValueError, match=rf"(openslide|tifffile) cannot read {name}"):
-            read_wsi(tmp_path / name)
+        refused(ValueError, rf"(openslide|tifffile) cannot read {name}", read_wsi, tmp_path / name)
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.jpg\) is not an image"):
-        read_wsi(tmp_path / "text.jpg")
+    refused(ValueError, r"text\.jpg\) is not an image", read_wsi, tmp_path / "text.jpg")
     tifffile.imwrite(tmp_path / "gray.tif", PICTURE[..., 0])
-    with pytest.raises(ValueError, match=r"gray\.tif is grayscale, but an H&E"):
-        read_wsi(tmp_path / "gray.tif")
+    refused(ValueError, r"gray\.tif is grayscale, but an H&E", read_wsi, tmp_path / "gray.tif")
     tifffile.imwrite(tmp_path / "deep.tif", PICTURE.astype(np.uint16), photometric="rgb")
-    with pytest.raises(ValueError, match=r"deep\.tif is a 16-bit image"):
-        read_wsi(tmp_path / "deep.tif")
+    refused(ValueError, r"deep\.tif is a 16-bit image", read_wsi, tmp_path / "deep.tif")
 
 
 @pytest.mark.parametrize("name", ["pyramid.tif", "strips.tif", "plain.tif"])
 def test_cut_off(folder: Path, tmp_path: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match=rf"{name} is truncated: it has {len(whole) // 2} of at least"):
-        read_wsi(tmp_path / name)
+    refused(OSError, rf"{name} is truncated: it has {len(whole) // 2} of at least", read_wsi, tmp_path / name)
 
 
 def test_cut_off_picture(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "he.jpg")
     whole = (tmp_path / "he.jpg").read_bytes()
     (tmp_path / "he.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match=r"he\.jpg cannot be read .*truncated.*Copy it again"):
-        read_wsi(tmp_path / "he.jpg")
+    refused(OSError, r"he\.jpg cannot be read .*truncated.*Copy it again", read_wsi, tmp_path / "he.jpg")
 
 
 @pytest.mark.parametrize("backend", ["openslide", "tiffslide", "tifffile"])
@@ -300,8 +291,6 @@ def test_without_the_libraries(folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "openslide", None)
     assert levels(read_wsi(svs))[0].shape == (3, 512, 512)  # tiffslide
     assert levels(read_wsi(folder / "pyramid.tif"))[0].shape == (3, 900, 1203)  # tifffile
-    with pytest.raises(ImportError, match=r"Reading s\.mrxs requires openslide.*spahgc\[wsi\]"):
-        read_wsi(tmp_path / "s.mrxs")
+    refused(ImportError, r"Reading s\.mrxs requires openslide.*spahgc\[wsi\]", read_wsi, tmp_path / "s.mrxs")
     monkeypatch.setitem(sys.modules, "tiffslide", None)
-    with pytest.raises(ImportError, match=r"Reading s\.svs requires tiffslide.*spahgc\[wsi\]"):
-        read_wsi(svs)
+    refused(ImportError, r"Reading s\.svs requires tiffslide.*spahgc\[wsi\]", read_wsi, svs)

@@ -15,6 +15,7 @@ import spatialdata as sd
 import spahgc
 from spahgc.io import concat, from_wsidata
 
+from ..refusals import refused
 from ..slide_files import pyramid_tiff, scene
 
 SIDE, TILE = 1400, 96
@@ -209,16 +210,14 @@ def test_which_features(folder: Path, toy: Any, tmp_path: Path) -> None:
         from_wsidata(wsi)
     assert "image_toy-2" in from_wsidata(wsi, features="toy-2")["table"].obsm
     assert "image_toy" in from_wsidata(wsi, features="toy_tiles")["table"].obsm
-    with pytest.raises(KeyError, match="no features 'uni' of 'tiles'. Available: 'toy_tiles'"):
-        from_wsidata(wsi, features="uni")
+    refused(KeyError, "no features 'uni' of 'tiles'. Available: 'toy_tiles'", from_wsidata, wsi, features="uni")
     with pytest.raises(KeyError, match=r"no tiles 'small' \(tile_key\). Available shapes: 'tissues', 'tiles'"):
         from_wsidata(wsi, tile_key="small")
     # an expression table in the store is none of the features
     wsi.tables["counts_tiles"] = wsi.tables.pop("toy-2_tiles")
     assert from_wsidata(wsi, expression="counts_tiles")["table"].n_vars == 9
     wsi["toy_tiles"].X[3] = np.nan
-    with pytest.raises(ValueError, match="'toy_tiles' have NaN or infinite values for 1 of"):
-        from_wsidata(wsi, features="toy")
+    refused(ValueError, "'toy_tiles' have NaN or infinite values for 1 of", from_wsidata, wsi, features="toy")
 
 
 def test_without_the_slide_file(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,11 +236,7 @@ def test_without_the_slide_file(folder: Path, tmp_path: Path, caplog: pytest.Log
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No store .*none\.zarr"):
-        from_wsidata(tmp_path / "none.zarr")
-    with pytest.raises(ValueError, match=r"A\.tif' is not a zarr store. Pass <slide>\.zarr"):
-        from_wsidata(folder / "A.tif")
-    with pytest.raises(TypeError, match="`wsi` must be a string or a path or a SpatialData, got 3"):
-        from_wsidata(3)  # type: ignore[arg-type]
-    with pytest.raises(KeyError, match="The store has no tiles 'tiles'"):
-        from_wsidata(sd.SpatialData())
+    refused(FileNotFoundError, r"No store .*none\.zarr", from_wsidata, tmp_path / "none.zarr")
+    refused(ValueError, r"A\.tif' is not a zarr store. Pass <slide>\.zarr", from_wsidata, folder / "A.tif")
+    refused(TypeError, "`wsi` must be a string or a path or a SpatialData, got 3", from_wsidata, 3)
+    refused(KeyError, "The store has no tiles 'tiles'", from_wsidata, sd.SpatialData())

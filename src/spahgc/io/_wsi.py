@@ -384,14 +384,12 @@ def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
 
 def halved(array: Any) -> Any:
     """Level of half the size (box means), computed from the one above on access."""
+    import dask.array as da
+
     sides = (max(2 * CHUNK, size[0] + size[0] % 2) for size in array.chunks[1:])  # even, and of whole blocks
-    array = array.rechunk((3, *sides))
-    chunks = ((3,), *(tuple(-(-size // 2) for size in sizes) for sizes in array.chunks[1:]))
-    return array.map_blocks(_halve, dtype=np.uint8, chunks=chunks, meta=np.empty((0, 0, 0), np.uint8))
+    padded = da.pad(array, [(0, 0), *((0, size % 2) for size in array.shape[1:])], mode="edge")
+    return da.coarsen(_mean, padded.rechunk((3, *sides)), {1: 2, 2: 2})
 
 
-def _halve(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    rest = [(0, size % 2) for size in block.shape[1:]]
-    padded = np.pad(block, [(0, 0), *rest], mode="edge").astype(np.uint16)
-    rows = padded[:, ::2] + padded[:, 1::2]
-    return np.asarray((rows[:, :, ::2] + rows[:, :, 1::2] + 2) // 4, dtype=np.uint8)
+def _mean(pixels: NDArray[np.uint8], axis: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    return np.asarray((pixels.sum(axis, dtype=np.uint16) + 2) // 4, dtype=np.uint8)
