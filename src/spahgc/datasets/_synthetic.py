@@ -89,6 +89,7 @@ def synthetic_cohort(
 
     Examples
     --------
+    >>> import spahgc
     >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9, n_genes=16)
     >>> sdata["table"].shape
     (18, 16)

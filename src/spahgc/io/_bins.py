@@ -89,6 +89,7 @@ def bin_to_spots(
 
     Examples
     --------
+    >>> import spahgc
     >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1, n_spots=16, n_genes=16)
     >>> spots = spahgc.io.bin_to_spots(sdata, 200)
     >>> int(spots["table"].obs["n_bins"].sum())

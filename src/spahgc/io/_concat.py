@@ -139,6 +139,7 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
 
     Examples
     --------
+    >>> import spahgc
     >>> cohort = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9, n_genes=16)
     >>> slides = [cohort.filter_by_coordinate_system(name) for name in ("S1", "S2")]
     >>> spahgc.io.concat(slides)["table"].shape

@@ -71,6 +71,7 @@ def from_anndata(
 
     Examples
     --------
+    >>> import spahgc
     >>> cohort = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1, n_spots=9, n_genes=16)
     >>> image = cohort["S1_image"]["scale0"]["image"].transpose("y", "x", "c").to_numpy()
     >>> spahgc.io.from_anndata(cohort["table"], image, spot_diameter_um=55).attrs

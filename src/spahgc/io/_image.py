@@ -136,16 +136,12 @@ def _no_size_limit() -> Iterator[None]:
         pil.MAX_IMAGE_PIXELS = limit
 
 
-def pyramid(image: Image, slide: str, scale_factors: Sequence[int] | None = None) -> DataTree:
-    """Multiscale image element, (c, y, x) uint8, in memory: each level is a box mean of the one above."""
-    if scale_factors is None:
-        # At least one: SpatialData reads an image of one level back as another type.
-        scale_factors = [2] * max(1, int(np.ceil(np.log2(max(image.size) / 1024))))
-    if not len(scale_factors) or min(scale_factors) < 2:
-        raise ValueError(f"`scale_factors` must be one or more integers of at least 2, got {list(scale_factors)}.")
-    levels = [image]
-    for factor in scale_factors:
-        levels.append(levels[-1].reduce(int(factor)))
+def pyramid(image: Image, slide: str) -> DataTree:
+    """Multiscale image element, (c, y, x) uint8, in memory: box means, halved to at most 1024 pixels."""
+    # At least two levels: SpatialData reads an image of one level back as another type.
+    levels = [image, image.reduce(2)]
+    while max(image.size) > 1024 * 2 ** (len(levels) - 1):
+        levels.append(levels[-1].reduce(2))
     return multiscale([_chunked(level) for level in levels], slide)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,6 @@ def read_st(
     microns_per_pixel: float | None = None,
     pitch_um: float = 200.0,
     spot_diameter_um: float = 100.0,
-    scale_factors: Sequence[int] | None = None,
 ) -> SpatialData:
     """Read one slide of a legacy Spatial Transcriptomics array.
 
@@ -65,9 +63,6 @@ def read_st(
         Center-to-center distance of neighboring spots in micrometers.
     spot_diameter_um
         Spot diameter in micrometers.
-    scale_factors
-        Factor of each level of the image pyramid to the one above. By default, sizes are halved until the longest side
-        is at most 1024 pixels.
 
     Returns
     -------
@@ -99,12 +94,13 @@ def read_st(
 
     Examples
     --------
+    >>> import spahgc
     >>> x, y = [1, 2, 1, 2], [1, 1, 2, 2]
     >>> spots = pd.DataFrame({"x": x, "y": y, "pixel_x": [50, 90, 50, 90], "pixel_y": [50, 50, 90, 90]})
     >>> counts = pd.DataFrame({"ERBB2": [3, 0, 1, 2]}, index=["1x1", "2x1", "1x2", "2x2"])
-    >>> sdata = read_st(counts, spots, np.full((140, 140, 3), 255, np.uint8), slide="A1")
-    >>> sdata["table"].uns["spatial"]["A1"]["scalefactors"]["microns_per_pixel"]
-    5.0
+    >>> image = np.full((140, 140, 3), 255, np.uint8)
+    >>> spahgc.io.read_st(counts, spots, image, slide="A1")["table"].shape
+    (4, 1)
     """
     from anndata import AnnData
 
@@ -128,5 +124,4 @@ def read_st(
     if patient is not None:
         obs[_keys.PATIENT] = pd.Categorical([patient] * len(obs))
     table = AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=genes), obsm={_keys.SPATIAL: pixel})
-    tree = pyramid(rgb, slide, scale_factors)
-    return slide_data(table, slide, tree, diameter=spot_diameter_um / mpp, microns_per_pixel=mpp)
+    return slide_data(table, slide, pyramid(rgb, slide), diameter=spot_diameter_um / mpp, microns_per_pixel=mpp)
