@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 HEIGHT, WIDTH = 240, 300
+Make = Callable[..., Any]  # what the fixture make_sdata is
 
 
 def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:

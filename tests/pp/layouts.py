@@ -1,6 +1,6 @@
 """Small slides in the layouts that users have: real folders for the real readers, and objects as the readers make them.
 
-Every slide shows the same: a tissue whose colour changes from left to right, and two of eight genes that follow it.
+Every slide shows the same: a tissue whose color changes from left to right, and two of eight genes that follow it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def tissue(height: int, width: int, seed: int = 0) -> np.ndarray:
     """H&E-like (height, width, 3) uint8: pink to the left, purple and rougher to the right."""
     rng = np.random.default_rng(seed)
     share = np.linspace(0, 1, width)[None, :, None]
-    colour = (1 - share) * np.array([235.0, 180, 205]) + share * np.array([120.0, 70, 150])
+    color = (1 - share) * np.array([235.0, 180, 205]) + share * np.array([120.0, 70, 150])
     rough = rng.normal(0, 1, (height // 4 + 1, width // 4 + 1, 1)).repeat(4, 0).repeat(4, 1)[:height, :width]
-    return np.clip(colour + rough * (5 + 25 * share), 0, 255).astype(np.uint8)
+    return np.clip(color + rough * (5 + 25 * share), 0, 255).astype(np.uint8)
 
 
 def counts(x: np.ndarray, depth: float = 400, seed: int = 0) -> Any:
@@ -166,7 +166,7 @@ def visium_hd_folder(
 def xenium_object(*, circles: bool = True, pixel: float = 0.2125, n: int = 1500, seed: int = 0) -> Any:
     """What `spatialdata_io.xenium` 0.7 makes of a Xenium folder with an aligned H&E image.
 
-    Cells in micrometres, their transformation to ``global`` 1 over the pixel size; the table on ``cell_circles``, or on
+    Cells in micrometers, their transformation to ``global`` 1 over the pixel size; the table on ``cell_circles``, or on
     the labels ``cell_labels`` (the reader's default). The H&E image has 0.5 um per pixel and lies turned by 90 degrees.
     """
     from geopandas import GeoDataFrame
@@ -184,7 +184,7 @@ def xenium_object(*, circles: bool = True, pixel: float = 0.2125, n: int = 1500,
     to_global = {"global": Scale([1 / pixel, 1 / pixel], axes=("x", "y"))}
     turn = np.linspace(0, 2 * np.pi, 13)[:-1]
     ring = np.column_stack([np.cos(turn), np.sin(turn)])
-    outlines = [Polygon(centre + r * ring) for centre, r in zip(xy, radius, strict=True)]
+    outlines = [Polygon(center + r * ring) for center, r in zip(xy, radius, strict=True)]
     boundaries = GeoDataFrame({"geometry": outlines}, index=pd.Index(ids, name="cell_id"))
     shapes = {"cell_boundaries": ShapesModel.parse(boundaries, transformations=to_global)}
     if circles:

@@ -68,14 +68,14 @@ def picture(shape: Callable[..., np.ndarray] = wedge) -> np.ndarray:
     """Tissue on glass, dark where :func:`blobs` is high, (HEIGHT, WIDTH, 3) uint8."""
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     dark = np.clip(0.5 + 0.25 * blobs(), 0, 1)[..., None]
-    colour = (1 - dark) * np.array([215, 150, 195]) + dark * np.array([105, 60, 140])
-    image = np.where(shape(x, y)[..., None], colour, np.array([235, 232, 236]))
+    color = (1 - dark) * np.array([215, 150, 195]) + dark * np.array([105, 60, 140])
+    image = np.where(shape(x, y)[..., None], color, np.array([235, 232, 236]))
     noise = np.random.default_rng(1).normal(0, 3, image.shape)
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def lattice(shape: Callable[..., np.ndarray] = wedge, *, whole: bool = False) -> tuple[np.ndarray, pd.DataFrame]:
-    """Visium's spots 100 um apart: centres, and array_row, array_col, in_tissue; those on tissue, or all."""
+    """Visium's spots 100 um apart: centers, and array_row, array_col, in_tissue; those on tissue, or all."""
     row, column = (part.ravel() for part in np.mgrid[:48, :68])
     keep = (row + column) % 2 == 0
     row, column = row[keep], column[keep]
@@ -168,7 +168,9 @@ def test_the_report_survives_a_file(spots: tuple[np.ndarray, pd.DataFrame], tmp_
     sdata = slide(spoil(spots[0], "x flipped"), spots[1], at=spots[0])
     report = checked(sdata, fix=True)
     sdata["table"].write_h5ad(tmp_path / "table.h5ad")
-    entry = ad.read_h5ad(tmp_path / "table.h5ad").uns["alignment"]
+    stored = ad.read_h5ad(tmp_path / "table.h5ad")
+    pd.testing.assert_frame_equal(get.alignment(stored), report, check_dtype=False)
+    entry = stored.uns["alignment"]
     assert entry["params"]["margin"] == kernel.MARGIN
     for name, value in report.loc["S"].items():
         assert entry["slides"]["S"][name] == value or np.isnan(value)
@@ -211,6 +213,20 @@ def test_what_was_mended_is_right_and_stays_on_record(spots: tuple[np.ndarray, p
     assert not again["fixed"].any()
     np.testing.assert_allclose(positions(sdata), spots[0], atol=1e-6)
     assert sdata["table"].uns["alignment"]["fixes"]["S"]["fault"] == first.loc["S", "verdict"]
+
+
+def test_copy(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
+    wrong = spoil(spots[0], "y flipped")
+    sdata = slide(wrong, spots[1], at=spots[0])
+    made = pp.check_alignment(sdata, fix=True, copy=True)
+    assert made is not None
+    assert get.alignment(made["table"]).loc["S", "fixed"]
+    np.testing.assert_allclose(positions(made), spots[0])
+    np.testing.assert_allclose(made["table"].obsm["spatial"], spots[0])
+    assert (positions(sdata) == wrong).all()
+    assert (sdata["table"].obsm["spatial"] == wrong).all()
+    with pytest.raises(KeyError, match="Run spahgc.pp.check_alignment"):
+        get.alignment(sdata["table"])
 
 
 def test_without_fix_nothing_moves(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
@@ -323,8 +339,8 @@ def test_a_shift_is_told_and_not_guessed(spots: tuple[np.ndarray, pd.DataFrame])
     assert not row["fixed"]
 
 
-def test_shapes_in_micrometres(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
-    """Coordinates in micrometres that a transformation takes to pixels; obsm in pixels."""
+def test_shapes_in_micrometers(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
+    """Coordinates in micrometers that a transformation takes to pixels; obsm in pixels."""
     to_pixels = Scale([1 / MPP, 1 / MPP], axes=("x", "y"))
     sdata = slide(spoil(spots[0], "x flipped") * MPP, spots[1], at=spots[0], mpp=1.0, transformation=to_pixels)
     sdata["table"].obsm["spatial"] = spoil(spots[0], "x flipped")
@@ -357,7 +373,7 @@ def test_only_the_table_is_wrong(spots: tuple[np.ndarray, pd.DataFrame]) -> None
 
 
 @pytest.mark.parametrize("wrong", [0.8, 80.0 / 4.0])
-def test_micrometres_per_pixel_against_the_platform(spots: tuple[np.ndarray, pd.DataFrame], wrong: float) -> None:
+def test_micrometers_per_pixel_against_the_platform(spots: tuple[np.ndarray, pd.DataFrame], wrong: float) -> None:
     sdata = slide(*spots, drop=(), mpp=wrong)
     with pytest.warns(UserWarning, match="Slide 'S': left to you: set microns_per_pixel to 8"):
         row = checked(sdata, fix=True).loc["S"]
@@ -423,12 +439,12 @@ def test_expression_is_an_adjusted_r2() -> None:
     rng = np.random.default_rng(0)
     places = rng.uniform(0, 100, (200, 2))
     surface = kernel.trend(places)
-    colours = rng.normal(size=(200, 3)) + surface[:, 1:4]
-    y = colours @ rng.normal(size=(3, 4)) + rng.normal(size=(200, 4)) + 5 * surface[:, 2:]
-    both, alone = np.column_stack([colours, surface[:, 1:]]), surface[:, 1:]
+    colors = rng.normal(size=(200, 3)) + surface[:, 1:4]
+    y = colors @ rng.normal(size=(3, 4)) + rng.normal(size=(200, 4)) + 5 * surface[:, 2:]
+    both, alone = np.column_stack([colors, surface[:, 1:]]), surface[:, 1:]
     full, trend = (((y - LinearRegression().fit(x, y).predict(x)) ** 2).sum() for x in (both, alone))
     expected = 1 - full / trend * (200 - 6) / (200 - 6 - 3)
-    assert kernel.explained_variance(y, colours, places) == pytest.approx(expected)
+    assert kernel.explained_variance(y, colors, places) == pytest.approx(expected)
     # Colours that have nothing to do with it explain nothing, on average.
     noise = [kernel.explained_variance(y, rng.normal(size=(200, 3)), places) for _ in range(100)]
     assert abs(np.mean(noise)) < 0.005
@@ -475,9 +491,9 @@ def test_no_image(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     assert untouched(sdata)
 
 
-@pytest.mark.parametrize("colour", [235, 120])
-def test_an_image_of_one_colour(spots: tuple[np.ndarray, pd.DataFrame], colour: int) -> None:
-    sdata = slide(*spots, image=np.full((HEIGHT, WIDTH, 3), colour, np.uint8))
+@pytest.mark.parametrize("color", [235, 120])
+def test_an_image_of_one_colour(spots: tuple[np.ndarray, pd.DataFrame], color: int) -> None:
+    sdata = slide(*spots, image=np.full((HEIGHT, WIDTH, 3), color, np.uint8))
     with pytest.raises(ValueError, match="Image 'S_image' of slide 'S' .*it has one color only"):
         pp.check_alignment(sdata)
     assert untouched(sdata)
@@ -517,7 +533,7 @@ def test_other_bad_input(spots: tuple[np.ndarray, pd.DataFrame]) -> None:
     with pytest.raises(ValueError, match="Slide 'S' has 5 spots"):
         pp.check_alignment(slide(spots[0][:5], spots[1][:5]))
     assert untouched(sdata)
-    # Unknown micrometres per pixel are no error: all but the pitch is judged without.
+    # Unknown micrometers per pixel are no error: all but the pitch is judged without.
     row = checked(slide(*spots, mpp=None)).loc["S"]
     assert row["verdict"] == "ok"
     assert np.isnan(row["pitch_um"])

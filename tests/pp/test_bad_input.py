@@ -10,7 +10,7 @@ import pytest
 
 import spahgc
 
-from .conftest import picture
+from .conftest import Make, picture
 
 
 def mean(tiles: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def _fails(
     assert before == {name: (set(table.obsm), set(table.uns)) for name, table in sdata.tables.items()}
 
 
-def test_not_a_spatialdata(make_sdata: Callable[..., Any]) -> None:
+def test_not_a_spatialdata(make_sdata: Make) -> None:
     table = make_sdata()["table"]
     with pytest.raises(
         TypeError, match="`sdata` must be a SpatialData or a sequence of values, got an object of type AnnData"
@@ -36,7 +36,7 @@ def test_not_a_spatialdata(make_sdata: Callable[..., Any]) -> None:
         spahgc.pp.image_embedding("slide.zarr")
 
 
-def test_empty_table(make_sdata: Callable[..., Any]) -> None:
+def test_empty_table(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     table = sdata["table"][:0].copy()
     del table.uns["spatialdata_attrs"]
@@ -82,7 +82,7 @@ def _without_coordinates(sdata: Any) -> None:
     ],
 )
 def test_missing_links_shapes_and_images(
-    make_sdata: Callable[..., Any], spoil: Callable[[Any], Any], error: type[Exception], message: str
+    make_sdata: Make, spoil: Callable[[Any], Any], error: type[Exception], message: str
 ) -> None:
     sdata = make_sdata()
     spoil(sdata)
@@ -99,13 +99,13 @@ def test_missing_links_shapes_and_images(
     ],
 )
 def test_images_that_are_not_8_bit_rgb(
-    make_sdata: Callable[..., Any], convert: Callable[[np.ndarray], np.ndarray], message: str
+    make_sdata: Make, convert: Callable[[np.ndarray], np.ndarray], message: str
 ) -> None:
     sdata = make_sdata(("A",), image=lambda k: convert(picture(k)))
     _fails(sdata, ValueError, f"No image for slide 'A'. 'A_image' {message}")
 
 
-def test_two_images_that_fit(make_sdata: Callable[..., Any]) -> None:
+def test_two_images_that_fit(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     sdata.images["stain2"] = sdata.images["A_image"]
     _fails(sdata, ValueError, "Several images fit slide 'A'.*'A_image', 'stain2'. Pass image_key")
@@ -113,7 +113,7 @@ def test_two_images_that_fit(make_sdata: Callable[..., Any]) -> None:
     spahgc.pp.image_embedding(sdata, mean, tile_px=32, image_key={"A": "stain2"})
 
 
-def test_spots_outside_the_image(make_sdata: Callable[..., Any]) -> None:
+def test_spots_outside_the_image(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     geometry = sdata.shapes["A"].geometry
     sdata.shapes["A"].geometry = geometry.translate(100, 0)
@@ -122,21 +122,21 @@ def test_spots_outside_the_image(make_sdata: Callable[..., Any]) -> None:
     _fails(sdata, ValueError, r"'A_image' \(300 x 240 pixels\) holds none of the spots.*x 5060 to 5243")
 
 
-def test_stretched_image(make_sdata: Callable[..., Any]) -> None:
+def test_stretched_image(make_sdata: Make) -> None:
     from spatialdata.transformations import Scale
 
     sdata = make_sdata(("A",), to_image=Scale([1.0, 1.3], ("x", "y")))
     _fails(sdata, ValueError, "stretches x and y differently")
 
 
-def test_microns_per_pixel_unknown(make_sdata: Callable[..., Any]) -> None:
+def test_microns_per_pixel_unknown(make_sdata: Make) -> None:
     sdata = make_sdata(mpp=None)
     _fails(sdata, ValueError, "pixel of slide 'A' are not known.*Pass microns_per_pixel=<number>, or a dict")
     _fails(sdata, ValueError, "pixel of slide 'B' are not known", microns_per_pixel={"A": 0.5})
 
 
 @pytest.mark.parametrize("value", [0, -0.5, np.nan, np.inf, 1000, 1e-4, "0.5", True])
-def test_microns_per_pixel_absurd(make_sdata: Callable[..., Any], value: Any) -> None:
+def test_microns_per_pixel_absurd(make_sdata: Make, value: Any) -> None:
     _fails(
         make_sdata(), (TypeError, ValueError), "`microns_per_pixel` must be .* between 0.05", microns_per_pixel=value
     )
@@ -144,19 +144,19 @@ def test_microns_per_pixel_absurd(make_sdata: Callable[..., Any], value: Any) ->
     _fails(sdata, ValueError, r"uns\['spatial'\]\['A'\]\['scalefactors'\].*between 0.05 and 20")
 
 
-def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Callable[..., Any]) -> None:
+def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Make) -> None:
     from spatialdata.transformations import Scale
 
     sdata = make_sdata(("A",), to_image=Scale([50, 50], ("x", "y")))
     _fails(sdata, ValueError, "would have 100 um per pixel.*Check microns_per_pixel and the transformations")
 
 
-def test_unknown_encoder(make_sdata: Callable[..., Any], torchvision: None) -> None:
+def test_unknown_encoder(make_sdata: Make, torchvision: None) -> None:
     _fails(make_sdata(), ValueError, r"Unknown encoder 'uni22'. Similar: .*'uni2'.*encoders.table", encoder="uni22")
     _fails(make_sdata(), TypeError, "`encoder` must be a string or .*, got None", encoder=None)
 
 
-def test_callable_without_a_usable_name(make_sdata: Callable[..., Any]) -> None:
+def test_callable_without_a_usable_name(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     _fails(sdata, ValueError, "key_added", encoder=lambda tiles: mean(tiles))
     spahgc.pp.image_embedding(sdata, lambda tiles: mean(tiles), tile_px=32, key_added="image_mean")
@@ -172,12 +172,12 @@ def test_callable_without_a_usable_name(make_sdata: Callable[..., Any]) -> None:
     ],
 )
 def test_encoders_that_return_something_else(
-    make_sdata: Callable[..., Any], encoder: Any, error: type[Exception], message: str
+    make_sdata: Make, encoder: Any, error: type[Exception], message: str
 ) -> None:
     _fails(make_sdata(), error, message, encoder=encoder, key_added="image_mine", batch_size=20)
 
 
-def test_encoder_of_another_width_on_a_later_batch(make_sdata: Callable[..., Any]) -> None:
+def test_encoder_of_another_width_on_a_later_batch(make_sdata: Make) -> None:
     def moody(tiles: np.ndarray) -> np.ndarray:
         return mean(tiles) if len(tiles) == 20 else mean(tiles)[:, :2]
 
@@ -199,5 +199,5 @@ def test_encoder_of_another_width_on_a_later_batch(make_sdata: Callable[..., Any
         ({"encoder": "texture", "tile_px": 16}, "at least 32 pixels"),
     ],
 )
-def test_bad_arguments(make_sdata: Callable[..., Any], arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments(make_sdata: Make, arguments: dict[str, Any], message: str) -> None:
     _fails(make_sdata(("A",)), (TypeError, ValueError), message, **arguments)

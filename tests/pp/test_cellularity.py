@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import anndata as ad
 import numpy as np
 import pytest
@@ -14,6 +10,8 @@ from skimage.color import rgb2hed
 import spahgc
 from spahgc.encoders import texture_names
 from spahgc.encoders._texture import hematoxylin
+
+from .conftest import Make
 
 KEY = "cellularity"
 
@@ -33,7 +31,7 @@ def test_kernel_against_skimage() -> None:
     assert found[3] == 0
 
 
-def test_it_is_the_density_of_the_tiles_that_the_encoder_sees(make_sdata: Callable[..., Any]) -> None:
+def test_it_is_the_density_of_the_tiles_that_the_encoder_sees(make_sdata: Make) -> None:
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, key_added="tiles")
     table = sdata["table"]
@@ -44,7 +42,7 @@ def test_it_is_the_density_of_the_tiles_that_the_encoder_sees(make_sdata: Callab
     assert table.uns[KEY] == {"params": {"tile_um": 112.0, "tile_px": 32, "version": spahgc.__version__}}
 
 
-def test_the_first_field_of_view_counts(make_sdata: Callable[..., Any]) -> None:
+def test_the_first_field_of_view_counts(make_sdata: Make) -> None:
     sdata, other = make_sdata(), make_sdata()
     spahgc.pp.image_embedding(sdata, tile_px=32, fields_of_view=(2, 1))
     spahgc.pp.image_embedding(other, tiles_seen, tile_px=32, tile_um=224)
@@ -57,7 +55,7 @@ def test_the_first_field_of_view_counts(make_sdata: Callable[..., Any]) -> None:
     np.testing.assert_allclose(table.obs[KEY], table.obsm["image_texture"][:, column], rtol=1e-6)
 
 
-def test_encoders_cannot_change_it(make_sdata: Callable[..., Any]) -> None:
+def test_encoders_cannot_change_it(make_sdata: Make) -> None:
     def rude(tiles: np.ndarray) -> np.ndarray:
         tiles[:] = 0
         return tiles.mean(axis=(2, 3))
@@ -68,17 +66,7 @@ def test_encoders_cannot_change_it(make_sdata: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(sdata["table"].obs[KEY], expected["table"].obs[KEY])
 
 
-def test_the_same_for_any_number_of_threads_and_batch_size(make_sdata: Callable[..., Any]) -> None:
-    found = []
-    for encoder, jobs, batch in [("texture", 1, 7), ("texture", 3, 64), (tiles_seen, 1, 1), (tiles_seen, 2, 1000)]:
-        sdata = make_sdata()
-        spahgc.pp.image_embedding(sdata, encoder, tile_px=32, n_jobs=jobs, batch_size=batch)
-        found.append(sdata["table"].obs[KEY])
-    for other in found[1:]:
-        np.testing.assert_array_equal(other, found[0])
-
-
-def test_a_new_embedding_writes_it_anew(make_sdata: Callable[..., Any]) -> None:
+def test_a_new_embedding_writes_it_anew(make_sdata: Make) -> None:
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, tile_px=32)
     before = sdata["table"].obs[KEY].copy()
@@ -88,7 +76,7 @@ def test_a_new_embedding_writes_it_anew(make_sdata: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("where", ["obs", "uns", "both"])
-def test_what_others_wrote_is_never_overwritten(make_sdata: Callable[..., Any], where: str) -> None:
+def test_what_others_wrote_is_never_overwritten(make_sdata: Make, where: str) -> None:
     sdata = make_sdata()
     table = sdata["table"]
     if where != "uns":
@@ -111,32 +99,7 @@ def test_what_others_wrote_is_never_overwritten(make_sdata: Callable[..., Any], 
     assert table.uns.get(KEY, {"a": 1}) == {"a": 1}
 
 
-def test_copy_leaves_the_table_alone(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
-    out = spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32, copy=True)["table"]
-    assert KEY in out.obs
-    assert KEY in out.uns
-    assert KEY not in sdata["table"].obs
-    assert KEY not in sdata["table"].uns
-
-
-def test_survives_on_disk_and_is_ours_again(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
-    from spatialdata import read_zarr
-
-    sdata = make_sdata()
-    spahgc.pp.image_embedding(sdata, tiles_seen, tile_px=32)
-    table = sdata["table"]
-    table.write_h5ad(tmp_path / "table.h5ad")
-    sdata.write(tmp_path / "slides.zarr")
-    stored = read_zarr(tmp_path / "slides.zarr")
-    for again in (ad.read_h5ad(tmp_path / "table.h5ad"), stored["table"]):
-        np.testing.assert_array_equal(again.obs[KEY], table.obs[KEY])
-        assert again.uns[KEY] == table.uns[KEY]
-    spahgc.pp.image_embedding(stored, tiles_seen, tile_px=32)
-    np.testing.assert_array_equal(stored["table"].obs[KEY], table.obs[KEY])
-
-
-def test_from_the_image_to_the_prediction(make_sdata: Callable[..., Any]) -> None:
+def test_from_the_image_to_the_prediction(make_sdata: Make) -> None:
     """Two slides with counts that follow the stain: the control finds it on the third, which has H&E only."""
     sdata = make_sdata(("A", "B", "C"))
     spahgc.pp.image_embedding(sdata, lambda tiles: tiles.mean(axis=(2, 3)), tile_px=32, key_added="image_rgb")

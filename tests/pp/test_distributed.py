@@ -18,6 +18,8 @@ from spatialdata import read_zarr
 import spahgc
 from spahgc.pp import _engine
 
+from .conftest import Make
+
 WEIGHTS = np.random.default_rng(5).normal(size=(3 * 16 * 16, 24)).astype(np.float32)
 
 
@@ -83,7 +85,7 @@ def _processes(folder: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["in memory", "on disk"])
-def test_the_same_as_in_one_process(make_sdata: Callable[..., Any], client: Any, tmp_path: Path, stored: bool) -> None:
+def test_the_same_as_in_one_process(make_sdata: Make, client: Any, tmp_path: Path, stored: bool) -> None:
     sdata = make_sdata(scale_factors=[2])
     if stored:
         sdata.write(tmp_path / "slides.zarr")
@@ -100,7 +102,7 @@ def test_the_same_as_in_one_process(make_sdata: Callable[..., Any], client: Any,
 
 
 def test_an_image_that_the_workers_do_not_see(
-    make_sdata: Callable[..., Any], client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sdata: Make, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """zarr would fill in zeros."""
     sdata = make_sdata()
@@ -112,7 +114,7 @@ def test_an_image_that_the_workers_do_not_see(
     assert set(sdata["table"].obsm) == {"spatial"}
 
 
-def test_a_named_encoder_and_several_objects(make_sdata: Callable[..., Any], client: Any) -> None:
+def test_a_named_encoder_and_several_objects(make_sdata: Make, client: Any) -> None:
     objects = [make_sdata(), make_sdata(("A",))]
     expected = [_expected(sdata, "texture", tile_px=32) for sdata in objects]
     got = spahgc.pp.image_embedding(objects, tile_px=32, copy=True)
@@ -121,7 +123,7 @@ def test_a_named_encoder_and_several_objects(make_sdata: Callable[..., Any], cli
         _equal(copied["table"], wanted, "image_texture")
 
 
-def test_a_worker_is_killed_in_the_middle(make_sdata: Callable[..., Any], client: Any, tmp_path: Path) -> None:
+def test_a_worker_is_killed_in_the_middle(make_sdata: Make, client: Any, tmp_path: Path) -> None:
     """SIGKILL from within a task, after others were finished: another worker does it, and the result is the same."""
     sdata = make_sdata()
     wanted = _expected(sdata, project, tile_px=16, batch_size=2, key_added="image_p")
@@ -148,7 +150,7 @@ def test_a_worker_is_killed_in_the_middle(make_sdata: Callable[..., Any], client
     np.testing.assert_array_equal(sdata["table"].obs["cellularity"], wanted.obs["cellularity"])
 
 
-def test_what_fails_on_a_worker_fails_here(make_sdata: Callable[..., Any], client: Any) -> None:
+def test_what_fails_on_a_worker_fails_here(make_sdata: Make, client: Any) -> None:
     def broken(tiles: np.ndarray) -> np.ndarray:
         return project(tiles) * np.nan
 
@@ -174,9 +176,7 @@ class Weighty:
         return project(tiles)
 
 
-def test_an_encoder_does_not_travel_with_every_task(
-    make_sdata: Callable[..., Any], client: Any, tmp_path: Path
-) -> None:
+def test_an_encoder_does_not_travel_with_every_task(make_sdata: Make, client: Any, tmp_path: Path) -> None:
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, Weighty(tmp_path), tile_px=16, batch_size=2)
     workers = client.run(os.getpid).values()
@@ -187,7 +187,7 @@ def test_an_encoder_does_not_travel_with_every_task(
     assert all(1 <= n <= 2 for n in loads), loads
 
 
-def test_another_encoder_on_the_workers_is_refused(make_sdata: Callable[..., Any], client: Any) -> None:
+def test_another_encoder_on_the_workers_is_refused(make_sdata: Make, client: Any) -> None:
     spec = _engine.EncoderSpec("token", "texture", None, None, "cpu", {"weights": "those of here"})
     task = client.submit(_engine._loaded, spec, pure=False)
     with pytest.raises(ValueError, match="'texture' on a worker .* differs from .*those of here.*Install the same"):
@@ -195,7 +195,7 @@ def test_another_encoder_on_the_workers_is_refused(make_sdata: Callable[..., Any
 
 
 def test_a_stopped_run_goes_on_over_a_cluster(
-    make_sdata: Callable[..., Any], client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sdata: Make, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_engine, "PART_SPOTS", 2)
     first, second = tmp_path / "first", tmp_path / "second"

@@ -20,7 +20,7 @@ from spahgc.pp._engine import AHEAD, Job, Tiling, embed
 from spahgc.pp._images import locate
 from spahgc.pp._tiles import TileReader
 
-from .conftest import HEIGHT, WIDTH, picture
+from .conftest import HEIGHT, WIDTH, Make, picture
 
 KEY = "image_texture"
 
@@ -31,7 +31,7 @@ def first_pixels(tiles: np.ndarray) -> np.ndarray:
 
 
 def _expected(sdata: Any, row: int, side: int) -> np.ndarray:
-    """Tile of a row by slicing, for centres that lie between pixels: the mean over shifted slices is the linear way."""
+    """Tile of a row by slicing, for centers that lie between pixels: the mean over shifted slices is the linear way."""
     table = sdata["table"]
     image = np.asarray(sdata.images[f"{table.obs['region'].iloc[row]}_image"].data, dtype=float)
     x, y = table.obsm["spatial"][row]
@@ -43,7 +43,7 @@ def _expected(sdata: Any, row: int, side: int) -> np.ndarray:
     return cut[:, :, :-1] * (1 - fx) + cut[:, :, 1:] * fx
 
 
-def test_what_is_written(make_sdata: Callable[..., Any]) -> None:
+def test_what_is_written(make_sdata: Make) -> None:
     sdata = make_sdata()
     assert spahgc.pp.image_embedding(sdata, tile_px=32) is None
     table = sdata["table"]
@@ -71,7 +71,7 @@ def test_what_is_written(make_sdata: Callable[..., Any]) -> None:
     assert 0 < expected < 140
 
 
-def test_each_spot_gets_its_own_tile(make_sdata: Callable[..., Any]) -> None:
+def test_each_spot_gets_its_own_tile(make_sdata: Make) -> None:
     """Slides mixed and rows shuffled in the table; 56 pixels a tile, at scale 1."""
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, first_pixels, tile_px=56)
@@ -80,7 +80,7 @@ def test_each_spot_gets_its_own_tile(make_sdata: Callable[..., Any]) -> None:
         assert np.abs(sdata["table"].obsm["image_first_pixels"][row] - expected).max() <= 0.5 + 1e-3
 
 
-def test_fields_of_view_are_joined(make_sdata: Callable[..., Any]) -> None:
+def test_fields_of_view_are_joined(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     embed = spahgc.pp.image_embedding
     embed(sdata, tile_px=32, fields_of_view=(0.5, 1.5), key_added="both")
@@ -90,20 +90,22 @@ def test_fields_of_view_are_joined(make_sdata: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(table.obsm["both"], np.hstack([table.obsm["one"], table.obsm["two"]]))
 
 
-def test_the_same_for_any_number_of_threads_and_batch_size(make_sdata: Callable[..., Any]) -> None:
-    sdata = make_sdata()
+def test_the_same_for_any_number_of_threads_and_batch_size(make_sdata: Make) -> None:
+    sdata, densities = make_sdata(), []
     for key, jobs, batch in [("a", 1, 7), ("b", 3, 1000), ("c", -1, 1)]:
         for encoder in ("texture", first_pixels):
             name = f"{key}_{encoder if isinstance(encoder, str) else 'pixels'}"
             spahgc.pp.image_embedding(
                 sdata, encoder, tile_px=32, n_jobs=jobs, batch_size=batch, key_added=name, fields_of_view=(1,)
             )
+            densities.append(sdata["table"].obs["cellularity"].to_numpy())
+    assert all(np.array_equal(density, densities[0]) for density in densities)
     for what in ("texture", "pixels"):
         for key in "bc":
             np.testing.assert_array_equal(sdata["table"].obsm[f"{key}_{what}"], sdata["table"].obsm[f"a_{what}"])
 
 
-def test_batches_have_the_size_asked_for(make_sdata: Callable[..., Any]) -> None:
+def test_batches_have_the_size_asked_for(make_sdata: Make) -> None:
     sizes = []
 
     def mean(tiles: np.ndarray) -> np.ndarray:
@@ -116,7 +118,7 @@ def test_batches_have_the_size_asked_for(make_sdata: Callable[..., Any]) -> None
     assert sizes == [16, 16, 3, 16, 16, 3]
 
 
-def test_another_resolution_and_place_of_the_image(make_sdata: Callable[..., Any]) -> None:
+def test_another_resolution_and_place_of_the_image(make_sdata: Make) -> None:
     """The image is enlarged 1.5-fold and shifted in the coordinate system: tiles are cut where the spots lie in it."""
     from spatialdata.transformations import Scale, Sequence, Translation
 
@@ -135,7 +137,7 @@ def test_another_resolution_and_place_of_the_image(make_sdata: Callable[..., Any
     assert np.abs(got - expected[::-1]).max() > 50
 
 
-def test_a_turned_image(make_sdata: Callable[..., Any]) -> None:
+def test_a_turned_image(make_sdata: Make) -> None:
     """The image lies on its side; the transformation turns it back. Tiles are those of the image that stands."""
     from spatialdata.transformations import Affine
 
@@ -149,7 +151,7 @@ def test_a_turned_image(make_sdata: Callable[..., Any]) -> None:
     assert stands["table"].obsm["mean"].std(axis=0).min() > 2
 
 
-def test_a_pyramid_changes_little(make_sdata: Callable[..., Any]) -> None:
+def test_a_pyramid_changes_little(make_sdata: Make) -> None:
     def smooth(k: int) -> np.ndarray:
         y, x = np.mgrid[:240, :300]
         return (128 + 60 * np.stack([np.sin(x / 20 + k), np.cos(y / 17), np.sin((x + y) / 30)], -1)).astype(np.uint8)
@@ -161,7 +163,7 @@ def test_a_pyramid_changes_little(make_sdata: Callable[..., Any]) -> None:
     assert np.abs(got - expected).max() <= 2
 
 
-def test_the_image_with_most_pixels_is_taken(make_sdata: Callable[..., Any]) -> None:
+def test_the_image_with_most_pixels_is_taken(make_sdata: Make) -> None:
     """As in a Visium folder: full image, two reductions, all in the slide's coordinate system; and a mask."""
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, Scale
@@ -182,7 +184,7 @@ def test_the_image_with_most_pixels_is_taken(make_sdata: Callable[..., Any]) -> 
     assert np.corrcoef(low.ravel(), high.ravel())[0, 1] > 0.9
 
 
-def test_polygons_and_integer_ids(make_sdata: Callable[..., Any]) -> None:
+def test_polygons_and_integer_ids(make_sdata: Make) -> None:
     """As in Visium HD: squares, integer instance ids."""
     from spatialdata.models import ShapesModel, TableModel
     from spatialdata.transformations import Identity
@@ -204,7 +206,7 @@ def test_polygons_and_integer_ids(make_sdata: Callable[..., Any]) -> None:
     assert np.abs(sdata["table"].obsm["image_first_pixels"] - expected).max() <= 1
 
 
-def test_microns_per_pixel_given(make_sdata: Callable[..., Any]) -> None:
+def test_microns_per_pixel_given(make_sdata: Make) -> None:
     sdata, bare = make_sdata(), make_sdata(mpp=None)
     spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)
     expected = sdata["table"].obsm["image_first_pixels"]
@@ -218,7 +220,7 @@ def test_microns_per_pixel_given(make_sdata: Callable[..., Any]) -> None:
     assert (values[of_b] != expected[of_b]).any()
 
 
-def test_a_table_without_genes(make_sdata: Callable[..., Any]) -> None:
+def test_a_table_without_genes(make_sdata: Make) -> None:
     from spatialdata.models import TableModel
 
     sdata = make_sdata(("A",))
@@ -229,18 +231,20 @@ def test_a_table_without_genes(make_sdata: Callable[..., Any]) -> None:
     assert len(sdata["spots"].obsm["image_first_pixels"]) == 35
 
 
-def test_copy(make_sdata: Callable[..., Any]) -> None:
+def test_copy(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     copied = spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)
     assert set(copied.images) == set(sdata.images)
     table = copied["table"]
-    assert "image_first_pixels" in table.obsm
-    assert "image_first_pixels" in table.uns
-    assert "image_first_pixels" not in sdata["table"].obsm
-    assert "image_first_pixels" not in sdata["table"].uns
+    for key in ("image_first_pixels", "cellularity"):
+        assert key in table.obsm or key in table.obs
+        assert key in table.uns
+        assert key not in sdata["table"].obsm
+        assert key not in sdata["table"].obs
+        assert key not in sdata["table"].uns
 
 
-def test_many_padded_tiles_are_a_warning(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_many_padded_tiles_are_a_warning(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     sdata = make_sdata(("A",))
     with caplog.at_level(logging.WARNING, "spahgc"):
         spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)
@@ -249,7 +253,7 @@ def test_many_padded_tiles_are_a_warning(make_sdata: Callable[..., Any], caplog:
     assert "of 35 tiles leave the image" in caplog.text
 
 
-def test_survives_on_disk(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+def test_survives_on_disk(make_sdata: Make, tmp_path: Path) -> None:
     from spatialdata import read_zarr
 
     sdata = make_sdata(scale_factors=[2])
@@ -263,6 +267,8 @@ def test_survives_on_disk(make_sdata: Callable[..., Any], tmp_path: Path) -> Non
         params = dict(again.uns[KEY]["params"])
         params["fields_of_view"] = list(params["fields_of_view"])
         assert params == table.uns[KEY]["params"]
+        np.testing.assert_array_equal(again.obs["cellularity"], table.obs["cellularity"])
+        assert again.uns["cellularity"] == table.uns["cellularity"]
     # From disk, block by block, the embeddings are the same.
     spahgc.pp.image_embedding(stored, tile_px=32, key_added="again", n_jobs=2)
     np.testing.assert_array_equal(stored["table"].obsm["again"], table.obsm[KEY])
@@ -281,7 +287,7 @@ def test_real_slide(data_dir: Path) -> None:
     assert np.corrcoef(np.log(total), dense)[0, 1] > 0.3
 
 
-def test_several_objects(make_sdata: Callable[..., Any]) -> None:
+def test_several_objects(make_sdata: Make) -> None:
     """Each gets its own; they are checked before the first is embedded, and one that fails later gets nothing."""
     one, two = make_sdata(), make_sdata(("A",))
     expected = [spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)["table"] for sdata in (one, two)]
@@ -319,9 +325,7 @@ def test_several_objects(make_sdata: Callable[..., Any]) -> None:
         spahgc.pp.image_embedding([])
 
 
-def test_the_next_tiles_are_read_while_the_encoder_works(
-    make_sdata: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_tiles_are_read_while_the_encoder_works(make_sdata: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more of them than a few batches."""
     read: list[int] = []
     original = TileReader.read
@@ -352,7 +356,7 @@ def test_the_next_tiles_are_read_while_the_encoder_works(
     assert min(ahead[:-AHEAD]) >= AHEAD * 4 - 2
 
 
-def test_an_encoder_of_another_resolution(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_of_another_resolution(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     sdata = make_sdata(("A",))
     encoder = replace(resolve(first_pixels), microns_per_pixel=1.75, tile_px=64)
     spahgc.pp.image_embedding(sdata, encoder)
@@ -364,9 +368,7 @@ def test_an_encoder_of_another_resolution(make_sdata: Callable[..., Any], caplog
     assert caplog.text.count("trained") == 1
 
 
-def test_an_image_that_is_coarser_than_the_tiles(
-    make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_image_that_is_coarser_than_the_tiles(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     sdata = make_sdata()
     spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112)
     assert "coarser" not in caplog.text
@@ -374,7 +376,7 @@ def test_an_image_that_is_coarser_than_the_tiles(
     assert "1 of 2 slides have coarser images than the tiles ('B: 3' um per pixel; tiles have 1)" in caplog.text
 
 
-def test_tiles_larger_than_the_image(make_sdata: Callable[..., Any]) -> None:
+def test_tiles_larger_than_the_image(make_sdata: Make) -> None:
     sdata = make_sdata(("A",))
     message = r"A tile of 500 um is 250 pixels wide, but image 'A_image' .* has 300 x 240 pixels, 600 x 480 um at 2 um"
     with pytest.raises(ValueError, match=message):
@@ -382,7 +384,7 @@ def test_tiles_larger_than_the_image(make_sdata: Callable[..., Any]) -> None:
     assert set(sdata["table"].obsm) == {"spatial"}
 
 
-def test_black_tiles(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_black_tiles(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     """zarr fills in zeros where it finds no file."""
 
     def masked(seed: int) -> np.ndarray:
@@ -401,7 +403,7 @@ def test_black_tiles(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFi
         spahgc.pp.image_embedding(make_sdata(("A",), image=lambda k: np.zeros((240, 300, 3), np.uint8)), first_pixels)
 
 
-def test_an_image_whose_files_are_gone(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_image_whose_files_are_gone(make_sdata: Make, tmp_path: Path) -> None:
     from spatialdata import read_zarr
 
     make_sdata(("A",)).write(tmp_path / "slides.zarr")
@@ -411,7 +413,7 @@ def test_an_image_whose_files_are_gone(make_sdata: Callable[..., Any], tmp_path:
         spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32)
 
 
-def test_a_corrupted_block(make_sdata: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_corrupted_block(make_sdata: Make, tmp_path: Path) -> None:
     """Blocks of 64 pixels; that of row 1, column 2 is damaged."""
     from spatialdata import read_zarr
 

@@ -19,6 +19,7 @@ from spahgc.io import from_anndata, read_wsi
 from spahgc.pp import tissue_grid
 
 from ..slide_files import pyramid_tiff, reduced, scene
+from .conftest import Make
 
 MPP = 2.0
 PICTURE = scene(1000, 1200)  # 2 x 2.4 mm, tissue 1.4 mm across
@@ -29,7 +30,7 @@ def slide(tmp_path: Path) -> sd.SpatialData:
     return read_wsi(pyramid_tiff(tmp_path / "T.tif", PICTURE, mpp=MPP))
 
 
-def centres(sdata: sd.SpatialData, name: str = "T") -> np.ndarray:
+def centers(sdata: sd.SpatialData, name: str = "T") -> np.ndarray:
     return np.column_stack([sdata[name].geometry.x, sdata[name].geometry.y])
 
 
@@ -40,12 +41,12 @@ def test_layout(slide: sd.SpatialData, layout: Any, area: float) -> None:
     assert table.n_vars == 0
     assert list(table.obs.columns) == ["region", "spot_id", "array_row", "array_col", "tissue_fraction"]
     assert table.obs_names.is_unique
-    np.testing.assert_array_equal(centres(slide), table.obsm["spatial"])
-    distance, _ = KDTree(centres(slide)).query(centres(slide), k=2)
+    np.testing.assert_array_equal(centers(slide), table.obsm["spatial"])
+    distance, _ = KDTree(centers(slide)).query(centers(slide), k=2)
     np.testing.assert_allclose(distance[:, 1], 100 / MPP)
     # as many as fit on the disc, and all on it
     assert table.n_obs == pytest.approx(np.pi * 700**2 / area, rel=0.05)
-    radius = np.hypot(*(centres(slide) - (600, 500)).T) * MPP
+    radius = np.hypot(*(centers(slide) - (600, 500)).T) * MPP
     assert radius.max() < 705
     inner = radius < 660
     assert (table.obs["tissue_fraction"][inner] == 1).all()
@@ -54,7 +55,7 @@ def test_layout(slide: sd.SpatialData, layout: Any, area: float) -> None:
     row, column = table.obs["array_row"].to_numpy(), table.obs["array_col"].to_numpy()
     x = 50 + 100 * (column + (row % 2) / 2 * (layout == "hex"))
     y = 50 + row * 100 * (np.sqrt(3) / 2 if layout == "hex" else 1)
-    np.testing.assert_allclose(centres(slide) * MPP, np.column_stack([x, y]))
+    np.testing.assert_allclose(centers(slide) * MPP, np.column_stack([x, y]))
     factors = table.uns["spatial"]["T"]["scalefactors"]
     assert factors["microns_per_pixel"] == pytest.approx(MPP)
     assert factors["spot_diameter_fullres"] == pytest.approx(55 / MPP)
@@ -76,7 +77,7 @@ def test_min_tissue(slide: sd.SpatialData) -> None:
 
 
 def reference(pitch: float, mpp: float, *, jitter: float = 0.0, name: str = "R") -> ad.AnnData:
-    """A table of squarely laid spots, a pitch in micrometres apart."""
+    """A table of squarely laid spots, a pitch in micrometers apart."""
     rng = np.random.default_rng(0)
     xy = np.column_stack([part.ravel() for part in np.mgrid[:12, :12]]) * pitch
     xy = (xy + rng.uniform(-jitter, jitter, xy.shape)) / mpp
@@ -89,7 +90,7 @@ def reference(pitch: float, mpp: float, *, jitter: float = 0.0, name: str = "R")
 
 
 def test_pitch_of_the_reference(slide: sd.SpatialData) -> None:
-    """In micrometres: its pixels have another size. Positions of legacy arrays scatter by some percent."""
+    """In micrometers: its pixels have another size. Positions of legacy arrays scatter by some percent."""
     tissue_grid(slide, adata_ref=reference(200, 0.7, jitter=15), library_key="slide")
     params = slide["table"].uns["spahgc_grid"]["params"]
     assert params["pitch_um"] == pytest.approx(200, rel=0.02)
@@ -148,7 +149,7 @@ def test_again(slide: sd.SpatialData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["table"].obsm["spatial"], first.obsm["spatial"])
 
 
-def test_beside_measured_spots(make_sdata: Callable[..., sd.SpatialData]) -> None:
+def test_beside_measured_spots(make_sdata: Make) -> None:
     sdata = make_sdata(("A",), image=lambda seed: scene(240, 300, seed))
     with pytest.raises(ValueError, match="a table 'table' that is not a grid made by spahgc: it is not overwritten"):
         tissue_grid(sdata, pitch_um=80, microns_per_pixel=4.0)
@@ -189,7 +190,7 @@ def test_several_slides() -> None:
     assert set(table.uns["spatial"]) == {"A", "B"}
     assert sdata.attrs["microns_per_pixel"] == {"A_image": 2.0, "B_image": 3.0}
     for name, mpp in (("A", 2.0), ("B", 3.0)):
-        distance, _ = KDTree(centres(sdata, name)).query(centres(sdata, name), k=2)
+        distance, _ = KDTree(centers(sdata, name)).query(centers(sdata, name), k=2)
         np.testing.assert_allclose(distance[:, 1], 100 / mpp)
     assert set(get_transformation(sdata["B"], get_all=True)) == {"B", "other"}
     spahgc.pp.image_embedding(sdata, tile_um=60, fields_of_view=[1])

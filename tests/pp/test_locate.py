@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from spahgc._links import pick_table
 from spahgc.pp._images import LocatedSlide, locate
 
 from . import layouts
-from .conftest import picture
+from .conftest import Make, picture
 
 
 def find(sdata: Any, table_key: str | None = None, **kwargs: Any) -> list[LocatedSlide]:
@@ -27,14 +26,14 @@ def find(sdata: Any, table_key: str | None = None, **kwargs: Any) -> list[Locate
 # Tables
 
 
-def test_the_only_table_is_taken_whatever_its_name(make_sdata: Callable[..., Any]) -> None:
+def test_the_only_table_is_taken_whatever_its_name(make_sdata: Make) -> None:
     sdata = make_sdata()
     sdata.tables["square_008um"] = sdata.tables.pop("table")
     assert pick_table(sdata) == "square_008um"
     assert [slide.name for slide in find(sdata)] == ["A", "B"]
 
 
-def test_table_is_preferred_and_unlinked_ones_do_not_count(make_sdata: Callable[..., Any]) -> None:
+def test_table_is_preferred_and_unlinked_ones_do_not_count(make_sdata: Make) -> None:
     sdata = make_sdata()
     sdata.tables["notes"] = sdata["table"].copy()
     assert pick_table(sdata) == "table"
@@ -44,7 +43,7 @@ def test_table_is_preferred_and_unlinked_ones_do_not_count(make_sdata: Callable[
     assert pick_table(sdata, "notes") == "notes"
 
 
-def test_several_tables(make_sdata: Callable[..., Any]) -> None:
+def test_several_tables(make_sdata: Make) -> None:
     sdata = make_sdata()
     sdata.tables["a"] = sdata["table"].copy()
     sdata.tables["b"] = sdata.tables.pop("table")
@@ -54,7 +53,7 @@ def test_several_tables(make_sdata: Callable[..., Any]) -> None:
         pick_table(sdata, "c")
 
 
-def test_no_table(make_sdata: Callable[..., Any]) -> None:
+def test_no_table(make_sdata: Make) -> None:
     sdata = make_sdata()
     del sdata.tables["table"]
     with pytest.raises(KeyError, match=r"no table.*spahgc\.pp\.tissue_grid"):
@@ -109,7 +108,7 @@ def test_numbers_are_not_taken_for_ids() -> None:
 # Images
 
 
-def test_an_image_in_another_coordinate_system(make_sdata: Callable[..., Any]) -> None:
+def test_an_image_in_another_coordinate_system(make_sdata: Make) -> None:
     from spatialdata.transformations import Identity, set_transformation
 
     sdata = make_sdata(("A",))
@@ -123,7 +122,7 @@ def test_an_image_in_another_coordinate_system(make_sdata: Callable[..., Any]) -
     assert find(sdata)[0].image == "A_image"
 
 
-def test_coordinate_systems_that_disagree(make_sdata: Callable[..., Any]) -> None:
+def test_coordinate_systems_that_disagree(make_sdata: Make) -> None:
     from spatialdata.transformations import Identity, Translation, set_transformation
 
     sdata = make_sdata(("A",))
@@ -135,7 +134,7 @@ def test_coordinate_systems_that_disagree(make_sdata: Callable[..., Any]) -> Non
         find(sdata)
 
 
-def test_slides_that_share_a_coordinate_system(make_sdata: Callable[..., Any]) -> None:
+def test_slides_that_share_a_coordinate_system(make_sdata: Make) -> None:
     """Either image holds either slide's spots: the names tell, or the user."""
     from spatialdata.transformations import Identity, Scale, set_transformation
 
@@ -155,7 +154,7 @@ def test_slides_that_share_a_coordinate_system(make_sdata: Callable[..., Any]) -
     assert [slide.image for slide in named] == ["scan1", "scan2"]
 
 
-def test_two_slides_on_one_scan(make_sdata: Callable[..., Any]) -> None:
+def test_two_slides_on_one_scan(make_sdata: Make) -> None:
     """One image for both is clear."""
     from spatialdata.transformations import Identity, set_transformation
 
@@ -165,7 +164,7 @@ def test_two_slides_on_one_scan(make_sdata: Callable[..., Any]) -> None:
     assert [slide.image for slide in find(sdata)] == ["A_image", "A_image"]
 
 
-def test_fluorescence_is_not_taken_for_he(make_sdata: Callable[..., Any]) -> None:
+def test_fluorescence_is_not_taken_for_he(make_sdata: Make) -> None:
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity
 
@@ -182,7 +181,7 @@ def test_fluorescence_is_not_taken_for_he(make_sdata: Callable[..., Any]) -> Non
     assert find(sdata, image_key="finer")[0].image == "finer"
 
 
-def test_a_coarse_image_is_told(make_sdata: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_coarse_image_is_told(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     find(make_sdata(("A",)), microns_per_pixel=2.9)
     assert not caplog.records
     find(make_sdata(("A",)), microns_per_pixel=4.5)
@@ -192,7 +191,7 @@ def test_a_coarse_image_is_told(make_sdata: Callable[..., Any], caplog: pytest.L
     assert not caplog.records
 
 
-def test_a_coarser_image_does_not_stand_in_for_one_that_is_cut(make_sdata: Callable[..., Any]) -> None:
+def test_a_coarser_image_does_not_stand_in_for_one_that_is_cut(make_sdata: Make) -> None:
     """The spots leave the full image, and a small picture holds them all: something is wrong, and is said."""
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, Scale
@@ -209,7 +208,7 @@ def test_a_coarser_image_does_not_stand_in_for_one_that_is_cut(make_sdata: Calla
 # Micrometres per pixel
 
 
-def test_the_order_of_sources(make_sdata: Callable[..., Any]) -> None:
+def test_the_order_of_sources(make_sdata: Make) -> None:
     from spatialdata.transformations import Scale
 
     sdata = make_sdata(("A",), to_image=Scale([2, 2], axes=("x", "y")))
@@ -269,7 +268,7 @@ def test_visium_pitch() -> None:
     assert visium_pitch(obs, place + rng.normal(0, 3, place.shape)) == pytest.approx(100, rel=0.01)
     kept = rng.uniform(size=len(obs)) < 0.5
     assert visium_pitch(obs[kept], place[kept]) == pytest.approx(100)
-    # Not Visium: every column is used; a square lattice numbered so; positions of other spots; no neighbours.
+    # Not Visium: every column is used; a square lattice numbered so; positions of other spots; no neighbors.
     every = pd.DataFrame({"array_row": row, "array_col": column})
     assert visium_pitch(every, np.column_stack([column, row]) * 100.0) is None
     assert visium_pitch(obs, place * [1, 1.3]) is None

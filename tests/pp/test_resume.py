@@ -25,6 +25,8 @@ from spahgc.pp import _engine
 from spahgc.pp._engine import Job, PartStore, Tiling, run_here
 from spahgc.pp._images import locate
 
+from .conftest import Make
+
 KEY = "image_projection"
 ENCODER = '''
 import os, time
@@ -111,7 +113,7 @@ def _job(sdata: Any, encoder: Any) -> Job:
     return Job(tuple(slides), resolve(encoder), Tiling((112.0,), 16, 2))
 
 
-def test_killed_at_80_percent(make_sdata: Callable[..., Any], cache: Path, module: ModuleType, tmp_path: Path) -> None:
+def test_killed_at_80_percent(make_sdata: Make, cache: Path, module: ModuleType, tmp_path: Path) -> None:
     """`kill -9`, in a process of its own; the next embeds what is missing: the same result to the bit."""
     sdata = make_sdata()
     expected = _embed(sdata, module.projection, resume=False)
@@ -138,7 +140,7 @@ def test_killed_at_80_percent(make_sdata: Callable[..., Any], cache: Path, modul
 
 
 def test_it_goes_on_with_padding_fields_of_view_and_threads(
-    make_sdata: Callable[..., Any], cache: Path, caplog: pytest.LogCaptureFixture
+    make_sdata: Make, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The weight-free encoder, stopped as by Ctrl-C: counts of padded tiles and the stain density come back too."""
     expected = make_sdata()
@@ -169,7 +171,7 @@ def test_it_goes_on_with_padding_fields_of_view_and_threads(
 
 
 def test_an_encoder_that_changed_is_seen(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
+    make_sdata: Make, cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     sdata = make_sdata()
     _stopped(sdata, module.projection, after=20)
@@ -183,9 +185,7 @@ def test_an_encoder_that_changed_is_seen(
 
 
 @pytest.mark.parametrize("change", ["image", "spots", "tile_um", "tile_px", "batch_size"])
-def test_another_job_is_not_gone_on_with(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType, change: str
-) -> None:
+def test_another_job_is_not_gone_on_with(make_sdata: Make, cache: Path, module: ModuleType, change: str) -> None:
     _stopped(make_sdata(), module.projection, after=20)
     changed: dict[str, Any] = {"tile_um": {"tile_um": 100.0}, "batch_size": {"batch_size": 3}}.get(change, {})
     sdata = make_sdata()
@@ -202,7 +202,7 @@ def test_another_job_is_not_gone_on_with(
 
 
 def test_a_part_that_is_not_whole_is_never_taken(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
+    make_sdata: Make, cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cut off anywhere, or with a byte that flipped anywhere: embedded again, or of no effect."""
     expected = _embed(make_sdata(), module.projection, resume=False)
@@ -232,19 +232,19 @@ def test_a_part_that_is_not_whole_is_never_taken(
     assert sum(module.SEEN) == 70
 
 
-def test_runs_on_the_same_job_do_not_touch_each_other(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType
-) -> None:
+def test_runs_on_the_same_job_do_not_touch_each_other(make_sdata: Make, cache: Path, module: ModuleType) -> None:
+    """And each run that left parts is checked by itself."""
     job = _job(make_sdata(), module.projection)
-    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], int, workers=1)}
-    one, two = (PartStore(cache) for _ in range(2))
+    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(30)], int, workers=1)}
+    one, two, other = (PartStore(cache) for _ in range(3))
     for batch in range(10):
         one.save(job, batch, done[batch])
         two.save(job, batch + 5, done[batch + 5])
+        other.save(job, batch + 20, done[batch + 20]._replace(values=done[batch + 20].values + 1))
     one.remove()
-    assert len(_parts_in(cache)) == 10
+    assert len(_parts_in(cache)) == 20
     found = {batch: got for _, batch, got in PartStore(cache).load([job])}
-    assert sorted(found) == list(range(5, 15))
+    assert sorted(found) == list(range(5, 15))  # not those of the run with another encoder
     for batch, got in found.items():
         np.testing.assert_array_equal(got.values, done[batch].values)
         np.testing.assert_array_equal(got.density, done[batch].density)
@@ -253,23 +253,7 @@ def test_runs_on_the_same_job_do_not_touch_each_other(
     assert not list(cache.iterdir())
 
 
-def test_one_run_of_several_had_another_encoder(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType
-) -> None:
-    """Each run that left parts is checked by itself."""
-    job = _job(make_sdata(), module.projection)
-    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(20)], int, workers=1)}
-    one, two = (PartStore(cache) for _ in range(2))
-    for batch in range(10):
-        one.save(job, batch, done[batch])
-        two.save(job, batch + 10, done[batch + 10]._replace(values=done[batch + 10].values + 1))
-    found = [batch for _, batch, _ in PartStore(cache).load([job])]
-    assert found == list(range(10))
-
-
-def test_several_objects_are_kept_until_all_are_done(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType
-) -> None:
+def test_several_objects_are_kept_until_all_are_done(make_sdata: Make, cache: Path, module: ModuleType) -> None:
     """Killed in the second object, the first, which was complete, is not embedded again."""
     objects = [make_sdata(), make_sdata(("A",))]
     calls = []
@@ -296,9 +280,7 @@ def test_several_objects_are_kept_until_all_are_done(
     assert not list(cache.iterdir())
 
 
-def test_without_resume_nothing_is_read_or_written(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType
-) -> None:
+def test_without_resume_nothing_is_read_or_written(make_sdata: Make, cache: Path, module: ModuleType) -> None:
     _stopped(make_sdata(), module.projection, after=20)
     before = _parts_in(cache)
     module.SEEN.clear()
@@ -307,7 +289,7 @@ def test_without_resume_nothing_is_read_or_written(
     assert _parts_in(cache) == before
 
 
-def test_old_jobs_are_removed(make_sdata: Callable[..., Any], cache: Path, module: ModuleType) -> None:
+def test_old_jobs_are_removed(make_sdata: Make, cache: Path, module: ModuleType) -> None:
     job = _job(make_sdata(), module.projection)
     cache.mkdir()
     names = (f"{'0' * 64}.{'1' * 12}.000000.npz", f"{'1' * 64}.{'1' * 12}.000000.npz", "mine.npz")
@@ -343,7 +325,7 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_full(
-    make_sdata: Callable[..., Any],
+    make_sdata: Make,
     cache: Path,
     module: ModuleType,
     full: Path,
@@ -368,7 +350,7 @@ def test_disk_full(
 
 
 def test_a_cache_folder_that_cannot_be_made(
-    make_sdata: Callable[..., Any], cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
+    make_sdata: Make, cache: Path, module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.write_text("a file")
     _embed(make_sdata(), module.projection)

@@ -26,13 +26,13 @@ def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (3, 200, 260), dtype=np.uint8)
 
 
-def _reader(array: object, centres: list[tuple[float, float]], pixels: int, mpp: float = 1.0) -> TileReader:
-    return TileReader([Level(array, np.eye(3), mpp)], np.array(centres, dtype=float), pixels)
+def _reader(array: object, centers: list[tuple[float, float]], pixels: int, mpp: float = 1.0) -> TileReader:
+    return TileReader([Level(array, np.eye(3), mpp)], np.array(centers, dtype=float), pixels)
 
 
-def _resized(line: NDArray[np.uint8], centre: float, width: float, pixels: int) -> NDArray[np.float64]:
+def _resized(line: NDArray[np.uint8], center: float, width: float, pixels: int) -> NDArray[np.float64]:
     """One axis by integration of the step function, on a fine grid."""
-    start, stop, first, weights = axis_weights(centre, width, pixels)
+    start, stop, first, weights = axis_weights(center, width, pixels)
     patch = np.broadcast_to(line[start:stop], (3, 1, stop - start)).astype(np.uint8).copy()
     one = np.zeros(1, np.int64), np.ones((1, 1), np.float32)
     return resample(patch, *one, first, weights)[0, 0].astype(float)
@@ -51,13 +51,13 @@ def test_area_averaging(image: NDArray[np.uint8]) -> None:
     assert np.abs(tile - expected).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("centre", "width", "pixels"), [(100.3, 57.7, 20), (80.5, 33.1, 32), (60, 50, 7)])
-def test_area_averaging_of_parts_of_pixels(image: NDArray[np.uint8], centre: float, width: float, pixels: int) -> None:
+@pytest.mark.parametrize(("center", "width", "pixels"), [(100.3, 57.7, 20), (80.5, 33.1, 32), (60, 50, 7)])
+def test_area_averaging_of_parts_of_pixels(image: NDArray[np.uint8], center: float, width: float, pixels: int) -> None:
     line = image[0, 0]
-    edges = centre - width / 2 + width / pixels * np.arange(pixels + 1)
+    edges = center - width / 2 + width / pixels * np.arange(pixels + 1)
     integral = np.interp(edges, np.arange(len(line) + 1), np.concatenate([[0], np.cumsum(line.astype(float))]))
     expected = np.diff(integral) / (width / pixels)
-    assert np.abs(_resized(line, centre, width, pixels) - expected).max() <= 0.5 + 1e-3
+    assert np.abs(_resized(line, center, width, pixels) - expected).max() <= 0.5 + 1e-3
 
 
 def test_enlarging_is_linear() -> None:
@@ -80,19 +80,19 @@ def test_mirrored() -> None:
     assert mirrored(-9, -6, 4).tolist() == [7 - 7, 0, 1]
 
 
-@pytest.mark.parametrize("centre", [(3, 5), (259, 199), (130, 2), (0, 199.9), (130, 100)])
+@pytest.mark.parametrize("center", [(3, 5), (259, 199), (130, 2), (0, 199.9), (130, 100)])
 @pytest.mark.parametrize("chunks", [None, (3, 64, 64), (1, 50, 90)])
 def test_beyond_the_border_the_image_is_mirrored(
-    image: NDArray[np.uint8], centre: tuple[float, float], chunks: tuple[int, ...] | None
+    image: NDArray[np.uint8], center: tuple[float, float], chunks: tuple[int, ...] | None
 ) -> None:
     """Also for a tile larger than the image, and whatever the blocks."""
     array = image if chunks is None else da.from_array(image, chunks=chunks)
     around = np.pad(image, ((0, 0), (300, 300), (300, 300)), mode="symmetric")
     for width in (40, 480):
-        tile, padded = _reader(array, [centre], 40).read(0, width)
-        expected, _ = _reader(around, [(centre[0] + 300, centre[1] + 300)], 40).read(0, width)
+        tile, padded = _reader(array, [center], 40).read(0, width)
+        expected, _ = _reader(around, [(center[0] + 300, center[1] + 300)], 40).read(0, width)
         np.testing.assert_array_equal(tile, expected)
-        assert padded == (centre != (130, 100) or width == 480)
+        assert padded == (center != (130, 100) or width == 480)
 
 
 def test_a_tile_that_ends_at_the_border_is_not_padded(image: NDArray[np.uint8]) -> None:
@@ -123,11 +123,11 @@ def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
     )
     cache = BlockCache(limit=16 * 3 * 64 * 64)
     blocks = BlockReader(lazy, cache)
-    centres = np.random.default_rng(0).uniform(0, 384, (300, 2))
-    order = reading_order(centres, block=(64, 64), reach=16, n_blocks=16)
+    centers = np.random.default_rng(0).uniform(0, 384, (300, 2))
+    order = reading_order(centers, block=(64, 64), reach=16, n_blocks=16)
 
     def read(spot: int) -> None:
-        x, y = centres[spot].astype(int)
+        x, y = centers[spot].astype(int)
         blocks.read(max(y - 8, 0), min(y + 8, 384), max(x - 8, 0), min(x + 8, 384))
 
     with ThreadPoolExecutor(4) as pool:
@@ -161,10 +161,10 @@ def test_a_coarser_level_gives_almost_the_same_tile() -> None:
     rng = np.random.default_rng(1)
     smooth = np.repeat(np.repeat(rng.integers(60, 200, (3, 32, 32)), 16, axis=1), 16, axis=2).astype(np.uint8)
     coarse = smooth.reshape(3, 256, 2, 256, 2).mean(axis=(2, 4)).round().astype(np.uint8)
-    centres = np.array([[250.0, 260.0]])
+    centers = np.array([[250.0, 260.0]])
     fine, half = Level(smooth, np.eye(3), 1.0), Level(coarse, np.diag([0.5, 0.5, 1]), 2.0)
-    one = TileReader([fine], centres, 64)
-    two = TileReader([fine, half], centres, 64)
+    one = TileReader([fine], centers, 64)
+    two = TileReader([fine, half], centers, 64)
     assert two.level_for(300) == 1
     assert np.abs(one.read(0, 300)[0].astype(int) - two.read(0, 300)[0]).max() <= 1
 
@@ -174,18 +174,18 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
     """Whatever the blocks and the tiles, if the cache holds a few rows of a narrow strip; at random, most are."""
     side, most = 1600, 60
     rng = np.random.default_rng(2)
-    centres = rng.uniform(0, side, (600, 2))
+    centers = rng.uniform(0, side, (600, 2))
     height, width = block
 
     def decoded(order: NDArray[np.intp]) -> float:
         lazy = da.zeros((3, side, side), chunks=(3, *block), dtype=np.uint8)
         blocks = BlockReader(lazy, BlockCache(most * 3 * height * width))
-        for x, y in centres[order]:
+        for x, y in centers[order]:
             top, left = (int(np.clip(at - reach / 2, 0, side - reach)) for at in (y, x))
             blocks.read(top, top + reach, left, left + reach)
         return blocks.decoded / lazy.npartitions
 
-    order = reading_order(centres, block=block, reach=reach, n_blocks=most)
+    order = reading_order(centers, block=block, reach=reach, n_blocks=most)
     assert sorted(order) == list(range(600))
     assert decoded(order) <= 1.7
     assert decoded(rng.permutation(600)) >= 2

@@ -71,7 +71,7 @@ def test_glass_alone_is_no_tissue() -> None:
 
 @pytest.mark.parametrize("glass", [(250, 250, 250), (205, 200, 208), (235, 218, 235), (170, 168, 171)])
 def test_colour_of_the_glass(glass: tuple[int, int, int]) -> None:
-    """White, grey, pinkish from eosin, and a dim lamp."""
+    """White, gray, pinkish from eosin, and a dim lamp."""
     picture = scene(SIZE, SIZE)
     picture[picture[..., 1] > 200] = glass
     if glass[1] < 190:

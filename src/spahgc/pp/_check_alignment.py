@@ -90,12 +90,10 @@ def check_alignment(
 
     Spots are compared with the image as they are and as they would lie if a common mistake were undone: x and y
     swapped, flipped, rotated by 90 or 180 degrees, each with the coordinates in pixels of another image of the object,
-    at the pitch of the platform, and 2 or 4 times too large or small. The score of a candidate is
-
-    - ``outline``: Dice overlap of the area of the spots with the tissue of the image; inside the array only, if
-      ``obs["in_tissue"]`` is 0 somewhere;
-    - plus ``expression``: adjusted R2 of the spots' expression (ten leading components and total counts) on the colors
-      of the image at their places, beyond smooth trends over the slide; 0 without counts.
+    at the pitch of the platform, and 2 or 4 times too large or small. The score of a candidate is the Dice overlap of
+    the area of the spots with the tissue of the image (``outline``; inside the array only, if ``obs["in_tissue"]`` is 0
+    somewhere), plus the adjusted R2 of the spots' expression (ten leading components and total counts) on the colors of
+    the image at their places, beyond smooth trends over the slide (``expression``; 0 without counts).
 
     A verdict requires a lead of 0.08 over all other candidates, and an outline of 0.85 or an expression of 0.1.
     Otherwise it is ``"unclear"``: tissue that fills the image or is almost symmetric cannot be judged without counts,
@@ -107,14 +105,9 @@ def check_alignment(
     ----------
     sdata
         Slides with images, shapes and a table that annotates the shapes.
-    table_key
-        Name of the table; `None` takes the only one, or ``"table"``, or the only one that is linked to shapes.
-    image_key
-        Name of the image, or a dict by slide; `None` takes the image that shares a coordinate system with the spots
-        and has the most pixels.
-    microns_per_pixel
-        Micrometers per unit of the spots' coordinates, a number or a dict by slide; `None` takes what
-        :func:`image_embedding` takes. Without it only the pitch is not judged.
+    table_key, image_key, microns_per_pixel
+        As in :func:`image_embedding`, except that the image does not have to hold the spots, and the micrometers per
+        pixel may be unknown: then the pitch is not judged.
     layer
         Layer with expression; `None` takes ``X``, if the table has genes.
     fix

@@ -124,19 +124,15 @@ def image_embedding(
     -------
     `None`, or with `copy` the SpatialData with the new table. Written into a table once all its tiles are embedded:
 
-    ``obsm[key_added]``
-        Embeddings, float32 (n_obs, d).
-    ``uns[key_added]["params"]``
-        Encoder, its ``recipe`` (which decides whether embeddings are comparable), precision, tiles, and by slide the
-        image, the micrometers per pixel and their source; ``n_padded`` (tiles that leave the image and were continued
-        with its mirror image), version of spahgc.
-    ``uns["spatial"][slide]``
-        What plots need, if missing: a thumbnail, micrometers per pixel, spot diameter.
-    ``obs["cellularity"]``
+    ``obsm[key_added]``, ``uns[key_added]["params"]``
+        Embeddings, float32 (n_obs, d); encoder, its ``recipe`` (which decides whether embeddings are comparable),
+        precision, tiles, and by slide the image, the micrometers per pixel and their source; ``n_padded`` (tiles that
+        leave the image and were continued with its mirror image).
+    ``obs["cellularity"]``, ``uns["cellularity"]["params"]``
         Stain density, float32 (n_obs,): mean hematoxylin of each spot's tile (first field of view), in the unit of
         `skimage.color.rgb2hed`. The control ``method="cellularity"`` predicts from it alone.
-    ``uns["cellularity"]["params"]``
-        ``tile_um``, ``tile_px``, version of spahgc.
+    ``uns["spatial"][slide]``
+        What plots need, if missing: a thumbnail, micrometers per pixel, spot diameter.
 
     Raises
     ------

@@ -339,8 +339,11 @@ class PartStore:
             return
         path = self.folder / f"{job.digest}.{self._run}.{part:06d}.npz"
         try:
-            if not self._files:
-                self._remove_old()
+            if not self._files:  # the first part of this run
+                for old in self.folder.glob("*.npz"):
+                    days = (time.time() - old.stat().st_mtime) / 86400
+                    if days > _KEEP_DAYS and re.match(r"\.?[0-9a-f]{64}\.", old.name):
+                        old.unlink(missing_ok=True)
             with replacing(path) as temporary:
                 counts = np.array([embedded.n_padded, embedded.n_black])
                 np.savez(temporary, values=embedded.values, density=embedded.density, counts=counts)
@@ -359,11 +362,6 @@ class PartStore:
         """Remove the parts of this run and those that it loaded."""
         for path in self._files:
             path.unlink(missing_ok=True)
-
-    def _remove_old(self) -> None:
-        for path in self.folder.glob("*.npz"):
-            if re.match(r"\.?[0-9a-f]{64}\.", path.name) and time.time() - path.stat().st_mtime > _KEEP_DAYS * 86400:
-                path.unlink(missing_ok=True)
 
 
 def _load(path: Path, n_spots: int) -> Embedded | None:

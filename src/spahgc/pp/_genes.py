@@ -354,7 +354,15 @@ def _plan(
             "counts, or 'first' to keep the first."
         )
     if repeated and duplicates == "sum":
-        _check_counts(table, [i for rows in repeated.values() for i in rows], label, examples)
+        columns = [i for rows in repeated.values() for i in rows]
+        for key, matrix in [("X", table.X), *((f"layers[{name!r}]", layer) for name, layer in table.layers.items())]:
+            part = None if matrix is None else matrix[:, columns]
+            if part is not None and not are_counts(sp.csr_array(part) if sp.issparse(part) else np.asarray(part)):
+                raise ValueError(
+                    f"Genes of {label} have the same name ({examples}), and {label}.{key} does not hold counts that "
+                    "could be added up. Start from raw counts and without layers made from them, or pass "
+                    "duplicates='first'."
+                )
     group = np.full(len(names), -1, dtype=np.intp)
     for position, rows in enumerate(members.values()):
         group[rows if duplicates == "sum" else rows[:1]] = position
@@ -373,19 +381,6 @@ def _plan(
         elif n > 1 and duplicates == "sum":
             report.append((gene, name, "summed", f"one of {n} genes of this name"))
     return list(members), group, pd.DataFrame(report, columns=["gene", "name", "what", "why"], dtype=object)
-
-
-def _check_counts(table: AnnData, columns: list[int], label: str, examples: str) -> None:
-    """Raise if columns to be summed do not hold counts, in ``X`` and every layer."""
-    for key, matrix in {"X": table.X, **{f"layers[{name!r}]": layer for name, layer in table.layers.items()}}.items():
-        if matrix is None:
-            continue
-        part = sp.csr_array(matrix[:, columns]) if sp.issparse(matrix) else np.asarray(matrix)[:, columns]
-        if not are_counts(part):
-            raise ValueError(
-                f"Genes of {label} have the same name ({examples}), and {label}.{key} does not hold counts that could "
-                "be added up. Start from raw counts and without layers made from them, or pass duplicates='first'."
-            )
 
 
 def _apply(table: AnnData, names: list[str], group: NDArray[np.intp]) -> None:

@@ -101,12 +101,9 @@ def tissue_grid(
     shapes ``{slide}``
         Circles with the diameter of the spots, in full-resolution pixels and all coordinate systems of the image.
     table ``table_key``
-        One row per spot, no genes: ``obs["region"]`` and ``obs["spot_id"]`` (link), ``obs["array_row"]``,
-        ``obs["array_col"]``, ``obs["tissue_fraction"]`` (share of the spot that is tissue), ``obsm["spatial"]`` (x, y)
-        in full-resolution pixels, ``uns["spatial"]`` (thumbnail and scale factors), and
+        One row per spot, no genes: link to the shapes, ``array_row``, ``array_col`` and ``tissue_fraction`` (share of
+        the spot that is tissue) in ``obs``, ``obsm["spatial"]``, ``uns["spatial"]`` (thumbnail and scale factors),
         ``uns["spahgc_grid"]["params"]``. A table of that name from an earlier call is replaced.
-    ``attrs["microns_per_pixel"]``
-        By name of image.
 
     Raises
     ------

@@ -127,20 +127,9 @@ class Level:
 
 
 class TileReader:
-    """Tiles of one slide around given centers.
+    """Tiles of `pixels` x `pixels` around centers (n, 2) in spot coordinates, from the levels of an image.
 
-    Parameters
-    ----------
-    levels
-        Resolutions of the image, finest first.
-    centers
-        Tile centers in spot coordinates, (n, 2).
-    pixels
-        Side of the tiles in pixels.
-    cache
-        Cache of decoded blocks; `None` makes one of :data:`CACHE_BYTES`.
-    image
-        Name of the image in messages.
+    `image` is its name in messages; without a `cache` of decoded blocks, one of :data:`CACHE_BYTES` is made.
     """
 
     def __init__(
@@ -203,19 +192,9 @@ class TileReader:
 def reading_order(centers: Float64, *, block: tuple[int, int], reach: float, n_blocks: int) -> NDArray[np.intp]:
     """Order of tiles in which few blocks are decoded twice.
 
-    The image is cut into vertical strips, and each strip is traversed back and forth by rows of blocks. Strips are so
-    wide that the cache holds the blocks that the tiles of two rows touch.
-
-    Parameters
-    ----------
-    centers
-        Tile centers in pixels (x, y), (n, 2).
-    block
-        Height and width of the blocks of the image.
-    reach
-        Side of the tiles in pixels of the image.
-    n_blocks
-        Number of blocks that the cache holds.
+    `block` is the height and width of the blocks, `reach` the side of the tiles in pixels, and the cache holds
+    `n_blocks`. The image is cut into vertical strips, and each is traversed back and forth by rows of blocks. Strips
+    are so wide that the cache holds the blocks that the tiles of two rows touch.
     """
     height, width = block
     rows = 2 * int(np.ceil(reach / 2 / height)) + 2
