@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from .._geometry import SpatialNeighbors
@@ -94,7 +93,7 @@ class Context:
         return cls(pca, tuple(state["context.weights"].tolist()))
 
 
-class ContextRows:
+class ContextRows(Rows):
     """Context features of a slide with standardized embedding, over a divisor; computed for the rows that are read."""
 
     def __init__(self, context: Context, slide: Slide, *, divisor: float = 1.0) -> None:
@@ -107,20 +106,11 @@ class ContextRows:
         moments = Moments()
         for rows in blocks(len(slide)):
             moments.add(self._unscaled(rows))
-        self._mean = moments.mean
+        self._center = moments.mean
         self._factor = context.scale / np.where(moments.std > 1e-9, moments.std, 1.0) / divisor
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Float32:
-        return ((self._unscaled(rows) - self._mean) * self._factor).astype(np.float32)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        whole = np.empty(self.shape, np.float32)
-        for rows in blocks(len(self)):
-            whole[rows] = self[rows]
-        return whole if dtype is None else whole.astype(dtype, copy=False)
+    def __getitem__(self, rows: slice) -> Float32:  # type: ignore[override]
+        return ((self._unscaled(rows) - self._center) * self._factor).astype(np.float32)
 
     def forget(self) -> None:
         """Release the component scores of a large slide; they are recomputed when rows are read again."""

@@ -108,18 +108,10 @@ class Method(ABC):
         """Predict a slide with standardized embedding and spots in canonical order; float32 (n_spots, n_genes)."""
 
     def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        """Write the values of :meth:`predict` into an array or store that may be larger than memory.
+        """Write the values of :meth:`predict` into `out`, an array or store that may be larger than memory.
 
-        By default, the whole prediction is computed first; methods that work block by block override this.
-
-        Parameters
-        ----------
-        slide
-            As for :meth:`predict`.
-        out
-            Destination. Previous content is ignored.
-        progress
-            Callback that receives completed shares of the work, which sum to 1.
+        By default, the whole prediction is computed first; methods that work block by block override this. `progress`
+        receives completed shares of the work, which sum to 1.
         """
         values = self.predict(slide)
         for rows in with_progress(len(slide), progress):
@@ -156,10 +148,9 @@ class Method(ABC):
         return self
 
     def searches(self) -> dict[str, dict[str, Any]]:
-        """Search method (exact or approximate, with recall) used to find similar reference spots during fitting.
+        """Search method used to find similar reference spots during fitting, per compared feature.
 
-        One entry per compared feature, with ``"method"`` and, for an approximate search, ``"recall"``. Empty for
-        methods that search exactly or not at all.
+        Each has ``"method"`` (exact or approximate) and ``"recall"``; empty for methods that always search exactly.
         """
         return {}
 
@@ -167,11 +158,6 @@ class Method(ABC):
         """Reference spots behind the prediction of each spot of a slide, and their weights.
 
         `None` for methods that keep what they learned in coefficients alone.
-
-        Parameters
-        ----------
-        slide
-            As for :meth:`predict`.
         """
         return None
 

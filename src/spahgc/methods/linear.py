@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .._geometry import spatial_knn
 from .._slides import Cohort, Float32, Float64, Slide, SplitBy, blocks, expression_of, standardization
 from ..metrics import pearson
 from ._features import PCA, Context, ContextRows, GeneScale
-from .base import BlockwiseMethod, Method, RowValues, Run, State, check_needs, parameters
+from .base import BlockwiseMethod, RowValues, Run, State, check_needs, parameters
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # relative to the total variance of the features
 SIZES = (32, 64, 128, 256)  # numbers of principal components
@@ -154,22 +154,13 @@ class Ridge(BlockwiseMethod):
         self._fit_features(cohort)
         features = {slide.name: np.asarray(self._features(slide)) for slide in cohort}
         stacked = np.concatenate(list(features.values()))
-        penalties: Sequence[float] = PENALTIES
-        sizes: Sequence[int] = SIZES
+        candidates: dict[str, Any] = {"penalties": PENALTIES, "sizes": SIZES, "smoothings": self._smoothings()}
         if self.penalty is not None:
             variance = max(float(stacked.astype(np.float64).var(axis=0).sum()), 1e-300)
-            penalties, sizes = (self.penalty / (cohort.n_spots * variance),), (self.n_components,)
-        self.tuned = tune(
-            cohort,
-            features,
-            values,
-            split_by=run.split_by,
-            penalties=penalties,
-            sizes=sizes,
-            smoothings=self._smoothings(),
-        )
-        targets = np.concatenate(list(values.values()))
-        self._fit = LinearFit.fit(stacked, targets, self.tuned.penalty, self.tuned.n_components)
+            relative = self.penalty / (cohort.n_spots * variance)
+            candidates |= {"penalties": (relative,), "sizes": (self.n_components,)}
+        self.tuned = tune(cohort, features, values, split_by=run.split_by, **candidates)
+        self._fit = LinearFit.fit(stacked, np.concatenate(list(values.values())), *self.tuned[1:])
         return self
 
     def relative_values(self, slide: Slide) -> RowValues:
@@ -297,26 +288,18 @@ def _standardized(values: np.ndarray) -> Float64:
     return (values - mean) / scale
 
 
-class GeneMean(Method):
+class GeneMean(BlockwiseMethod):
     """Control without a slide: mean expression of each gene over the reference, each slide counting the same.
 
     Its correlation within a slide is undefined. It is the baseline for RMSE and MAE.
     """
 
     name: ClassVar[str] = "gene_mean"
-    reads_reference: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
-        self._mean = np.mean([expression_of(slide).mean(axis=0, dtype=np.float64) for slide in cohort], axis=0)
+        self._standardize(cohort, GeneScale.fit(cohort))
         return self
 
-    def predict(self, slide: Slide) -> Float32:
-        return np.tile(self._mean.astype(np.float32), (len(slide), 1))
-
-    def state(self) -> State:
-        return {"mean": self._mean}
-
-    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        self._mean = state["mean"]
-        return self
+    def relative_values(self, slide: Slide) -> RowValues:
+        return lambda rows: np.zeros((rows.stop - rows.start, len(self._level)))

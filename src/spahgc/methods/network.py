@@ -95,18 +95,17 @@ class Transformer(nn.Sequential):
         super().__init__(*layers)
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(nn.Embedding):
     """Sum of a learned vector per grid column and one per grid row."""
 
     def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.x, self.y = nn.Embedding(N_POSITIONS, hidden), nn.Embedding(N_POSITIONS, hidden)
-        for table in (self.x, self.y):
-            nn.init.normal_(table.weight, std=0.1)
+        super().__init__(2 * N_POSITIONS, hidden)
+        nn.init.normal_(self.weight, std=0.1)
 
     def forward(self, position: Tensor) -> Tensor:
         """Column and row of each spot, int64 (n_spots, 2), to (n_spots, hidden)."""
-        return self.x(position[:, 0]) + self.y(position[:, 1])
+        x, y = position.unbind(dim=1)
+        return super().forward(x) + super().forward(y + N_POSITIONS)
 
 
 def grid_positions(coordinates: ArrayLike, n_positions: int = N_POSITIONS) -> NDArray[np.int64]:
