@@ -157,15 +157,15 @@ def test_finds_the_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
     monkeypatch.delenv("SPAHGC_DATA_DIR", raising=False)
-    assert demo.find_data(None)[0] is None
+    assert not demo.find_data(None)[1]
     (beside / "her2st").mkdir(parents=True)
-    found = demo.find_data(None)[0]
-    assert found is not None
-    assert found.resolve() == beside
+    folder, real = demo.find_data(None)
+    assert real
+    assert folder.resolve() == beside
     monkeypatch.setenv("SPAHGC_DATA_DIR", str(named))
-    assert demo.find_data(None) == (None, [named])
+    assert demo.find_data(None) == (named, False)
     (named / "her2st").mkdir(parents=True)
-    assert demo.find_data(None)[0] == named
+    assert demo.find_data(None) == (named, True)
     with pytest.raises(FileNotFoundError, match="no folder her2st"):
         demo.find_data(tmp_path)
 

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 
 import spahgc
 
+from .conftest import assert_nothing_cut_off
+
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -94,13 +96,7 @@ def test_one_slide() -> None:
 
 
 def test_nothing_is_cut_off() -> None:
-    figure = spahgc.pl.benchmark(scores()).figure
-    figure.draw_without_rendering()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 >= -0.01
-    assert box.y0 >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    assert_nothing_cut_off(spahgc.pl.benchmark(scores()))
 
 
 def test_takes_what_a_cross_validation_returns_and_given_axes() -> None:

@@ -18,7 +18,7 @@ import spahgc
 from spahgc import _disk
 from spahgc._slides import normalize
 
-from .conftest import DIAMETER, GENES, MPP
+from .conftest import DIAMETER, GENES, MPP, assert_nothing_cut_off
 
 
 def spots(ax: Axes) -> EllipseCollection:
@@ -179,20 +179,19 @@ def test_no_scale_bar_without_micrometres_and_no_tissue_without_image(slide: ad.
     assert not ax.lines
     assert "drawn without tissue" in caplog.text
     assert "no scale bar" in caplog.text
-
-
-def test_without_uns_spatial_spots_have_half_their_pitch(slide: ad.AnnData) -> None:
-    del slide.uns["spatial"]
-    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
-    np.testing.assert_allclose(spots(ax).get_widths(), 50.0)
-
-
-def test_image_can_be_left_out(slide: ad.AnnData) -> None:
     assert not spahgc.pl.expression(slide, "STRIPE", what="predicted", img=False)[0].images
+    del slide.uns["spatial"]
+    half_pitch = spots(spahgc.pl.expression(slide, "STRIPE", what="predicted")[0])
+    np.testing.assert_allclose(half_pitch.get_widths(), 50.0)
+    del slide.obsm["spatial"]
+    with pytest.raises(KeyError, match="no 'spatial'"):
+        spahgc.pl.expression(slide, "STRIPE")
 
 
 def test_several_genes_one_row_each(slide: ad.AnnData) -> None:
+    before = state(slide)
     axes = spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"])
+    np.testing.assert_equal(state(slide), before)
     assert len(axes) == 6
     assert [axes[i].get_ylabel() for i in (0, 3)] == ["STRIPE", "HLA-DRA"]
     assert axes[0].get_subplotspec().rowspan.start != axes[3].get_subplotspec().rowspan.start
@@ -216,6 +215,8 @@ def test_target_without_expression_is_predicted_only(target: ad.AnnData, caplog:
 
 
 def test_slide_of_zeros_in_a_common_table_is_not_measured(two_slides: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"There are 2 slides. Pass slide=<one of them>; available: 'S1', 'S2'"):
+        spahgc.pl.expression(two_slides, "STRIPE")
     assert len(spahgc.pl.expression(two_slides, "STRIPE", slide="S1")) == 3
     axes = spahgc.pl.expression(two_slides, "STRIPE", slide="S2")
     assert [ax.get_title() for ax in axes] == ["predicted (not measured)"]
@@ -291,14 +292,7 @@ def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
         spahgc.pl.expression(slide, GENES, what="predicted"),
         spahgc.pl.expression(slide, "STRIPE", scale="own"),
     ):
-        figure = axes[0].figure
-        figure.draw_without_rendering()
-        width, height = figure.get_size_inches()
-        box = figure.get_tightbbox()
-        assert box.x0 >= 0
-        assert box.y0 >= 0
-        assert box.x1 <= width
-        assert box.y1 <= height
+        assert_nothing_cut_off(axes[0])
         name, label = axes[0].texts
         assert name.get_text() == "a_slide_\u2026to_show"
         assert not name.get_window_extent().overlaps(label.get_window_extent())
@@ -316,8 +310,8 @@ def test_takes_a_spatialdata(slide: ad.AnnData) -> None:
     table = TableModel.parse(slide, region=["S1"], region_key="region", instance_key="spot_id")
     sdata = sd.SpatialData(shapes={"S1": shapes}, tables={"table": table})
     np.testing.assert_array_equal(values(spahgc.pl.expression(sdata, "STRIPE")[0]), expected)
-    with pytest.raises(KeyError, match=r"no table 'table'. Available: 'cells'"):
-        spahgc.pl.expression(sd.SpatialData(shapes={"S1": shapes}, tables={"cells": table}), "STRIPE")
+    with pytest.raises(KeyError, match="sdata has no table"):
+        spahgc.pl.expression(sd.SpatialData(shapes={"S1": shapes}), "STRIPE")
 
 
 def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
@@ -359,29 +353,10 @@ def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
 )
 def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exception], message: str) -> None:
     before = state(slide)
-    n_figures = len(plt.get_fignums())
     with pytest.raises(error, match=message):
         spahgc.pl.expression(slide, genes, **options)
-    after = state(slide)
-    np.testing.assert_equal(after, before)
-    assert len(plt.get_fignums()) == n_figures
-
-
-def test_several_slides_need_a_name(two_slides: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"There are 2 slides. Pass slide=<one of them>; available: 'S1', 'S2'"):
-        spahgc.pl.expression(two_slides, "STRIPE")
-
-
-def test_negative_or_missing_coordinates(slide: ad.AnnData) -> None:
-    del slide.obsm["spatial"]
-    with pytest.raises(KeyError, match="no 'spatial'"):
-        spahgc.pl.expression(slide, "STRIPE")
-
-
-def test_input_is_unchanged(slide: ad.AnnData) -> None:
-    before = state(slide)
-    spahgc.pl.expression(slide, ["STRIPE", "FLAT"])
     np.testing.assert_equal(state(slide), before)
+    assert not plt.get_fignums()
 
 
 def test_one_artist_for_many_spots() -> None:

@@ -81,7 +81,7 @@ def scored() -> ad.AnnData:
     return slide
 
 
-def write(scored: ad.AnnData, frame: pd.DataFrame, path: Path, figures: Path | None = None) -> Page:
+def write(scored: ad.AnnData, frame: pd.DataFrame, path: Path) -> Page:
     result = {
         "heading": "Result",
         "text": ["One.", EVIL],
@@ -93,16 +93,14 @@ def write(scored: ad.AnnData, frame: pd.DataFrame, path: Path, figures: Path | N
         {"heading": EVIL, "facts": {EVIL: EVIL, "Slides": ["B4", EVIL]}},
         {"heading": "Files", "entries": [EVIL]},
     ]
-    write_report(
-        scored, path, genes={EVIL: EVIL}, result=result, closing=closing, title=EVIL, subtitle=EVIL, figures=figures
-    )
+    write_report(scored, path, genes={EVIL: EVIL}, result=result, closing=closing, title=EVIL, subtitle=EVIL)
     return Page(path.read_text(encoding="utf-8"))
 
 
 def test_one_file_that_loads_nothing_and_escapes_everything(
     scored: ad.AnnData, frame: pd.DataFrame, tmp_path: Path
 ) -> None:
-    page = write(scored, frame, tmp_path / "new" / "report.html", tmp_path / "figures")
+    page = write(scored, frame, tmp_path / "new" / "report.html")
     assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
     for _, attrs in page.tags:
         assert not any(name.startswith("on") for name in attrs)
@@ -126,7 +124,7 @@ def test_one_file_that_loads_nothing_and_escapes_everything(
 
 
 def test_sections_figures_and_tables(scored: ad.AnnData, frame: pd.DataFrame, tmp_path: Path) -> None:
-    page = write(scored, frame, tmp_path / "report.html", tmp_path / "figures")
+    page = write(scored, frame, tmp_path / "report.html")
     headings = ["Predicted and measured", "Scores by gene", "Where the reference covers the slide"]
     assert page.texts("h2") == ["Result", *headings, EVIL, "Files"]
     assert [f"#{section['id']}" for section in page.attributes("section")] == [a["href"] for a in page.attributes("a")]
@@ -166,7 +164,7 @@ def test_old_report_stays_when_writing_fails(
         with pytest.raises(OSError, match="No space left"):
             write(scored, frame, path)
     assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"figures", "report.html"}
     write(scored, frame, path)
     assert path.read_text().startswith("<!DOCTYPE html>")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"figures", "report.html"}

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 
 import spahgc
 
+from .conftest import assert_nothing_cut_off
+
 
 def labels(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
@@ -41,11 +43,10 @@ def test_takes_arrays_as_they_come_back_from_a_file(slide: ad.AnnData, tmp_path:
     assert labels(ax)[-1] == "chosen epoch: 3"
 
 
-@pytest.mark.parametrize("as_method", [True, False])
-def test_takes_a_model_or_the_history_itself(as_method: bool) -> None:
+def test_takes_a_model_or_the_history_itself() -> None:
     history = {"loss": [2.0, 1.0], "my_curve": [0.1, 0.2]}
-    model = SimpleNamespace(history=(lambda: history) if as_method else history)
-    for source in (model, history):
+    models = [SimpleNamespace(history=kept) for kept in (history, lambda: history)]
+    for source in (*models, history):
         ax = spahgc.pl.training(source)
         assert labels(ax) == ["loss", "my curve"]
         assert len(ax.figure.axes) == 1
@@ -59,14 +60,7 @@ def test_several_chosen_epochs_share_one_entry() -> None:
 
 
 def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
-    figure = spahgc.pl.training(slide).figure
-    figure.draw_without_rendering()
-    width, height = figure.get_size_inches()
-    box = figure.get_tightbbox()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 <= width
-    assert box.y1 <= height
+    assert_nothing_cut_off(spahgc.pl.training(slide))
 
 
 def test_errors(slide: ad.AnnData) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 import spahgc
 from spahgc._tables._predictions import Trust
 
-from .conftest import PARAMS
+from .conftest import PARAMS, assert_nothing_cut_off
 
 
 def points(ax: Axes) -> list[tuple[float, float]]:
@@ -67,13 +67,7 @@ def test_new_patients_and_another_patient(slide: ad.AnnData, trust_frame: pd.Dat
 
 @pytest.mark.parametrize("genes", [None, ["GRADIENT", "STRIPE", "HLA-DRA"]])
 def test_nothing_is_cut_off(trusted: ad.AnnData, genes: list[str] | None) -> None:
-    figure = spahgc.pl.trust(trusted, genes).figure
-    figure.draw_without_rendering()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 >= -0.01
-    assert box.y0 >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    assert_nothing_cut_off(spahgc.pl.trust(trusted, genes))
 
 
 def test_draws_into_given_axes(trusted: ad.AnnData) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, settings
-from . import _cross_validate, _demo, _embed, _predict, _train
+from . import _cross_validate, _embed, _predict, _run_demo, _train
 
 USER_ERRORS = (KeyError, ValueError, TypeError, OSError, ImportError)
 """Errors that users can resolve; any other is a defect and ends with its traceback."""
@@ -86,6 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for module in (_demo, _embed, _train, _predict, _cross_validate):
+    for module in (_run_demo, _embed, _train, _predict, _cross_validate):
         module.add(command)
     return parser

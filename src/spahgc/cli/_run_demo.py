@@ -1,13 +1,15 @@
-"""The demonstration behind ``spahgc demo``: from slides to a scored prediction and its report."""
+"""``spahgc demo``: from slides to a scored prediction and its report."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .. import _keys as keys
 from .._disk import replacing
+from . import _options as options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +64,32 @@ _MEANING = (
 )
 
 
+def add(command: options.Command) -> None:
+    """Add the command."""
+    parser = command(
+        "demo",
+        _run,
+        "train and predict on example slides, score, write figures and a report",
+        "Train on the HER2+ breast cancer slides B4, C2, C3 and C5, predict C4 as if it had H&E only, then score the "
+        "prediction beside the controls. Without the slides it runs on a drawn cohort, and says so.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write to (%(default)s)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data", type=Path, help="folder that holds her2st/; otherwise SPAHGC_DATA_DIR, then ../shared/data"
+    )
+    source.add_argument("--synthetic", action="store_true", help="use the drawn cohort")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    options.device(parser)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window, no screen
+    run(arguments.out, say=partial(print, flush=True), **options.given(arguments, "data", "synthetic", "seed"))
+
+
 @dataclass(frozen=True)
 class Example:
     """Slides of the demonstration, and genes to draw with their descriptions."""
@@ -93,23 +122,24 @@ class Stopwatch:
 def run(
     out: Path,
     *,
+    say: Callable[[str], None],
     data: Path | None = None,
     synthetic: bool = False,
     seed: int = 0,
-    say: Callable[[str], None],
     cohort: Mapping[str, Any] | None = None,
     method_params: Mapping[str, Any] | None = None,
 ) -> None:
     """Train on the reference, predict the target from its H&E, score it, and write everything to a folder."""
     prepare(out)
     watch = Stopwatch(say)
-    folder, tried = (None, []) if synthetic else find_data(data)
-    if folder is None:
-        if tried:
-            say(f"No her2st/ in {' or '.join(map(str, tried))}; --data names another folder.")
+    folder, real = find_data(data)
+    if not real and not synthetic:
+        say(f"No her2st/ in {folder}; --data names another folder.")
+    drawn = synthetic or not real
+    if drawn:
         say("Slides are DRAWN, not real: the scores show that the parts work together, and nothing about tissue.")
-    watch.begin("reading", "reading the slides" if folder else "drawing the slides")
-    example = drawn_slides(seed, **(cohort or {})) if folder is None else real_slides(folder)
+    watch.begin("reading", "drawing the slides" if drawn else "reading the slides")
+    example = drawn_slides(seed, **(cohort or {})) if drawn else real_slides(folder)
     # From here to the scores the target has no genes, so no step can read its measured expression.
     reference, blind = example.reference, he_only(example.target)
     adata_ref, adata_blind = reference.tables[keys.TABLE], blind.tables[keys.TABLE]
@@ -176,14 +206,12 @@ def run(
     _write_record(out, {"seed": seed, "drawn": example.drawn, "seconds": watch.seconds, "scores": rows})
 
 
-def find_data(data: Path | None) -> tuple[Path | None, list[Path]]:
-    """Return the folder of the real slides (`None` if there is none) and the folders that were tried."""
-    if data is not None:
-        if not (data / "her2st").is_dir():
-            raise FileNotFoundError(f"There is no folder her2st in {data} (--data).")
-        return data, [data]
-    tried = [Path(os.environ.get("SPAHGC_DATA_DIR") or Path("..") / "shared" / "data")]
-    return next((folder for folder in tried if (folder / "her2st").is_dir()), None), tried
+def find_data(data: Path | None) -> tuple[Path, bool]:
+    """Folder of the real slides, and whether it contains them."""
+    if data is not None and not (data / "her2st").is_dir():
+        raise FileNotFoundError(f"There is no folder her2st in {data} (--data).")
+    folder = data or Path(os.environ.get("SPAHGC_DATA_DIR") or Path("..") / "shared" / "data")
+    return folder, (folder / "her2st").is_dir()
 
 
 def real_slides(folder: Path) -> Example:
@@ -283,16 +311,15 @@ def remarks(params: Mapping[str, Any], *, drawn: bool) -> list[str]:
     """What limits the scores."""
     name, shared = " ".join(params["target_slides"]), params["shared_patients"]
     pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
-    same = [slide for slide, patient in pairs if patient in shared]
-    texts = ["Drawn slides, not real ones: the scores say nothing about tissue."] if drawn else []
-    if same:
-        texts.append(
-            f"Same patient: {name} is of patient {', '.join(shared)}, as the reference slides {', '.join(same)} are. "
-            "On another patient's slide expect less."
-        )
-    else:
-        texts.append(f"{name} is of a patient that the reference does not have.")
-    return [*texts, "One target slide: an interval over slides or patients cannot be given."]
+    same = ", ".join(slide for slide, patient in pairs if patient in shared)
+    return [
+        *(["Drawn slides, not real ones: the scores say nothing about tissue."] if drawn else []),
+        f"Same patient: {name} is of patient {', '.join(shared)}, as the reference slides {same} are. On another "
+        "patient's slide expect less."
+        if same
+        else f"{name} is of a patient that the reference does not have.",
+        "One target slide: an interval over slides or patients cannot be given.",
+    ]
 
 
 def write_page(
@@ -361,7 +388,6 @@ def write_page(
         title=f"spahgc: expression of {name} from its H&E",
         subtitle=f"{example.name}. {'Drawn slides, not real ones. ' if example.drawn else ''}"
         "Research software, not for diagnosis.",
-        figures=out / "figures",
     )
 
 

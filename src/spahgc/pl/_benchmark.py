@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from .. import _keys as keys
 from .. import get
 from .._checks import between, checked
-from ..metrics import bootstrap, summarize
+from ..metrics import summarize
 from ._scores import LABELS
 from ._style import GRAY, MINUS, count, legend_above, palette, panels
 from ._tissue import table_of
@@ -96,11 +96,9 @@ def benchmark(
             Line2D([], [], color=gray, marker="o", markersize=2.5, linestyle="none", label="a slide"),
             _line(ax, summary["mean"][baseline], _shown(baseline), linestyle=(0, (4, 3)), linewidth=0.8),
         ]
-        depth = _slide_means(scores, "depth_only").mean(axis=1)
-        if metric == "pearson" and depth.notna().any():
-            patients = scores.assign(slide=scores["slide"].astype(str)).groupby("slide")["patient"].first()
-            mean = bootstrap(depth, list(patients.reindex(depth.index.astype(str))), n_resamples=1).mean
-            handles.append(_line(ax, mean, "depth alone", linestyle=":", linewidth=0.9))
+        if metric == "pearson" and scores.loc[scores["metric"] == "depth_only", "value"].notna().any():
+            depth = summarize(scores, None, metric="depth_only", n_resamples=1)["mean"].mean()
+            handles.append(_line(ax, depth, "depth alone", linestyle=":", linewidth=0.9))
         ax.set_yticks(np.arange(len(summary)), [_shown(method) for method in summary.index])
         ax.set(ylim=(len(summary) - 0.5, -0.5), xlabel=f"mean over genes of {LABELS.get(metric, _shown(metric))}")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

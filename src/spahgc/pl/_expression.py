@@ -116,10 +116,9 @@ def expression(
     table = table_of(adata)
     panel = panel_of(table, key)
     record = table.uns.get(key, {})
-    verdicts = Trust.from_slots(record["trust"]).frame["verdict"].to_dict() if "trust" in record else {}
-    chosen = (
-        list(map(str, verdicts))[:_DEFAULT] if genes is None else [genes] if isinstance(genes, str) else list(genes)
-    )
+    verdicts = trust_frame(record["trust"])["verdict"].to_dict() if "trust" in record else {}
+    genes = list(map(str, verdicts))[:_DEFAULT] if genes is None else genes
+    chosen = [genes] if isinstance(genes, str) else list(genes)
     if not chosen or not wanted:
         raise ValueError(
             "Name at least one gene of the panel and one kind of panel. Without `genes`, the most trusted genes are "
@@ -186,9 +185,7 @@ def expression(
 
 def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> None:
     """Raise if a gene is not in the panel."""
-    for gene in genes:
-        if gene in panel:
-            continue
+    for gene in [gene for gene in genes if gene not in panel]:
         close = difflib.get_close_matches(gene, panel, n=3) or difflib.get_close_matches(gene.upper(), panel, n=3)
         closest = f" Closest: {format_names(close)}." if close else ""
         here = " It was measured, not predicted: pass panel=[...] to spahgc.tl.predict." if gene in measured else ""

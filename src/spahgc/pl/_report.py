@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -48,15 +47,15 @@ def write_report(
     title: str,
     subtitle: str = "",
     key: str = keys.PREDICTION,
-    figures: Path | None = None,
 ) -> None:
     """Write the report of an evaluated prediction of one slide, with descriptions of the genes to draw.
 
-    The page is one HTML file without scripts or links to other files. Figures are also written to a folder, if given.
+    The page is one HTML file without scripts or links to other files. The folder ``figures`` beside it also holds the
+    figures.
     """
     import jinja2
 
-    sections = [result, *_sections(adata, key, genes, history, figures), *closing]
+    sections = [result, *_sections(adata, path.parent / "figures", key, genes, history), *closing]
     # Autoescape: names of slides and genes come from files.
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("spahgc.pl").joinpath("_report.html").read_text(encoding="utf-8"))
@@ -82,18 +81,17 @@ def html_table(frame: pd.DataFrame, *, digits: int = 3, classes: str | None = No
 
 
 def _sections(
-    adata: AnnData, key: str, genes: Mapping[str, str], history: Mapping[str, Any] | None, figures: Path | None
+    adata: AnnData, folder: Path, key: str, genes: Mapping[str, str], history: Mapping[str, Any] | None
 ) -> list[Section]:
     name = " ".join(map(str, adata.uns[key][keys.PARAMS]["target_slides"]))
     described = ", ".join(f"{gene} ({meaning})" for gene, meaning in genes.items())
 
-    def picture(stem: str, ax: Axes) -> dict[str, Any]:
-        return _embed(ax.figure, None if figures is None else figures / f"{stem}.png")
-
     sections: list[Section] = [
         {
             "heading": "Predicted and measured",
-            "picture": picture("expression", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0]),
+            "picture": _embed(
+                folder / "expression.png", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0]
+            ),
             "caption": f"{described}: measured, predicted from H&E alone, and the difference, on {name}. The genes "
             "were chosen before the prediction. r is the Pearson correlation over spots. A prediction contains no "
             "sampling noise and varies less than a measurement; both share one color scale. Where the difference has "
@@ -103,7 +101,7 @@ def _sections(
         },
         {
             "heading": "Scores by gene",
-            "picture": picture("gene_scores", gene_scores(adata, key=key, show=False)),
+            "picture": _embed(folder / "gene_scores.png", gene_scores(adata, key=key, show=False)),
             "caption": f"Correlation of every gene on {name}; the genes of each method are sorted by their own scores. "
             f"The best and worst genes of {key} are labeled; they are known only after scoring.",
             "alt": "Falling curves of Pearson correlation over genes, one per method.",
@@ -118,7 +116,7 @@ def _sections(
         sections.append(
             {
                 "heading": "Genes to trust",
-                "picture": picture("trust", trust(adata, key=key, show=False)),
+                "picture": _embed(folder / "trust.png", trust(adata, key=key, show=False)),
                 "caption": "Correlation expected of each gene from cross-validation on the reference, known before the "
                 "target was scored, with the interval that contains the correlation on the next slide with a "
                 f"probability of {100 * frame.attrs['level']:g} %.",
@@ -130,7 +128,7 @@ def _sections(
     sections.append(
         {
             "heading": "Where the reference covers the slide",
-            "picture": picture("support", support(adata, key=key, size=_SIZE, show=False)),
+            "picture": _embed(folder / "support.png", support(adata, key=key, size=_SIZE, show=False)),
             "caption": "Support of each spot: the fraction of reference spots that lie at least as far from the other "
             "reference slides, in the image embedding, as this spot does. Near 0 the slide shows tissue that the "
             "reference lacks, and the prediction should not be used. Measured expression is not involved.",
@@ -141,7 +139,7 @@ def _sections(
         sections.append(
             {
                 "heading": "Training",
-                "picture": picture("training", training(history, show=False)),
+                "picture": _embed(folder / "training.png", training(history, show=False)),
                 "caption": "Training of the networks on the reference slides, averaged over networks, with a fixed "
                 "number of epochs. The correlation is that of the training slides. The target slide is not involved.",
                 "alt": "Curves of loss and correlation over epochs.",
@@ -159,13 +157,11 @@ def _best_genes(scores: pd.DataFrame, key: str) -> pd.DataFrame:
     return table.assign(**columns).nlargest(_BEST, key)
 
 
-def _embed(figure: Any, path: Path | None) -> dict[str, Any]:
-    """Render a figure as PNG for the page, write it to a file if there is a path, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+def _embed(path: Path, ax: Axes) -> dict[str, Any]:
+    """Write a figure as PNG, close it, and return it for the page."""
+    figure: Any = ax.figure
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, facecolor="white")
     plt.close(figure)
-    if path is not None:
-        with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
     width, height = (round(_CSS_DPI * inches) for inches in figure.get_size_inches())
-    return {"base64": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": width, "height": height}
+    return {"base64": base64.b64encode(path.read_bytes()).decode("ascii"), "width": width, "height": height}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,7 +13,7 @@ from .. import get
 from .._checks import at_least, checked, format_names
 from ..metrics import GOOD
 from ._style import GRAY, MINUS, legend_above, palette, panels
-from ._tissue import table_of
+from ._tissue import pick_slide, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +36,12 @@ def gene_scores(
     *,
     metric: str = "pearson",
     slide: str | None = None,
-    kind: Literal["rank", "hist"] = "rank",
     n_genes: int = 5,
     key: str = keys.PREDICTION,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw how the genes of the panel score against measured expression.
+    """Draw the scores of the genes against measured expression, from best to worst.
 
     The score of a gene is its mean over slides. The mean over genes is given, and for correlations the fraction of
     genes above 0.3. Genes without a score (constant on every slide) are left out and counted. "same patient" in the
@@ -56,11 +55,8 @@ def gene_scores(
         Score to draw.
     slide
         Draw the scores of one slide; `None` takes the mean over slides.
-    kind
-        ``"rank"``: genes from best to worst. ``"hist"``: histogram.
     n_genes
-        Number of the best and of the worst genes to label, of the method `key` if the scores are of several methods;
-        for ``kind="rank"`` only.
+        Number of the best and of the worst genes to label, of the method `key` if the scores are of several methods.
     key
         Key of the prediction.
     ax, show
@@ -78,40 +74,39 @@ def gene_scores(
         If no gene has a score.
     """
     table = table_of(adata)
-    scores = _select(get.scores(table, key=key), metric=metric, slide=slide)
+    scores = get.scores(table, key=key)
+    if metric not in set(scores["metric"]):
+        raise KeyError(f"The scores have no metric {metric!r}. Available: {format_names(scores['metric'].unique())}.")
+    scores = scores[scores["metric"] == metric]
+    if slide is not None:
+        scores = scores[scores["slide"] == pick_slide(scores["slide"].unique(), slide)]
     falling = metric in _CORRELATIONS
-    groups = scores.groupby("method") if "method" in scores else [(key, scores)]
-    methods = {str(name): part.groupby("gene", sort=False)["value"].mean() for name, part in groups}
-    methods = {name: values for name, values in methods.items() if values.notna().any()}
-    if not methods:
+    means = scores.groupby(["method", "gene"], sort=False, observed=True)["value"].mean().unstack("method")
+    methods = means.dropna(axis="columns", how="all")
+    if methods.empty:
         raise ValueError(f"No gene has a {metric}: every gene is constant on every slide.")
     # The prediction itself first, then the others from best to worst.
     order = sorted(methods, key=lambda name: (name != key, (-1 if falling else 1) * methods[name].mean()))
-    missing = min(int(values.isna().sum()) for values in methods.values())
+    missing = int(methods.isna().sum().min())
     n_slides, several = scores["slide"].nunique(), len(order) > 1
     title = f"mean of {n_slides} slides" if n_slides > 1 else str(scores["slide"].iloc[0])
     title += _same_patient(scores, table.uns.get(key, {}).get(keys.PARAMS, {}))
     with panels(ax, 1, (4.0, 3.4 if several else 2.7), show=show) as [ax]:
         for name, color in zip(order, palette(len(order)), strict=True):
             label = f"{name}: {_summary(methods[name], falling)}" if several else None
-            _curve(ax, methods[name].dropna(), kind=kind, falling=falling, label=label, color=color)
+            values = methods[name].dropna().sort_values(ascending=not falling)
+            ax.plot(np.arange(1, len(values) + 1), values, color=color, label=label)
         if falling:
-            line = ax.axhline if kind == "rank" else ax.axvline
-            line(0.0, color=GRAY, linewidth=0.6, zorder=0)
-            line(GOOD, color=GRAY, linewidth=0.6, linestyle=(0, (4, 3)), zorder=0)
+            ax.axhline(0.0, color=GRAY, linewidth=0.6, zorder=0)
+            ax.axhline(GOOD, color=GRAY, linewidth=0.6, linestyle=(0, (4, 3)), zorder=0)
+        if several and falling and n_genes:
+            # The curve of a weak method runs where the worst genes of the first are labeled.
+            low, high = ax.get_ylim()
+            ax.set_ylim(low - 0.3 * (high - low), high)
         first = methods[order[0]].dropna()
-        axis_label = LABELS.get(metric, metric.replace("_", " "))
-        if kind == "rank":
-            if several and falling and n_genes:
-                # The curve of a weak method runs where the worst genes of the first are labeled.
-                low, high = ax.get_ylim()
-                ax.set_ylim(low - 0.3 * (high - low), high)
-            _label_genes(ax, first, n_genes, falling=falling, color=palette(1)[0])
-            left_out = f" ({missing} without a score left out)" if missing else ""
-            ax.set(xlabel=f"genes, best to worst{left_out}", ylabel=axis_label)
-        else:
-            left_out = f" ({missing} genes without a score left out)" if missing else ""
-            ax.set(xlabel=f"{axis_label}{left_out}", ylabel="number of genes")
+        _label_genes(ax, first, n_genes, falling=falling, color=palette(1)[0])
+        left_out = f" ({missing} without a score left out)" if missing else ""
+        ax.set(xlabel=f"genes, best to worst{left_out}", ylabel=LABELS.get(metric, metric.replace("_", " ")))
         if several:
             legend_above(ax, title=title, handlelength=1.2)
         else:
@@ -119,23 +114,9 @@ def gene_scores(
     return ax
 
 
-def _select(scores: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
-    """Rows with these values in some columns."""
-    for column, value in wanted.items():
-        if value is None:
-            continue
-        available = scores[column].astype(str)
-        if value not in set(available):
-            raise KeyError(f"The scores have no {column} {value!r}. Available: {format_names(available.unique())}.")
-        scores = scores[available == value]
-    return scores
-
-
 def _same_patient(scores: pd.DataFrame, params: Mapping[str, Any]) -> str:
     """Note on slides whose patient has slides in the reference as well."""
     shared = set(map(str, params.get("shared_patients", ())))
-    if not shared or "patient" not in scores:
-        return ""
     same = scores.groupby("slide")["patient"].first().astype(str).isin(shared)
     return " (same patient)" if same.all() else f" ({same.sum()} same patient)" if same.any() else ""
 
@@ -144,18 +125,6 @@ def _summary(values: pd.Series, falling: bool, genes: str = "") -> str:
     values = values.dropna()
     share = f", {100 * (values > GOOD).mean():.0f} %{genes} above {GOOD}" if falling else ""
     return f"mean {values.mean():.2f}".replace("-", MINUS) + share
-
-
-def _curve(ax: Axes, values: pd.Series, *, kind: str, falling: bool, label: str | None, color: Any) -> None:
-    import seaborn as sns
-
-    if kind == "rank":
-        ax.plot(np.arange(1, len(values) + 1), values.sort_values(ascending=not falling), color=color, label=label)
-        return
-    # Bins of a correlation are the same for all methods, with edges at 0 and 0.3.
-    bins = np.arange(np.floor(20 * values.min()), np.ceil(20 * values.max()) + 1.5) / 20 if falling else "auto"
-    look = {"fill": False} if label else {"alpha": 0.35}
-    sns.histplot(x=values.to_numpy(), bins=bins, element="step", ax=ax, color=color, label=label, **look)
 
 
 def _label_genes(ax: Axes, values: pd.Series, n: int, *, falling: bool, color: Any) -> None:

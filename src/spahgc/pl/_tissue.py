@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .. import _keys as keys
 from .._checks import format_names
 from .._geometry import spatial_knn
+from .._links import pick_table
 from .._slides import Float64
 from .._tables._slots import check_table, coordinates, library_column
 from ._style import GRAY
@@ -56,13 +57,7 @@ class DrawnSlide:
 def table_of(adata: AnnData | SpatialData) -> AnnData:
     """Table of a SpatialData, or the AnnData itself."""
     tables = getattr(adata, "tables", None)
-    if tables is None:
-        return check_table(adata, what="adata")
-    if keys.TABLE not in tables:
-        raise KeyError(
-            f"adata has no table '{keys.TABLE}'. Available: {format_names(tables)}. Pass one of them: sdata[<name>]."
-        )
-    return check_table(tables[keys.TABLE], what=f"adata['{keys.TABLE}']")
+    return check_table(adata if tables is None else tables[pick_table(adata)], what="adata")
 
 
 def pick_slide(names: Iterable[str], slide: str | None) -> str:
