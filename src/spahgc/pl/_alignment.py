@@ -59,6 +59,10 @@ def alignment(
         If the check was not run, or there is no such slide.
     ValueError
         If there are several slides and none is named.
+
+    Examples
+    --------
+    >>> spahgc.pl.alignment(sdata, slide="C4")  # doctest: +SKIP
     """
     table = sdata.tables[pick_table(sdata, table_key)]
     slides = table.uns.get(keys.ALIGNMENT, {}).get("slides", {})

@@ -64,6 +64,10 @@ def benchmark(
     ------
     KeyError
         If there is no cross-validation, or it lacks a column, the metric or the baseline.
+
+    Examples
+    --------
+    >>> spahgc.pl.benchmark(sdata_ref)  # doctest: +SKIP
     """
     scores: Any = adata if hasattr(adata, "columns") else get.cross_validation(table_of(adata), key=key)
     label = scores.attrs.get("label")

@@ -82,6 +82,10 @@ def evidence(
         If there is no evidence, no such spot, or no such gene.
     ValueError
         If a reference spot is not in `sdata_ref`.
+
+    Examples
+    --------
+    >>> spahgc.pl.evidence(sdata_ref, sdata_target, "C4_10x13", gene="ERBB2")  # doctest: +SKIP
     """
     reference, target = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_ref, sdata_target))
     if gene is not None:

@@ -108,9 +108,7 @@ def expression(
 
     Examples
     --------
-    >>> import spahgc
-    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=2)  # doctest: +SKIP
-    >>> spahgc.pl.expression(sdata, ["ERBB2", "CD74"], slide="S2", size=1.5)  # doctest: +SKIP
+    >>> spahgc.pl.expression(sdata_target, ["ERBB2", "CD74"], size=1.5)  # doctest: +SKIP
     """
     wanted: list[str] = [what] if isinstance(what, str) else list(dict.fromkeys(what))
     table = table_of(adata)

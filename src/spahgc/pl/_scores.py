@@ -72,6 +72,10 @@ def gene_scores(
         If there are no scores, or none of this metric or slide.
     ValueError
         If no gene has a score.
+
+    Examples
+    --------
+    >>> spahgc.pl.gene_scores(sdata_target)  # doctest: +SKIP
     """
     table = table_of(adata)
     scores = get.scores(table, key=key)

@@ -56,6 +56,10 @@ def support(
         If there is no support or agreement, or no such slide.
     ValueError
         If there are several slides and none is named.
+
+    Examples
+    --------
+    >>> spahgc.pl.support(sdata_target, what="agreement", size=1.8)  # doctest: +SKIP
     """
     table = table_of(adata)
     column = keys.support(key) if what == "support" else keys.agreement(key)

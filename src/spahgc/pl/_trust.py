@@ -68,6 +68,10 @@ def trust(
         If there is no trust, or none for a gene.
     ValueError
         If no gene was assessed.
+
+    Examples
+    --------
+    >>> spahgc.pl.trust(sdata_ref, ["ERBB2", "CD74"])  # doctest: +SKIP
     """
     whole = get.trust(table_of(adata), key=key, method=method)
     wanted = list(whole.index) if genes is None else [genes] if isinstance(genes, str) else list(genes)
