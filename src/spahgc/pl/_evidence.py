@@ -13,7 +13,7 @@ from .._checks import above, at_least, checked
 from .._links import pick_table
 from .._slides import UNITS
 from .._tables._cohorts import measured_expression
-from .._tables._predictions import panel, read_prediction
+from .._tables._predictions import read_prediction
 from ..pp._images import locate
 from ..pp._tiles import TileReader
 from ._expression import check_panel
@@ -89,7 +89,7 @@ def evidence(
     """
     reference, target = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_ref, sdata_target))
     if gene is not None:
-        check_panel([gene], panel(target, key), target.var_names)
+        check_panel([gene], read_prediction(target, key).genes, target.var_names)
     params: Mapping[str, Any] = target.uns.get(key, {}).get(keys.PARAMS, {})
     library = params.get("library_key")  # slides of the model need not be slides of the images
     found = get.evidence(

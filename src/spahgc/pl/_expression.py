@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import above, between, checked, format_names
-from .._slides import Float64, normalize
-from .._tables._predictions import VERDICTS, Trust, read_prediction
-from .._tables._predictions import panel as panel_of
+from .._slides import Float64
+from .._slides import Normalize as Unit
+from .._tables._cohorts import measured_expression
+from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
 from ._style import GRAY, MINUS, panels
@@ -112,9 +113,9 @@ def expression(
     """
     wanted: list[str] = [what] if isinstance(what, str) else list(dict.fromkeys(what))
     table = table_of(adata)
-    panel = panel_of(table, key)
-    record = table.uns.get(key, {})
-    verdicts = trust_frame(record["trust"])["verdict"].to_dict() if "trust" in record else {}
+    prediction = read_prediction(table, key)
+    record, trust = prediction.record, prediction.trust
+    verdicts = {} if trust is None else trust.frame["verdict"].to_dict()
     genes = list(map(str, verdicts))[:_DEFAULT] if genes is None else genes
     chosen = [genes] if isinstance(genes, str) else list(genes)
     if not chosen or not wanted:
@@ -125,7 +126,7 @@ def expression(
         )
     if not 0 <= quantiles[0] < quantiles[1] <= 1:
         raise ValueError(f"`quantiles` must be two increasing numbers between 0 and 1, got {quantiles}.")
-    check_panel(chosen, panel, table.var_names)
+    check_panel(chosen, prediction.genes, table.var_names)
     drawn = slide_of(table, slide, library_key, size)
     params = record.get(keys.PARAMS, {})
     predicted = read_prediction(drawn.rows, key).expression(chosen).astype(np.float64)
@@ -190,19 +191,15 @@ def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> No
         raise KeyError(f"Gene {gene!r} is not in the panel of {len(panel)} predicted genes.{closest}{here}")
 
 
-def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: str) -> dict[str, Float64]:
+def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: Unit) -> dict[str, Float64]:
     """Measured expression of the genes that were measured, in the unit of the prediction."""
     here = [gene for gene in genes if gene in rows.var_names]
     if not here or (layer is None and rows.X is None):
         return {}
-    matrix = any_expression(rows, layer, what="adata")
     # In a table of several slides, a slide with H&E only has rows of zeros.
-    if not abs(matrix).sum() > 0:
+    if not abs(any_expression(rows, layer, what="adata")).sum() > 0:
         return {}
-    if unit != "none":
-        matrix = any_expression(rows, layer, what="adata", normalize=unit)
-    columns = rows.var_names.get_indexer(here)
-    values: Any = normalize(matrix, unit, genes=columns)  # type: ignore[arg-type]
+    values, _, _ = measured_expression(rows, here, unit, layer=layer)
     return dict(zip(here, values.T.astype(np.float64), strict=True))
 
 
