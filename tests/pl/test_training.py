@@ -71,5 +71,5 @@ def test_errors(slide: ad.AnnData) -> None:
         spahgc.pl.training(slide)
     with pytest.raises(ValueError, match="not trained over epochs"):
         spahgc.pl.training({})
-    with pytest.raises(TypeError, match="model is an AnnData table, not int"):
+    with pytest.raises(TypeError, match="must be an AnnData table, got int"):
         spahgc.pl.training(3)
