@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
+from .._geometry import neighbor_distance
 from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float64, Stack
 from .._tables import _slots as check
@@ -147,8 +148,6 @@ def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Fl
 
 def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str) -> dict[str, float]:
     """Median distance of neighboring spots of each slide (um), for slides whose scale the embedding records."""
-    from scipy.spatial import KDTree
-
     entry: Any = adata.uns.get(use_rep)
     params = entry.get(keys.PARAMS, {}) if isinstance(entry, Mapping) else {}
     scale = params.get(keys.MPP)
@@ -158,8 +157,7 @@ def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str)
     found = {}
     for name, rows in slide_rows(adata, check.library_column(adata, library_key, what=what)).items():
         if name in scale and len(rows) > 1:
-            nearest = np.asarray(KDTree(positions[rows]).query(positions[rows], k=2)[0])[:, 1]
-            found[name] = float(np.median(nearest)) * float(scale[name])
+            found[name] = neighbor_distance(positions[rows], k=1) * float(scale[name])
     return found
 
 
