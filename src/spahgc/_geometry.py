@@ -130,11 +130,6 @@ def side_of(shapes: Any) -> float:
     return float(np.sqrt(np.median(shapes.geometry.area)))
 
 
-def nearest_distance(xy: Float64) -> float:
-    """Median distance of a spot to the nearest other one."""
-    return float(np.median(np.asarray(cKDTree(xy).query(xy, k=[2])[0])))
-
-
 def legacy_pitch(array: NDArray[Any], xy: Float64) -> float:
     """Distance of neighboring spots of a legacy array: the scale of the affine map from array to pixel positions.
 
@@ -211,7 +206,7 @@ def scale_of(affine: NDArray[np.floating[Any]]) -> float:
     return float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
 
 
-def neighbor_distance(points: Float64, k: int) -> float:
+def neighbor_distance(points: Float64, k: int = 1) -> float:
     """Median distance of points (n, 2) to their k nearest other points.
 
     With k=4, scatter of the positions hardly shortens it, in contrast to the distance to the nearest point alone.
@@ -230,5 +225,5 @@ def lattice(points: Float64, most: int = 20_000) -> tuple[float, float]:
     (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
     area = float(np.median(np.abs(ax * by - ay * bx)))
     # A hexagonal lattice has 0.866 squared distances per point, a square one 1, and more with scatter.
-    hexagonal = area < 0.93 * neighbor_distance(points, k=1) ** 2
+    hexagonal = area < 0.93 * neighbor_distance(points) ** 2
     return area, float(np.sqrt(area / 0.866 if hexagonal else area))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .. import _keys
 from .._checks import above, between, checked, format_names
-from .._geometry import DIFFERS, PLAUSIBLE_MPP, nearest_distance
+from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import Backend, read_wsi
@@ -107,7 +107,7 @@ def read_hest(
             raise ValueError(f"The kind of spots of {name} is unknown (no st_technology). Pass `spot_diameter_um`.")
         printed = technology in _PRINTED and "spot_diameter" in metadata
         # Squares lie side by side; the metadata give the size of the bins that they were made of.
-        spot_diameter_um = float(metadata["spot_diameter"]) if printed else mpp * nearest_distance(xy)
+        spot_diameter_um = float(metadata["spot_diameter"]) if printed else mpp * neighbor_distance(xy)
     # Thumbnail and scale factors are made anew from the slide.
     adata.uns = {_keys.HEST: {name: metadata}}
     patient = patient or metadata.get("patient")

@@ -157,7 +157,7 @@ def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str)
     found = {}
     for name, rows in slide_rows(adata, check.library_column(adata, library_key, what=what)).items():
         if name in scale and len(rows) > 1:
-            found[name] = neighbor_distance(positions[rows], k=1) * float(scale[name])
+            found[name] = neighbor_distance(positions[rows]) * float(scale[name])
     return found
 
 
