@@ -20,12 +20,12 @@ BY_HAND = (
     "download filtered_count_matrices.tar.gz, spatial.tar.gz and metadata.tar.gz from "
     "https://zenodo.org/records/4739739, unpack them into one folder, and pass it: alex(path=...)"
 )
+# Checksums as two public repositories quote them from the record; not compared with the files.
 ARCHIVES = {
     "filtered_count_matrices.tar.gz": "md5:ea1220f0606c4d4e9307468fb2d5427a",
     "metadata.tar.gz": "md5:1d0b34ead70635c094ac74ac58a88d68",
     "spatial.tar.gz": "md5:29b02ae433d459d19dc52b75a529e8e9",
 }
-"""Checksums as two public repositories quote them from the record; not compared with the files."""
 SLIDES = ("1142243F", "1160920F", "CID4290", "CID4465", "CID44971", "CID4535")
 
 

@@ -14,12 +14,11 @@ RECORD = "checksums.txt"  # file in a data set's folder with the SHA-256 of file
 CHUNK = 1 << 16  # bytes that are written at a time
 _TIMEOUT_S = (20, 60)  # seconds to wait for a connection, and for the next bytes
 
+# Files of a slide by content, and the paths that each of them may have, the preferred one first; counts come first.
 SlideFiles = Mapping[str, Path]
-"""Files of a slide, by what they hold."""
 Candidates = Mapping[str, Sequence[Path]]
-"""Paths that each file of a slide may have, the preferred one first; counts come first."""
+# URL of a file, its path in the folder of the data set, and its checksum.
 Address = tuple[str, str, str | None]
-"""URL of a file, its path in the folder of the data set, and its checksum."""
 
 
 def find_slides(

@@ -142,10 +142,8 @@ def synthetic_cohort(
 
 
 def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np.int64], Float32, float]:
-    """Spots (micrometers; array), outline of the tissue on the grid of fields, and side of the slide.
-
-    Tissue is a round blob with a wavy edge; the `n_spots` innermost positions of the array are its spots.
-    """
+    """Spots (micrometers; array), outline of the tissue on the grid of fields, and side of the slide."""
+    # Tissue is a round blob with a wavy edge; the innermost positions of the array are its spots.
     n = int(np.ceil(np.sqrt(n_spots / 0.68)))
     side_um = (n + 1) * PITCH_UM
     waves = [(k, rng.normal(0, 0.10 / k), rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5)]
@@ -264,11 +262,8 @@ class DrawnTissue:
 
     @classmethod
     def grow(cls, rng: np.random.Generator, inside: Float32, side_um: float) -> DrawnTissue:
-        """Draw the fields and place the nuclei.
-
-        The density of nuclei has two scales, domains and small clusters: without the second the surroundings of a spot
-        would tell no more than the spot itself.
-        """
+        """Draw the fields and place the nuclei."""
+        # Density has two scales: without clusters the surroundings of a spot would tell no more than the spot itself.
         domains, clusters = _smooth_field(rng, side_um, 170), _smooth_field(rng, side_um, 35)
         density = ndtr((0.75 * domains + 0.65 * clusters) * 1.1)
         size = ndtr(1.2 * _smooth_field(rng, side_um, 110))

@@ -151,11 +151,7 @@ def bin_to_spots(
 def assign_spots(
     points: Float64, size: float, pitch: float, layout: Layout, *, min_bins: int = 1
 ) -> tuple[NDArray[np.intp], Float64, NDArray[np.int64]]:
-    """Assign points (x, y) >= 0 to the spots of a lattice.
-
-    Returns the spot of each point (-1 if none), and centers (x, y) and places (column, row) of the spots that hold at
-    least `min_bins` points.
-    """
+    """Spot of each point (x, y) on a lattice or -1; centers and places (column, row) of spots with enough points."""
     if layout == "grid":
         place = np.floor(points / pitch).astype(np.int64)
         centers = (place + 0.5) * pitch

@@ -99,7 +99,18 @@ def read_hest(
         adata = read_h5ad(root / "st" / f"{name}.h5ad")
     adata.var_names_make_unique()
     adata.X = csr_matrix(adata.X, dtype=np.float32)
-    mpp = _scale(name, metadata) if microns_per_pixel is None else microns_per_pixel
+    estimated, embedded = (metadata.get(f"pixel_size_um_{kind}") for kind in ("estimated", "embedded"))
+    mpp = estimated if microns_per_pixel is None else microns_per_pixel
+    if mpp is None:
+        raise ValueError(
+            f"The micrometers per pixel of {name} are unknown: there is no metadata/{name}.json with "
+            "pixel_size_um_estimated, and no HEST_v*.csv. Get the metadata, or pass `microns_per_pixel`."
+        )
+    if microns_per_pixel is None and embedded is not None and abs(embedded / mpp - 1) > DIFFERS:
+        logger.warning(
+            "%s: HEST measured %.4g um per pixel, but the original image says %.4g. The measured value is used.",
+            name, mpp, embedded,
+        )  # fmt: skip
     xy = coordinates(adata, what=f"{name}.h5ad")
     if spot_diameter_um is None:
         technology = metadata.get("st_technology")
@@ -181,22 +192,6 @@ def _metadata(root: Path, name: str) -> dict[str, Any]:
         for key, value in plain.items()
         if isinstance(value, str | bool | int | float) and value == value and value != ""
     }
-
-
-def _scale(name: str, metadata: dict[str, Any]) -> float:
-    """Micrometers per pixel that HEST measured."""
-    mpp, embedded = (metadata.get(f"pixel_size_um_{kind}") for kind in ("estimated", "embedded"))
-    if mpp is None:
-        raise ValueError(
-            f"The micrometers per pixel of {name} are unknown: there is no metadata/{name}.json with "
-            "pixel_size_um_estimated, and no HEST_v*.csv. Get the metadata, or pass `microns_per_pixel`."
-        )
-    if embedded is not None and abs(embedded / mpp - 1) > DIFFERS:
-        logger.warning(
-            "%s: HEST measured %.4g um per pixel, but the original image says %.4g. The measured value is used.",
-            name, mpp, embedded,
-        )  # fmt: skip
-    return float(mpp)
 
 
 def _outlines(path: Path, slide: str) -> Any:

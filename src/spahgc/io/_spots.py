@@ -62,10 +62,9 @@ def spot_names(array: NDArray[Any]) -> pd.Index:
 
 
 def match_spots(names: pd.Index, frame: pd.DataFrame, source: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Match the spots of a count table to those of a spot table: rows of the counts, rows of the spot table.
+    """Rows of a count table and of a spot table with the same spots.
 
-    Names are compared with the array positions, with the adjusted positions ``new_x``, ``new_y``, and with rounded
-    array positions. The comparison with the most matches wins, the first one on a tie.
+    Names are compared with array positions, adjusted positions, and rounded positions; the most matches win.
     """
     named = names.str.extract(SPOT_NAME).astype(np.float64).to_numpy()
     array = frame[["x", "y"]].to_numpy()
