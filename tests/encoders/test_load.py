@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,115 +179,79 @@ def test_an_exported_program(tmp_path: Path, tiles: Any) -> None:
     assert encoder.recipe["weights_sha256"] == state_sha256(module)
 
 
-# What is not the weight file that was asked for.
-
-
-def of_another_model(file: Path, good: Path) -> None:
-    import timm
-
-    torch.save(timm.create_model("test_resnet").state_dict(), file)
-
-
-def of_another_size(file: Path, good: Path) -> None:
-    state = torch.load(good, weights_only=True)
-    torch.save({**state, "blocks.0.mlp.fc1.weight": torch.zeros(8, 64)}, file)
-
-
-def without_a_tensor(file: Path, good: Path) -> None:
-    state = torch.load(good, weights_only=True)
-    del state["norm.weight"]
-    torch.save(state, file)
-
-
-def cut_short(file: Path, good: Path) -> None:
-    file.write_bytes(good.read_bytes()[:-2000])
-
-
-def damaged(file: Path, good: Path) -> None:
-    """The start of the archive is fine, and the list of its tensors is not."""
-    content = bytearray(good.read_bytes())
-    content[100:400] = bytes(300)
-    file.write_bytes(content)
-
-
-def web_page(file: Path, good: Path) -> None:
-    file.write_text("\n<!doctype html>\n<html><body>Log in to download</body></html>")
-
-
-def pointer(file: Path, good: Path) -> None:
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
-
-
-def nothing(file: Path, good: Path) -> None:
-    file.touch()
-
-
-def no_tensors(file: Path, good: Path) -> None:
-    torch.save({"epoch": 3, "name": "x"}, file)
-
-
 class Explosive:
-    """What runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("exploded"),))
 
 
-def code(file: Path, good: Path) -> None:
-    torch.save({"weights": Explosive()}, file)
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def wrong(tiny_file: Path) -> dict[str, bytes]:
+    """Files that are not the weights of timm's ``test_vit``."""
+    import timm
+
+    state, content = torch.load(tiny_file, weights_only=True), tiny_file.read_bytes()
+    return {
+        "other model": saved(timm.create_model("test_resnet").state_dict()),
+        "other size": saved({**state, "blocks.0.mlp.fc1.weight": torch.zeros(8, 64)}),
+        "tensor missing": saved({name: value for name, value in state.items() if name != "norm.weight"}),
+        "truncated": content[:-2000],
+        "damaged": content[:100] + bytes(300) + content[400:],
+        "web page": b"\n<!doctype html>\n<html><body>Log in to download</body></html>",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
+        "empty": b"",
+        "no tensors": saved({"epoch": 3, "name": "x"}),
+        "code": saved({"weights": Explosive()}),
+    }
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("what", "message"),
     [
-        (
-            of_another_model,
-            r"does not hold the weights of encoder 'test_vit': .*Missing key.*: \"cls_token\", \"pos_embed\"",
-        ),
-        (
-            of_another_size,
-            r"size mismatch for blocks.0.mlp.fc1.weight: .*\[8, 64\].*checkpoint.*model is torch.Size\(\[192, 64\]\)",
-        ),
-        (without_a_tensor, r"Missing key.*: \"norm.weight\". If .* belongs to another model, pass the right file"),
-        (cut_short, r"\(\d+ bytes\) does not hold the weights of encoder 'test_vit'.*download it again"),
-        (damaged, "'test_vit': it is damaged, or contains code.*download it again"),
-        (web_page, "does not hold the weights of encoder 'test_vit': it is empty, a web page.*download it again"),
-        (pointer, "or a pointer of Git LFS.*git lfs pull"),
-        (nothing, r"\(0 bytes\) does not hold the weights of encoder 'test_vit': it is empty"),
-        (no_tensors, "'test_vit': it is not a state dict: epoch, name in place of tensors"),
-        (code, "contains code that would run when it is loaded. It was not loaded"),
+        ("other model", r"not hold the weights of encoder 'test_vit': .*Missing key.*: \"cls_token\", \"pos_embed\""),
+        ("other size", r"size mismatch for blocks.0.mlp.fc1.weight: .*\[8, 64\].*model is torch.Size\(\[192, 64\]\)"),
+        ("tensor missing", r"Missing key.*: \"norm.weight\". If .* belongs to another model, pass the right file"),
+        ("truncated", r"\(\d+ bytes\) does not hold the weights of encoder 'test_vit'.*download it again"),
+        ("damaged", "'test_vit': it is damaged, or contains code.*download it again"),
+        ("web page", "does not hold the weights of encoder 'test_vit': it is empty, a web page.*download it again"),
+        ("pointer", "or a pointer of Git LFS.*git lfs pull"),
+        ("empty", r"\(0 bytes\) does not hold the weights of encoder 'test_vit': it is empty"),
+        ("no tensors", "'test_vit': it is not a state dict: epoch, name in place of tensors"),
+        ("code", "contains code that would run when it is loaded. It was not loaded"),
     ],
 )
 def test_wrong_files(
-    make: Callable[[Path, Path], None],
-    message: str,
-    tiny_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    what: str, message: str, wrong: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "weights.bin"
-    make(file, tiny_file)
+    file.write_bytes(wrong[what])
     with pytest.raises(ValueError, match=message) as raised:
         load("timm:test_vit", weights=file)
     assert str(raised.value).startswith(str(file))
     assert not Path("exploded").exists()
 
 
-def test_wrong_files_of_other_readers(tmp_path: Path, lunit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the models that read their file themselves, and of safetensors."""
+def test_wrong_files_of_other_readers(
+    wrong: dict[str, bytes], tmp_path: Path, lunit_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code is refused first: also if a package is missing, or the class reads nothing but the cache of the hub."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "pytorch_model.bin"
-    code(file, file)
-    # Also of models that need a missing package, run code of the hub, or read nothing but the cache of the hub.
+    file.write_bytes(wrong["code"])
     for name in ("gigapath-flash", "crown", "conch", "hibou-b", "keep"):
         with pytest.raises(ValueError, match=f"does not hold the weights of encoder '{name}'.*It was not loaded"):
             load(name, weights=file)
         assert not Path("exploded").exists()
-    of_another_model(file, file)
-    with pytest.raises(
-        ValueError, match="does not hold the weights of encoder 'gigapath-flash': .*Missing key.*: .cls_token"
-    ):
+    file.write_bytes(wrong["other model"])
+    with pytest.raises(ValueError, match="weights of encoder 'gigapath-flash': .*Missing key.*: .cls_token"):
         load("gigapath-flash", weights=file)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(lunit_folder / name, tmp_path)
@@ -315,10 +279,7 @@ def test_files_that_are_not_there(tmp_path: Path, tiny_file: Path) -> None:
         shutil.copy(tiny_file, tmp_path / name)
     with pytest.raises(ValueError, match="several weight files: a.bin, b.bin. Pass the one of 'uni'"):
         load("uni", weights=tmp_path)
-    with pytest.raises(
-        FileNotFoundError,
-        match="no config.json.*'virchow2'.*hf download paige-ai/Virchow2 --local-dir",
-    ):
+    with pytest.raises(FileNotFoundError, match="config.json.*'virchow2'.*hf download paige-ai/Virchow2 --local-dir"):
         load("virchow2", weights=tiny_file)
     with pytest.raises(FileNotFoundError, match="has no config.json.*hf download owkin/phik"):
         load("phikonv2", weights=tiny_file)
