@@ -157,10 +157,9 @@ def _download(names: Sequence[str], root: Path, show: bool) -> None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         # The hub does not tell hidden files from missing ones, and may refuse a bad token.
         if status in {401, 403, 404}:
-            raise PermissionError(
-                "The hub refuses HEST-1k, which is gated: nobody who accepted its terms is logged in here. Accept "
-                f"them on {PAGE}, then run `hf auth login` with a token of the same account. {by_hand}"
-            ) from None
+            from ..encoders._hub import no_access
+
+            raise no_access("HEST-1k", PAGE, by_hand) from None
         reason = type(error).__name__ if status is None else f"status {status}"
         raise ConnectionError(
             f"Could not download {file} from {PAGE} ({reason}). Is there a network, and is the hub not switched off "
