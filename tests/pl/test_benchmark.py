@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 import spahgc
+from spahgc._tables._predictions import write_cross_validation
 
 from .conftest import assert_nothing_cut_off
 
@@ -99,9 +101,15 @@ def test_nothing_is_cut_off() -> None:
     assert_nothing_cut_off(spahgc.pl.benchmark(scores()))
 
 
-def test_takes_what_a_cross_validation_returns_and_given_axes() -> None:
-    ax = plt.subplots()[1]
-    assert spahgc.pl.benchmark(scores().assign(fold="F", shared_patient=False), ax=ax) is ax
+def test_takes_a_table_or_its_cross_validation_and_given_axes(slide: ad.AnnData) -> None:
+    table, ax = scores().assign(fold="F", shared_patient=False), plt.subplots()[1]
+    write_cross_validation(slide, "spahgc", table, {"protocol": "honest", "label": "new patients"}, {}, "")
+    assert spahgc.pl.benchmark(table, ax=ax) is ax
+    from_table = spahgc.pl.benchmark(slide)
+    assert legend(from_table) == legend(ax)
+    np.testing.assert_allclose(marked(from_table, "D"), marked(ax, "D"))
+    with pytest.raises(KeyError, match="other_cv"):
+        spahgc.pl.benchmark(slide, key="other")
 
 
 def test_errors() -> None:
