@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -218,6 +220,23 @@ def test_noise_of_a_white_tile_has_no_shape() -> None:
 def test_takes_tiles_that_are_not_contiguous(tile: NDArray[np.uint8]) -> None:
     last = np.ascontiguousarray(np.moveaxis(tile, 0, -1))
     np.testing.assert_array_equal(texture(np.moveaxis(last, -1, 0)[None]), texture(tile[None]))
+
+
+def test_needs_no_torch() -> None:
+    code = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from spahgc.encoders import load
+assert load("texture").encode(np.zeros((2, 3, 64, 64), np.uint8)).shape == (2, 126)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_is_compiled() -> None:
