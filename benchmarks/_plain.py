@@ -45,18 +45,18 @@ def encode(encoder: Any, data: Any, target_x: Tensor, reference_x: Tensor) -> tu
     """Input maps and layers, with the weights of the package's encoder."""
     target, reference = encoder.target(target_x), encoder.reference(reference_x)
     expression = encoder.expression(reference_x[:, encoder.n_features :])
-    source, receiver = data["reference", "refer", "target"].edge_index
+    source, receiver = data.refer.sender, data.refer.receiver
     for layer in encoder.layers:
-        to_target = sage(layer.near, target, data["target", "near", "target"].edge_index)
-        to_reference = sage(layer.close, reference, data["reference", "close", "reference"].edge_index)
+        to_target = sage(layer.near, target, torch.stack([data.near.sender, data.near.receiver]))
+        to_reference = sage(layer.close, reference, torch.stack([data.close.sender, data.close.receiver]))
         refer = layer.refer
         answer = torch.cat([reference, refer.norm(expression)], dim=1)
-        asks = refer.to_target
+        asks, back = refer.to_target, refer.to_reference
         from_reference = attention(
-            asks.query(target), asks.key(answer), asks.value(answer), source, receiver, refer.heads, len(target)
+            asks.query(target), asks.key(answer), asks.value(answer), source, receiver, asks.heads, len(target)
         )
         from_target = attention(
-            refer.query(reference), refer.key(target), refer.value(target), receiver, source, refer.heads,
+            back.query(reference), back.key(target), back.value(target), receiver, source, back.heads,
             len(reference),
         )  # fmt: skip
         target = leaky_relu((to_target + from_reference) / 2, 0.2)
@@ -76,7 +76,7 @@ def sage(layer: Any, states: Tensor, edges: Tensor) -> Tensor:
 def predict(network: Any, data: Any, target_x: Tensor, reference_x: Tensor) -> Tensor:
     """Values of the genes, (n, g)."""
     target, reference = encode(network.encoder, data, target_x, reference_x)
-    source, receiver = data["reference", "refer", "target"].edge_index
+    source, receiver = data.refer.sender, data.refer.receiver
     pooling, asks = network.pooling, network.pooling.attention
     gathered = attention(
         asks.query(target), asks.key(reference), asks.value(reference), source, receiver, asks.heads, len(target)
@@ -114,15 +114,16 @@ class Epoch:
     def _step(self, data: Any, expression: Tensor) -> None:
         network, config = self.network, self.network.config
         self.optimizer.zero_grad()
-        prediction = predict(network, data, data["target"].x, data["reference"].x)
+        prediction = predict(network, data, data.target, data.reference)
         supervised = mse_loss(prediction, expression) + config.weight_pearson * pearson_loop(prediction, expression)
-        view_1, view_2 = copy.deepcopy(data), copy.deepcopy(data)
-        for kind, ratio in (("target", config.mask_target), ("reference", config.mask_reference)):
-            kept = (torch.rand_like(data[kind].x) >= ratio).float()
-            view_1[kind].x, view_2[kind].x = data[kind].x * kept, data[kind].x * (1 - kept)
-        first = encode(network.encoder, view_1, view_1["target"].x, view_1["reference"].x)
+        view_1, view_2 = [], []
+        for features, ratio in ((data.target, config.mask_target), (data.reference, config.mask_reference)):
+            kept = (torch.rand_like(features) >= ratio).float()
+            view_1.append(features * kept)
+            view_2.append(features * (1 - kept))
+        first = encode(network.encoder, data, *view_1)
         with torch.no_grad():
-            second = encode(self.second, view_2, view_2["target"].x, view_2["reference"].x)
+            second = encode(self.second, data, *view_2)
         terms = [(2 - 2 * torch.cosine_similarity(a, b, dim=1)).mean() for a, b in zip(first, second, strict=True)]
         loss = supervised + config.weight_target * terms[0] + config.weight_reference * terms[1]
         loss.backward()

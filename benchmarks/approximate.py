@@ -83,9 +83,9 @@ def measure(name: str, slides: list[np.ndarray], query: np.ndarray) -> dict[str,
     from spahgc.nn import ApproximateIndex, cosine_topk
 
     start = time.process_time()
-    index = ApproximateIndex.build(slides, K)
+    index = ApproximateIndex(slides, K)
     built = time.process_time()
-    _, found = index.search(query, K)
+    _, found = index.search(query)
     searched = time.process_time()
     _, exact = cosine_topk(query, Stack(slides), K)
     ended = time.process_time()
@@ -93,9 +93,9 @@ def measure(name: str, slides: list[np.ndarray], query: np.ndarray) -> dict[str,
         "name": name,
         "rows": sum(map(len, slides)),
         "features": query.shape[1],
-        "n_lists": index.measured.n_lists,
-        "n_probed": index.measured.n_probed,
-        "recall": index.measured.recall,
+        "n_lists": index.n_lists,
+        "n_probed": index.n_probed,
+        "recall": index.recall,
         "recall_of_target": float((found >= exact[:, -1:]).mean()),
         "build_seconds": built - start,
         "index_seconds": (searched - built) / len(query) * 1000,

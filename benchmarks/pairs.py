@@ -55,20 +55,19 @@ def graphs(cases: list[tuple[Any, Any]]) -> None:
     """All graphs of a fit of SpaHGC and of the prediction of a slide, as the method makes them."""
     from functools import partial
 
-    from spahgc.methods._graphs import TrainingGraphs
     from spahgc.methods._presets import PRESETS
-    from spahgc.methods._references import References
-    from spahgc.nn import Config, large_graph
+    from spahgc.methods._references import References, TrainingGraphs, cached_topk
+    from spahgc.nn import Config, slide_graph
 
     config = Config(**PRESETS["default"].network)
     for cohort, target in cases[1:]:
         values = {slide.name: slide.expression for slide in cohort}
-        references = References([slide.embedding for slide in cohort], config.n_references, pairs=False)
+        references = References([slide.embedding for slide in cohort], config.n_references)
         TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000)
-        large_graph(
+        slide_graph(
             target.embedding, target.coordinates, cohort.embedding(), cohort.expression(),
             n_references=config.n_references, n_near=config.n_near, n_close=config.n_close,
-            search=partial(references.search, n_queries=len(target)),
+            search=partial(references.search, n_queries=len(target)), topk=cached_topk,
         )  # fmt: skip
 
 

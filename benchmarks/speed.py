@@ -139,9 +139,8 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     import cProfile
     import pstats
 
-    from spahgc.methods._graphs import TrainingGraphs
-    from spahgc.methods._references import References
-    from spahgc.nn import Config, large_graph
+    from spahgc.methods._references import References, TrainingGraphs
+    from spahgc.nn import Config, slide_graph
 
     cohort, target = CASES["visium"]()
     config = Config()
@@ -153,7 +152,7 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     def build() -> None:
         references = References([one.embedding for one in cohort], config.n_references)
         graphs = TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000, device=device)
-        graph = large_graph(
+        graph = slide_graph(
             target.embedding, target.coordinates, cohort.embedding(), cohort.expression(),
             n_references=config.n_references, n_near=config.n_near, n_close=config.n_close, device=device,
         )  # fmt: skip
@@ -165,8 +164,8 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     profile.enable()
     build()
     profile.disable()
-    steps = {"cosine_topk": "retrieval and reference edges", "_shortlists": "of it matrix products and shortlists",
-             "_similarity": "of it exact scores", "reference_nodes": "reference side, its edges included",
+    steps = {"cosine_topk": "retrieval and reference edges", "_best_of": "of it exact scores",
+             "reference_nodes": "reference side, its edges included",
              "__call__": "spatial neighbours"}  # fmt: skip
     total = pstats.Stats(profile).total_tt
     shares = {
@@ -183,23 +182,22 @@ def stage_epoch(case: str, device: str, repeats: int) -> dict[str, Any]:
     from _plain import Epoch, predict
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spahgc.nn import Config, SpaHGC, build_graph
-    from spahgc.nn.masking import TargetEncoder
-    from spahgc.nn.training import StepLoss, Steps, _step
+    from spahgc.nn import Config, SpaHGCNetwork, TargetEncoder, slide_graph
+    from spahgc.nn.training import StepLoss, Steps
 
     cohort, _ = CASES[case]()
     config = Config(dropout=0.0)
     slides = []
     for one in cohort:
         others = cohort.subset([other.name for other in cohort if other.name != one.name])
-        data = build_graph(one.embedding, one.coordinates, others.embedding(), others.expression())
-        slides.append((data.to(device), torch.from_numpy(one.expression).to(device)))
+        graph = slide_graph(one.embedding, one.coordinates, others.embedding(), others.expression())
+        slides.append((graph.tensors().to(device), torch.from_numpy(one.expression).to(device)))
     cuda = device != "cpu"
     torch.manual_seed(0)
-    network = SpaHGC(cohort.slides[0].embedding.shape[1], len(cohort.genes), config).to(device)
+    network = SpaHGCNetwork(cohort.slides[0].embedding.shape[1], len(cohort.genes), config).to(device)
     with torch.no_grad():
-        data, _ = slides[0]
-        gap = (network(data) - predict(network, data, data["target"].x, data["reference"].x)).abs().max().item()
+        graph, _ = slides[0]
+        gap = (network(graph) - predict(network, graph, graph.target, graph.reference)).abs().max().item()
     steps = Steps(slides, torch.device(device))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
     second, masks = TargetEncoder(network.encoder, config.ema_decay), torch.Generator(device).manual_seed(0)
@@ -209,7 +207,9 @@ def stage_epoch(case: str, device: str, repeats: int) -> dict[str, Any]:
     def epoch(step_loss: Any = loss) -> None:
         network.train()
         for i in range(len(steps)):
-            _step(step_loss, steps[i], 1.0, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            step_loss(*steps[i])["loss"].backward()
+            optimizer.step()
             second.update(network.encoder)
         if cuda:
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Which reference spots are most similar: put together from pairs of slides, or found by an index."""
+"""Which reference spots are most similar: by exact search, or by an index."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from spahgc import settings
 from spahgc._disk import keeping
-from spahgc._slides import Rows, blocks
+from spahgc._slides import Rows
 from spahgc.methods import _references
 from spahgc.methods._references import References
 from spahgc.nn import cosine_topk
@@ -19,11 +20,11 @@ SIZES = (70, 3, 50, 41)
 
 
 def with_ties() -> list[np.ndarray]:
-    """Slides whose rows are few different ones, some on several slides, some multiples of others, some zero."""
+    """Slides with rows that are on several slides, some as multiples of others, and rows of zeros."""
     rng = np.random.default_rng(0)
-    directions = rng.integers(-1, 2, size=(6, 12))
-    slides = [(directions[rng.integers(0, 6, n)] * rng.integers(1, 4, (n, 1))).astype(np.float32) for n in SIZES]
-    slides[0][::9] = 0
+    directions = rng.normal(size=(40, 12))
+    slides = [(directions[rng.integers(0, 40, n)] * rng.integers(1, 4, (n, 1))).astype(np.float32) for n in SIZES]
+    slides[3][::9] = 0
     slides[2][20:] += rng.normal(size=(30, 12)).astype(np.float32)
     return slides
 
@@ -47,58 +48,37 @@ def brute(query: np.ndarray, slides: list[np.ndarray], k: int, without: int | No
 
 @pytest.mark.parametrize("without", [None, 0, 2, 3])
 @pytest.mark.parametrize("k", [1, 5, 16, 40])
-def test_pairs_give_the_exact_search(
-    k: int, without: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_exact_search(k: int, without: int | None, tmp_path: Path) -> None:
+    """Cached or not, with arrays or rows."""
     slides = with_ties()
     query = np.concatenate([slides[2], slides[0][:20]])
-    monkeypatch.setattr(_references, "blocks", lambda n: blocks(n, 32))
-    references = References(slides, k)
-    whole = references.search(query, without=without)
-    np.testing.assert_array_equal(whole, brute(query, slides, k, without))
+    expected = brute(query, slides, k, without)
+    np.testing.assert_array_equal(References(slides, k).search(query, without=without), expected)
     with keeping(tmp_path):
         for _ in range(2):
             found = References([Rows(slide) for slide in slides], k).search(query, without=without)
-            np.testing.assert_array_equal(found, whole)
-            assert found.dtype == whole.dtype
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("folder", [None, "there"])
 def test_too_few_spots(folder: str | None, tmp_path: Path) -> None:
-    with keeping(folder and tmp_path), pytest.raises(ValueError, match="94 reference spots .* fewer than the 95"):
+    with keeping(folder and tmp_path), pytest.raises(ValueError, match="94 spots to choose from, but k = 95"):
         References(with_ties(), 95).search(with_ties()[0], without=0)
-
-
-def test_a_pair_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searched: list[tuple[int, int]] = []
-    nearest = _references._nearest
-    monkeypatch.setattr(
-        _references, "_nearest", lambda q, s, *rest: (searched.append((len(q), len(s))), nearest(q, s, *rest))[1]
-    )
-    slides = with_ties()
-    with keeping(tmp_path):
-        References(slides, 5).search(slides[0], without=0)
-        assert searched == [(70, n) for n in SIZES[1:]]
-        References(slides[:3], 5).search(slides[0], without=0)  # another fold
-        References(slides[1:], 9).search(slides[0])  # another method, another k
-        assert len(searched) == 3
-        References([slides[0], slides[1] + 1], 3).search(slides[0], without=0)  # other content
-        assert len(searched) == 4
 
 
 def test_a_whole_search_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
     monkeypatch.setattr(
-        "spahgc.nn.cosine_topk", lambda q, *a, **b: (searched.append(len(q)), cosine_topk(q, *a, **b))[1]
+        _references, "cosine_topk", lambda q, *a, **b: (searched.append(len(q)), cosine_topk(q, *a, **b))[1]
     )
     slides = with_ties()
     with keeping(tmp_path):
         for k in (5, 5, 6):
-            found = References(slides, k, pairs=False).search(slides[0], without=0)
+            found = References(slides, k).search(slides[0], without=0)
             np.testing.assert_array_equal(found, brute(slides[0], slides, k, 0))
-        References(slides, 5, pairs=False).search(slides[0], without=1)
-        References(slides, 5, pairs=False).search(slides[0])
-        References(slides[:3], 5, pairs=False).search(slides[0], without=0)
+        References(slides, 5).search(slides[0], without=1)
+        References(slides, 5).search(slides[0])
+        References(slides[:3], 5).search(slides[0], without=0)
     assert searched == [70] * 5
 
 
@@ -111,7 +91,7 @@ def _pays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_pays")
 def test_an_index_where_it_pays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     slides = clustered((900, 700, 800))
-    references, exact = References(slides, 5, approximate=True), References(slides, 5)
+    references = References(slides, 5)
     with caplog.at_level(logging.INFO, logger="spahgc"):
         found = [references.search(slide, n_queries=2400, without=i) for i, slide in enumerate(slides)]
     assert caplog.text.count("Index of 2400 reference spots: recall") == 1
@@ -121,17 +101,16 @@ def test_an_index_where_it_pays(tmp_path: Path, caplog: pytest.LogCaptureFixture
     record = references.record()
     assert record["method"] == "approximate"
     assert record["recall"] >= 0.99
-    assert exact.record() == {"method": "exact"}
     with keeping(tmp_path):
-        other = References(slides, 5, approximate=True)
+        other = References(slides, 5)
         np.testing.assert_array_equal(other.search(slides[1], n_queries=2400, without=1), found[1])
-        again = References(slides, 5, approximate=True)
+        again = References(slides, 5)
         np.testing.assert_array_equal(again.search(slides[1], n_queries=2400, without=1), found[1])
-        assert again._index is None  # what is kept needs none
+        assert again.record() == {"method": "exact"}  # what is cached needs no index
 
 
 @pytest.mark.usefixtures("_pays")
-@pytest.mark.parametrize("reason", ["few spots", "few queries", "asked for", "GPU", "no faiss", "another method"])
+@pytest.mark.parametrize("reason", ["few spots", "few queries", "asked for", "GPU", "no faiss"])
 def test_no_index_where_it_does_not_pay(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,14 +119,16 @@ def test_no_index_where_it_does_not_pay(
         monkeypatch.setattr(settings, "approximate_from", None)
     if reason == "no faiss":
         monkeypatch.setattr(_references, "find_spec", lambda name: None)
-    references = References(slides, 5, approximate=reason != "another method")
+    references = References(slides, 5)
+    device = "cpu"
     if reason == "GPU":
-        assert not references._may_pay(2400, "cuda")
-        return
+        device = torch.device("cpu", 0)  # any but the plain CPU
     query = slides[0][:50]
     with caplog.at_level(logging.INFO, logger="spahgc"):
         for _ in range(2):
-            found = references.search(query, n_queries=50 if reason == "few queries" else 2400, without=0)
+            found = references.search(
+                query, n_queries=50 if reason == "few queries" else 2400, without=0, device=device
+            )
     np.testing.assert_array_equal(found, brute(query, slides, 5, 0))
     assert references.record() == {"method": "exact"}
     assert caplog.text.count("pip install 'spahgc[ann]'") == (reason == "no faiss")
@@ -158,7 +139,7 @@ def test_an_index_that_finds_too_little_is_not_used(caplog: pytest.LogCaptureFix
     """Without clusters, most lists would have to be looked into."""
     rng = np.random.default_rng(0)
     slides = [rng.normal(size=(n, 24)).astype(np.float32) for n in (900, 700, 800)]
-    references = References(slides, 5, approximate=True)
+    references = References(slides, 5)
     with caplog.at_level(logging.INFO, logger="spahgc"):
         found = references.search(slides[0][:200], without=0)
     np.testing.assert_array_equal(found, brute(slides[0][:200], slides, 5, 0))

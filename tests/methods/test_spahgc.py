@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spahgc.methods._linear import relative_expression
 
 from spahgc import settings
 from spahgc._slides import Cohort, Slide
 from spahgc.methods import ContextKernel, ContextRidge, Ridge, Run, SpaHGC
+from spahgc.methods._features import GeneScale
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 
 
 def relative(method: SpaHGC, cohort: Cohort, slide: Slide) -> np.ndarray:
     """A prediction on the scale that is trained on."""
-    _, level, spread = relative_expression(cohort)
-    return (method.predict(slide).astype(np.float64) - level) / np.where(spread > 0, spread, 1.0)
+    scale = GeneScale.fit(cohort)
+    level, std = scale.mean.mean(axis=0), scale.std.mean(axis=0)
+    return (method.predict(slide).astype(np.float64) - level) / np.where(std > 0, std, 1.0)
 
 
 def fit(cohort: Cohort, run: Run, **params: Any) -> SpaHGC:
@@ -98,13 +99,13 @@ def test_training_in_blocks_is_like_training_on_the_whole(
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"preset": "best"}, "No preset 'best'. Available: paper, default"),
-        ({"changes": {"n_seed": 2}}, "changes has no 'n_seed'. Available: 'relative', 'views'"),
-        ({"changes": {"views": ["moon"]}}, "views is one or more of 'spot', 'components', 'context', not"),
-        ({"changes": {"kernel": 2.0}}, "kernel is a share between 0 and 1"),
-        ({"changes": {"relative": False}}, "kernel and linear_for_new need relative=True"),
-        ({"n_seeds": -1}, "n_seeds is at least 1"),
-        ({"preset": "paper", "n_seeds": 0}, "n_seeds is at least 1"),
+        ({"preset": "best"}, "`preset` must be one of 'default', 'paper', got 'best'"),
+        ({"changes": {"n_seed": 2}}, "`changes` has no 'n_seed'. Available: 'relative', 'views'"),
+        ({"changes": {"views": ["moon"]}}, "`views` must be one or more of 'spot', 'components', 'context', got"),
+        ({"changes": {"kernel": 2.0}}, "`kernel` must be between 0 and 1"),
+        ({"changes": {"relative": False}}, "`kernel` and `linear_for_new` need relative=True"),
+        ({"n_seeds": -1}, "`n_seeds` must be an integer of at least 0"),
+        ({"preset": "paper", "n_seeds": 0}, "`n_seeds` must be at least 1 without a kernel"),
     ],
 )
 def test_wrong_parameters(params: dict[str, Any], message: str) -> None:

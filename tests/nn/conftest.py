@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import Config, GraphTensors, build_graph, graph_tensors
+from spahgc.nn import Config, GraphTensors, slide_graph
 
 Slide = tuple[GraphTensors, torch.Tensor]
 
@@ -43,7 +43,7 @@ def cohort() -> Callable[..., list[Slide]]:
         slides = []
         for i in range(n_slides):
             others = [j for j in range(n_slides) if j != i]
-            graph = build_graph(
+            graph = slide_graph(
                 z[i],
                 rng.uniform(size=(len(z[i]), 2)),
                 np.concatenate([z[j] for j in others]),
@@ -52,7 +52,7 @@ def cohort() -> Callable[..., list[Slide]]:
                 n_near=config.n_near,
                 n_close=config.n_close,
             )
-            slides.append((graph_tensors(graph), torch.from_numpy(y[i])))
+            slides.append((graph.tensors(), torch.from_numpy(y[i])))
         return slides
 
     return make

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spahgc.nn import Config, SpaHGC, build_graph, graph_tensors, train
+from spahgc.nn import Config, SpaHGCNetwork, slide_graph, train
 
 CONFIG = Config(
     hidden=16,
@@ -45,8 +45,8 @@ def slides(n: int) -> list:
     found = []
     for i in range(n):
         z_r, y_r = (np.concatenate([values for j, values in enumerate(side) if j != i]) for side in (z, y))
-        graph = build_graph(z[i], rng.uniform(size=(len(z[i]), 2)), z_r, y_r, n_references=3, n_near=2, n_close=2)
-        found.append((graph_tensors(graph), torch.from_numpy(y[i])))
+        graph = slide_graph(z[i], rng.uniform(size=(len(z[i]), 2)), z_r, y_r, n_references=3, n_near=2, n_close=2)
+        found.append((graph.tensors(), torch.from_numpy(y[i])))
     return found
 
 
@@ -80,7 +80,7 @@ def main(out: Path) -> None:
     rank = fabric.global_rank
     arrays, found = {}, {"rank": rank, "size": fabric.world_size, "errors": {}, "history": {}, "bars": []}
 
-    def keep(name: str, model: SpaHGC, history: dict) -> None:
+    def keep(name: str, model: SpaHGCNetwork, history: dict) -> None:
         arrays.update({f"{name}.{key}": value.numpy() for key, value in model.state_dict().items()})
         found["history"][name] = history
 
@@ -89,7 +89,7 @@ def main(out: Path) -> None:
 
     calls = []
 
-    def validate(model: SpaHGC) -> float:
+    def validate(model: SpaHGCNetwork) -> float:
         calls.append(rank)
         return [0.1, 0.9, 0.3, 0.2][len(calls) - 1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -36,7 +35,7 @@ def plain_recall(index: ApproximateIndex, slides: list[np.ndarray]) -> float:
         cosine = own @ np.concatenate(units).T
         cosine[:, sum(map(len, units[:i])) : sum(map(len, units[: i + 1]))] = -2
         best = np.argsort(-cosine, axis=1)[:, :K]
-        found = index.search(slides[i], K, without=i)[0]
+        found = index.search(slides[i], without=i)[0]
         shares.append((found[:, :, None] == best[:, None, :]).any(axis=1).mean())
     return float(np.mean(shares))
 
@@ -55,34 +54,33 @@ def slides() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def index(slides: list[np.ndarray]) -> ApproximateIndex:
-    return ApproximateIndex.build(slides, K)
+    return ApproximateIndex(slides, K)
 
 
 def test_it_finds_nearly_all_and_says_how_many(index: ApproximateIndex, slides: list[np.ndarray]) -> None:
-    measured = index.measured
-    assert measured.recall >= 0.99
-    assert measured.n_queries == 4 * 64
-    assert measured.n_probed < measured.n_lists
-    assert plain_recall(index, slides) == pytest.approx(measured.recall, abs=0.01)
+    assert index.recall >= 0.99
+    assert index.n_queries == 4 * 64
+    assert index.n_probed < index.n_lists
+    assert plain_recall(index, slides) == pytest.approx(index.recall, abs=0.01)
 
 
 def test_recall_is_not_made_up() -> None:
     """Without clusters the eight nearest lists hold much less, and that is what is said."""
     rng = np.random.default_rng(0)
     slides = [rng.normal(size=(n, 32)).astype(np.float32) for n in (700, 400, 900, 600)]
-    index = ApproximateIndex.build(slides, K, least_recall=0.0)
-    assert index.measured.n_probed == 8
-    assert 0.2 < index.measured.recall < 0.8
-    assert plain_recall(index, slides) == pytest.approx(index.measured.recall, abs=0.05)
+    index = ApproximateIndex(slides, K, least_recall=0.0)
+    assert index.n_probed == 8
+    assert 0.2 < index.recall < 0.8
+    assert plain_recall(index, slides) == pytest.approx(index.recall, abs=0.05)
 
 
 def test_all_lists_are_the_exact_search() -> None:
     rng = np.random.default_rng(0)
     slides = [rng.normal(size=(n, 20)).astype(np.float32) for n in (300, 200)]
-    index = ApproximateIndex.build(slides, K, least_recall=1.0)
-    index.measured = replace(index.measured, n_probed=index.measured.n_lists)
+    index = ApproximateIndex(slides, K, least_recall=1.0)
+    index.n_probed = index.n_lists
     query = rng.normal(size=(50, 20)).astype(np.float32)
-    for found, expected in zip(index.search(query, K), cosine_topk(query, np.concatenate(slides), K), strict=True):
+    for found, expected in zip(index.search(query), cosine_topk(query, np.concatenate(slides), K), strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
 
@@ -92,25 +90,26 @@ def test_ties_go_to_the_lower_index() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(80, 16)).astype(np.float32)
     slides = [rows, 2 * rows, 3 * rows]
-    index = ApproximateIndex.build(slides, 3)
-    found, similarity = index.search(rows, 3)
+    index = ApproximateIndex(slides, 3)
+    found, similarity = index.search(rows)
     np.testing.assert_array_equal(found, np.arange(80)[:, None] + [0, 80, 160])
     np.testing.assert_array_equal(similarity, 1)
-    np.testing.assert_array_equal(index.search(rows, 2, without=1)[0], np.arange(80)[:, None] + [0, 160])
+    index = ApproximateIndex(slides, 2)
+    np.testing.assert_array_equal(index.search(rows, without=1)[0], np.arange(80)[:, None] + [0, 160])
 
 
 @pytest.mark.parametrize("without", [0, 1, 3])
 def test_a_slide_is_left_out(index: ApproximateIndex, slides: list[np.ndarray], without: int) -> None:
-    found = index.search(slides[without], K, without=without)[0]
+    found = index.search(slides[without], without=without)[0]
     start = sum(map(len, slides[:without]))
     assert not ((found >= start) & (found < start + len(slides[without]))).any()
 
 
 def test_where_the_lists_hold_too_few_all_are_looked_at(slides: list[np.ndarray]) -> None:
-    index = ApproximateIndex.build(slides, K)
-    index.measured = replace(index.measured, n_probed=1)
     k = 400
-    found, similarity = index.search(slides[1][:30], k, without=2)
+    index = ApproximateIndex(slides, k)
+    index.n_probed = 1
+    found, similarity = index.search(slides[1][:30], without=2)
     expected = cosine_topk(slides[1][:30], np.concatenate([*slides[:2], slides[3]]), k)[0]
     np.testing.assert_array_equal(found, np.where(expected < 1100, expected, expected + 900))
     assert (np.diff(similarity, axis=1) <= 0).all()
@@ -120,17 +119,11 @@ def test_the_same_with_any_number_of_threads(slides: list[np.ndarray]) -> None:
     made = []
     for n_threads, seed in ((1, 0), (2, 0), (2, 1)):
         torch.set_num_threads(n_threads)
-        index = ApproximateIndex.build(slides, K, seed=seed)
-        made.append((faiss.serialize_index(index._index).tobytes(), index.measured, index.search(slides[0], K)[0]))
+        index = ApproximateIndex(slides, K, seed=seed)
+        made.append((faiss.serialize_index(index._index).tobytes(), index.n_probed, index.search(slides[0])[0]))
     assert made[0][:2] == made[1][:2]
     np.testing.assert_array_equal(made[0][2], made[1][2])
     assert made[2][0] != made[1][0]
-
-
-def test_settings_of_faiss_are_left_alone(slides: list[np.ndarray]) -> None:
-    before = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
-    ApproximateIndex.build(slides[:2], K)
-    assert (faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold) == before
 
 
 def test_half_precision_that_is_mapped(tmp_path: Path, slides: list[np.ndarray], index: ApproximateIndex) -> None:
@@ -138,14 +131,14 @@ def test_half_precision_that_is_mapped(tmp_path: Path, slides: list[np.ndarray],
     for i, slide in enumerate(slides):
         np.save(tmp_path / f"{i}.npy", slide.astype(np.float16))
         mapped.append(Rows(np.load(tmp_path / f"{i}.npy", mmap_mode="r")))
-    half = ApproximateIndex.build(mapped, K)
-    assert half.measured.recall >= 0.99
-    assert np.mean(half.search(slides[0], K)[0] == index.search(slides[0], K)[0]) > 0.97
+    half = ApproximateIndex(mapped, K)
+    assert half.recall >= 0.99
+    assert np.mean(half.search(slides[0])[0] == index.search(slides[0])[0]) > 0.97
 
 
 def test_a_byte_per_feature() -> None:
     rng = np.random.default_rng(0)
-    index = ApproximateIndex.build([rng.normal(size=(3000, 256)), rng.normal(size=(3000, 256))], 3, least_recall=0.0)
+    index = ApproximateIndex([rng.normal(size=(3000, 256)), rng.normal(size=(3000, 256))], 3, least_recall=0.0)
     assert len(faiss.serialize_index(index._index)) < 1.15 * 6000 * 256
 
 
@@ -155,21 +148,19 @@ def test_a_byte_per_feature() -> None:
 def test_without_faiss(slides: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install 'spahgc\[ann\]'"):
-        ApproximateIndex.build(slides, K)
+        ApproximateIndex(slides, K)
 
 
 def test_errors(index: ApproximateIndex, slides: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="two slides or more"):
-        ApproximateIndex.build(slides[:1], K)
-    with pytest.raises(ValueError, match="fewer than the 500 neighbours"):
-        ApproximateIndex.build(slides[:2], 500)
+    with pytest.raises(ValueError, match="at least two slides"):
+        ApproximateIndex(slides[:1], K)
+    with pytest.raises(ValueError, match="k = 500 are needed"):
+        ApproximateIndex(slides[:2], 500)
     bad = [slides[0], slides[1].copy()]
     bad[1][3, 2] = np.nan
     with pytest.raises(ValueError, match="first in row 703"):
-        ApproximateIndex.build(bad, K)
+        ApproximateIndex(bad, K)
     with pytest.raises(ValueError, match="`query` has NaN"):
-        index.search(bad[1], K)
-    with pytest.raises(ValueError, match="fewer than the 2000 neighbours"):
-        index.search(slides[0], 2000, without=2)
-    with pytest.raises(ValueError, match="`k` must be an integer of at least 1"):
-        index.search(slides[0], 0)
+        index.search(bad[1])
+    with pytest.raises(ValueError, match="`k` must be an integer of at least 1, got 0"):
+        ApproximateIndex(slides, 0)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spahgc.nn import CrossNodeAttentionPooling, CrossNodeDualAttention
+from spahgc.nn import CrossNodeAttentionPooling, CrossNodeDualAttention, Edges
 
 HIDDEN, HEADS = 12, 3
 WIDTH = HIDDEN // HEADS
@@ -25,7 +25,20 @@ def states():
     return target, reference, expression, references
 
 
-def randomise(module):
+def edges(references, n=6):
+    there = Edges.of(references, n)
+    return there, there.reversed()
+
+
+def dual(module, target, reference, expression, references):
+    return module(target, reference, expression, *edges(references))
+
+
+def pool(module, target, reference, references):
+    return module(target, module.answer(reference), edges(references)[0])
+
+
+def randomize(module):
     """Weights that make attention far from uniform; the norm is not the identity either."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -74,22 +87,22 @@ def to_target(attention, target, answers, references):
 def test_dual_attention_equals_the_formula_in_both_directions(states, dtype):
     """float32 takes the compiled kernel; float64 takes the tensor operations, as the GPU does."""
     target, reference, expression, references = states
-    module = randomise(CrossNodeDualAttention(HIDDEN, HEADS))
+    module = randomize(CrossNodeDualAttention(HIDDEN, HEADS))
     inputs = target.to(dtype), reference.to(dtype), expression.to(dtype), references
-    found_target, found_reference = (found.float() for found in module.to(dtype)(*inputs))
+    found_target, found_reference = (found.float() for found in dual(module.to(dtype), *inputs))
     module.float()
 
     answers = [torch.cat([x, layer_norm(module.norm, y.tolist())]) for x, y in zip(reference, expression, strict=True)]
     expected = to_target(module.to_target, target, answers, references)
     torch.testing.assert_close(found_target, expected, atol=1e-5, rtol=1e-5)
 
-    expected = torch.zeros(len(reference), HIDDEN)
+    back, expected = module.to_reference, torch.zeros(len(reference), HIDDEN)
     for r in range(len(reference)):
         retrievers = [t for t in range(len(target)) if r in references[t].tolist()]
         for head in range(HEADS):
-            keys = [linear(module.key, target[t], head) for t in retrievers]
-            values = [linear(module.value, target[t], head) for t in retrievers]
-            heard = attend(linear(module.query, reference[r], head), keys, values)
+            keys = [linear(back.key, target[t], head) for t in retrievers]
+            values = [linear(back.value, target[t], head) for t in retrievers]
+            heard = attend(linear(back.query, reference[r], head), keys, values)
             expected[r, head * WIDTH : (head + 1) * WIDTH] = torch.tensor(heard)
     torch.testing.assert_close(found_reference, expected, atol=1e-5, rtol=1e-5)
     assert not found_reference[5].any()
@@ -99,27 +112,27 @@ def test_dual_attention_equals_the_formula_in_both_directions(states, dtype):
 @torch.no_grad()
 def test_pooling_equals_the_formula(states):
     target, reference, _, references = states
-    module = randomise(CrossNodeAttentionPooling(HIDDEN, HEADS))
+    module = randomize(CrossNodeAttentionPooling(HIDDEN, HEADS))
     own = torch.stack([module.state.weight @ h + module.state.bias for h in target])
     expected = own + to_target(module.attention, target, reference, references)
-    torch.testing.assert_close(module(target, reference, references), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pool(module, target, reference, references), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_weight_gets_a_gradient(states):
     target, reference, expression, references = states
     for module, inputs in (
-        (CrossNodeDualAttention(HIDDEN, HEADS), (target, reference, expression, references)),
-        (CrossNodeAttentionPooling(HIDDEN, HEADS), (target, reference, references)),
+        (CrossNodeDualAttention(HIDDEN, HEADS), (dual, target, reference, expression, references)),
+        (CrossNodeAttentionPooling(HIDDEN, HEADS), (pool, target, reference, references)),
     ):
-        found = module(*inputs)
+        found = inputs[0](module, *inputs[1:])
         sum(part.square().sum() for part in (found if isinstance(found, tuple) else (found,))).backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 
 
 def test_large_scores_stay_finite(states):
     target, reference, expression, references = states
-    module = randomise(CrossNodeDualAttention(HIDDEN, HEADS))
-    for part in module(target * 1e4, reference * 1e4, expression, references):
+    module = randomize(CrossNodeDualAttention(HIDDEN, HEADS))
+    for part in dual(module, target * 1e4, reference * 1e4, expression, references):
         assert part.isfinite().all()
 
 
@@ -132,7 +145,7 @@ def test_heads_divide_the_width(module):
 def test_weights_are_those_of_the_attention(states):
     """Their mean over heads, by a loop over single edges."""
     target, reference, _, references = states
-    module = randomise(CrossNodeAttentionPooling(HIDDEN, HEADS)).attention
+    module = randomize(CrossNodeAttentionPooling(HIDDEN, HEADS)).attention
     found = module.weights(target, module.keys_and_values(reference), references)
     expected = torch.zeros(8, 3)
     for t in range(8):

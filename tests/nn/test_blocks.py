@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import GraphTensors, SpaHGC, build_graph, spatial_blocks, spatial_knn
+from spahgc.nn import GraphTensors, SpaHGCNetwork, slide_graph, spatial_blocks, spatial_knn, train
 
 
 def test_every_spot_is_in_one_core():
@@ -40,17 +40,16 @@ def test_a_core_gathers_over_the_slide_what_it_gathers_on_the_whole(small, n_lay
     z, xy = rng.normal(size=(120, 6)).astype(np.float32), rng.uniform(size=(120, 2))
     z_r, y_r = rng.normal(size=(20, 6)).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
     torch.manual_seed(0)
-    model = SpaHGC(6, 5, replace(small, n_layers=n_layers, use_refer=False, use_pooling=False)).eval()
-    whole = model(build_graph(z, xy, z_r, y_r, n_references=3, n_near=2, n_close=2))
+    model = SpaHGCNetwork(6, 5, replace(small, n_layers=n_layers, use_refer=False, use_pooling=False)).eval()
+    whole = model(slide_graph(z, xy, z_r, y_r, n_references=3, n_near=2, n_close=2).tensors())
     for block in spatial_blocks(xy, 30, n_near=2, hops=n_layers):
-        data = build_graph(z[block.rows], xy[block.rows], z_r, y_r, n_references=3, n_near=2, n_close=2)
+        data = slide_graph(z[block.rows], xy[block.rows], z_r, y_r, n_references=3, n_near=2, n_close=2).tensors()
         torch.testing.assert_close(model(data)[block.core], whole[block.rows[block.core]], atol=1e-5, rtol=1e-5)
         np.testing.assert_array_equal(block.rows[spatial_knn(xy[block.rows], 2)][block.core].shape[1], 2)
 
 
 def test_the_loss_is_taken_over_the_core(small, cohort):
     """What is measured outside the core changes nothing; inside, it does."""
-    from spahgc.nn import train
 
     def trained(change: int | None) -> torch.Tensor:
         graphs = []
@@ -70,8 +69,6 @@ def test_the_loss_is_taken_over_the_core(small, cohort):
 @pytest.mark.parametrize("by_components", [False, True])
 def test_predictions_of_a_core_are_paired_with_its_spots(small, cohort, by_components):
     """A core that lists all spots in another order trains the same network."""
-    from spahgc.nn import train
-
     components = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) if by_components else None
 
     def trained(shuffled: bool) -> dict[str, list[float]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import build_graph, graph_tensors
+from spahgc.nn import build_graph, slide_graph
 
 REFER, NEAR, CLOSE = (
     ("reference", "refer", "target"),
@@ -44,8 +44,6 @@ def test_edges_equal_a_loop_over_pairs(arrays):
     assert len(nodes) < len(z_r)
     assert data["reference"].index.tolist() == nodes
     assert edges(data, REFER) == [(nodes.index(r), t) for r, t in refer]
-    similarity = [cosine(z_t[t], z_r[r]) for r, t in refer]
-    np.testing.assert_allclose(data[REFER].similarity, similarity, atol=1e-6)
 
     near = []
     for t in range(len(xy)):
@@ -78,19 +76,16 @@ def test_default_numbers_are_the_papers(arrays):
 def test_ties_are_broken_by_index():
     # All target spots alike, all reference spots alike, spots on a grid.
     xy = np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0)), axis=-1).reshape(-1, 2)
-    data = build_graph(np.ones((16, 3)), xy, np.ones((50, 3)), np.ones((50, 2)), n_references=4, n_near=2, n_close=2)
+    data = build_graph(np.ones((16, 3)), xy, np.ones((12, 3)), np.ones((12, 2)), n_references=4, n_near=2, n_close=2)
     assert data["reference"].index.tolist() == [0, 1, 2, 3]
     assert edges(data, REFER)[:4] == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert edges(data, CLOSE) == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
     assert edges(data, NEAR)[10:12] == [(1, 5), (4, 5)]
 
 
-def test_chunks_change_nothing_and_inputs_stay(arrays):
+def test_inputs_stay(arrays):
     copies = [array.copy() for array in arrays]
-    data, other = build_graph(*arrays), build_graph(*arrays, chunk=2)
-    for kind in (REFER, NEAR, CLOSE):
-        assert torch.equal(data[kind].edge_index, other[kind].edge_index)
-    data["target"].x += 1
+    build_graph(*arrays)["target"].x += 1
     for array, before in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, before)
 
@@ -105,29 +100,27 @@ def test_small_graphs(arrays):
 
 def test_errors(arrays):
     z_t, xy, z_r, y_r = arrays
-    with pytest.raises(ValueError, match=r"has 6 spots, fewer than the 7 .* n_references <= 6"):
+    with pytest.raises(ValueError, match=r"has 6 spots to choose from, but k = 7 are needed"):
         build_graph(z_t, xy, z_r[:6], y_r[:6])
-    with pytest.raises(ValueError, match="target_embedding has 3 features and reference_embedding has 4"):
+    with pytest.raises(ValueError, match="query has 3 features and bank has 4"):
         build_graph(z_t[:, :3], xy, z_r, y_r)
-    with pytest.raises(ValueError, match="target_coordinates has 8 rows and target_embedding has 9"):
+    with pytest.raises(ValueError, match="coordinates has 8 rows, but there are 9 embeddings"):
         build_graph(z_t, xy[:8], z_r, y_r)
     with pytest.raises(ValueError, match="reference_expression has 59 rows"):
         build_graph(z_t, xy, z_r, y_r[:59])
-    with pytest.raises(ValueError, match="target_embedding is empty"):
+    with pytest.raises(ValueError, match="features is empty"):
         build_graph(z_t[:0], xy[:0], z_r, y_r)
+    with pytest.raises(ValueError, match="`n_near` must be an integer of at least 1, got 0"):
+        slide_graph(*arrays, n_near=0)
     y_r[3, 0] = np.inf
     with pytest.raises(ValueError, match="`reference_expression` has NaN or infinite values in 1 of 60 rows"):
         build_graph(z_t, xy, z_r, y_r)
 
 
-def test_graph_tensors_refuses_edges_out_of_order(arrays):
-    data = build_graph(*arrays)
-    tensors = graph_tensors(data)
-    assert tensors.references.shape == (9, 7)
-    assert tensors.base is None
-    data[REFER].edge_index = data[REFER].edge_index.flip(1)
-    with pytest.raises(ValueError, match="in the order of the spots"):
-        graph_tensors(data)
-    data[REFER].edge_index = data[REFER].edge_index[:, :0]
-    with pytest.raises(ValueError, match="K of them"):
-        graph_tensors(data)
+def test_the_same_edges_as_tensors(arrays):
+    data, graph = build_graph(*arrays), slide_graph(*arrays)
+    tensors = graph.tensors()
+    for kind, edges in ((REFER, tensors.refer), (NEAR, tensors.near), (CLOSE, tensors.close)):
+        assert torch.equal(data[kind].edge_index, torch.stack([edges.sender, edges.receiver]))
+    assert torch.equal(data[REFER].edge_index.flip(0)[:, tensors.refer.sent], torch.stack(tensors.back[1:3]))
+    np.testing.assert_array_equal(graph.nodes, data["reference"].index)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spahgc._slides import Rows, Stack
-from spahgc.nn import Config, SpaHGC, build_graph, inference, large_graph
+from spahgc.nn import Config, SpaHGCNetwork, inference, slide_graph
 
 N, N_FEATURES, N_GENES = 57, 6, 5
 
@@ -25,23 +25,23 @@ def arrays() -> tuple[np.ndarray, ...]:
     )
 
 
-def network(config: Config, components: torch.Tensor | None = None) -> SpaHGC:
+def network(config: Config, components: torch.Tensor | None = None) -> SpaHGCNetwork:
     torch.manual_seed(1)
-    return SpaHGC(N_FEATURES, N_GENES, config, components=components).eval()
+    return SpaHGCNetwork(N_FEATURES, N_GENES, config, components=components).eval()
 
 
 def numbers(config: Config) -> dict[str, int]:
     return {"n_references": config.n_references, "n_near": config.n_near, "n_close": config.n_close}
 
 
-def in_chunks(model: SpaHGC, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[slice]]:
+def in_chunks(model: SpaHGCNetwork, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[slice]]:
     out, written = np.full((len(arrays[0]), N_GENES), np.nan, np.float32), []
 
     def write(rows: slice, values: np.ndarray) -> None:
         written.append(rows)
         out[rows] = values
 
-    inference.predict(model, large_graph(*arrays, **numbers(model.config)), write)
+    inference.predict(model, slide_graph(*arrays, **numbers(model.config)), write)
     return out, written
 
 
@@ -54,7 +54,7 @@ def test_chunks_equal_the_whole(arrays, small, monkeypatch, switch, in_file):
         monkeypatch.setattr(inference, "IN_MEMORY", 0)
     model = network(small if switch is None else replace(small, **{switch: False}))
     with torch.no_grad():
-        expected = model(build_graph(*arrays, **numbers(small))).numpy()
+        expected = model(slide_graph(*arrays, **numbers(small)).tensors()).numpy()
     found, written = in_chunks(model, arrays)
     assert [rows.start for rows in written] == [0, 10, 20, 30, 40, 50]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -67,7 +67,7 @@ def test_paper_preset_with_components(arrays, monkeypatch):
     components = torch.randn(3, N_GENES, generator=torch.Generator().manual_seed(0))
     model = network(Config(), components)
     with torch.no_grad():
-        expected = model(build_graph(*arrays)).numpy()
+        expected = model(slide_graph(*arrays).tensors()).numpy()
     np.testing.assert_allclose(in_chunks(model, arrays)[0], expected, atol=1e-5)
 
 
@@ -78,9 +78,9 @@ def test_large_scores_stay_finite(arrays, small, monkeypatch):
     model = network(small)
     with torch.no_grad():
         for layer in model.encoder.layers:
-            layer.refer.query.weight.mul_(300)
-            layer.refer.key.weight.mul_(300)
-        expected = model(build_graph(z_t, xy, z_r, y_r, **numbers(small))).numpy()
+            layer.refer.to_reference.query.weight.mul_(300)
+            layer.refer.to_reference.key.weight.mul_(300)
+        expected = model(slide_graph(z_t, xy, z_r, y_r, **numbers(small)).tensors()).numpy()
     found, _ = in_chunks(model, arrays)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -98,16 +98,16 @@ def test_a_single_spot(arrays, small):
     z_t, xy, z_r, y_r = arrays
     model = network(small)
     with torch.no_grad():
-        expected = model(build_graph(z_t[:1], xy[:1], z_r, y_r, **numbers(small))).numpy()
+        expected = model(slide_graph(z_t[:1], xy[:1], z_r, y_r, **numbers(small)).tensors()).numpy()
     np.testing.assert_allclose(in_chunks(model, (z_t[:1], xy[:1], z_r, y_r))[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("switch", [None, "use_refer", "use_pooling"])
-def test_attention_is_told(arrays, small, monkeypatch, switch):
+def test_attention_is_handed_over(arrays, small, monkeypatch, switch):
     """Once a layer and once for the pooling, where they attend; the same in chunks, and with nothing else changed."""
     config = replace(small, **({} if switch is None else {switch: False}))
     model = network(config)
-    graph = large_graph(*arrays, **numbers(config))
+    graph = slide_graph(*arrays, **numbers(config))
     told = {}
     for chunk in (10_000, 13):
         monkeypatch.setattr(inference, "CHUNK", chunk)
@@ -130,5 +130,5 @@ def test_attention_is_told(arrays, small, monkeypatch, switch):
 
 
 def test_nodes_are_rows_of_the_reference(arrays, small):
-    graph = large_graph(*arrays, **numbers(small))
+    graph = slide_graph(*arrays, **numbers(small))
     np.testing.assert_array_equal(graph.joint[:, :N_FEATURES].numpy(), arrays[2][graph.nodes])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, leaky_relu, linear
 
-from spahgc.nn import Config, SpaHGC, TargetEncoder, build_graph, graph_tensors
+from spahgc.nn import Config, Edges, SpaHGCNetwork, TargetEncoder, slide_graph
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def arrays():
 
 def make(config, **kwargs):
     torch.manual_seed(0)
-    return SpaHGC(6, 5, config, **kwargs).eval()
+    return SpaHGCNetwork(6, 5, config, **kwargs).eval()
 
 
 def test_config_is_the_paper_and_survives_json():
@@ -41,13 +41,13 @@ def test_config_is_the_paper_and_survives_json():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"hidden": 10}, ValueError, "not a multiple of"),
-        ({"n_layers": 0}, ValueError, "n_layers is at least 1"),
-        ({"heads": 2.0}, TypeError, "heads is a whole number"),
-        ({"dropout": 1.0}, ValueError, "dropout is a share"),
-        ({"mask_target": -0.1}, ValueError, "mask_target is a share"),
-        ({"weight_pearson": float("nan")}, ValueError, "weight_pearson is finite"),
-        ({"learning_rate": 0.0}, ValueError, "learning_rate is finite and positive"),
+        ({"hidden": 10}, ValueError, "must be a multiple of `heads`"),
+        ({"n_layers": 0}, ValueError, "`n_layers` must be an integer of at least 1, got 0"),
+        ({"heads": 2.0}, TypeError, "`heads` must be an integer"),
+        ({"dropout": 1.0}, ValueError, "`dropout` must be a finite number of at least 0 and less than 1"),
+        ({"mask_target": -0.1}, ValueError, "`mask_target` must be a finite number between 0 and 1"),
+        ({"weight_pearson": float("nan")}, ValueError, "`weight_pearson` must be a finite number"),
+        ({"learning_rate": 0.0}, ValueError, "`learning_rate` must be a finite number greater than 0"),
     ],
 )
 def test_config_errors(change, error, message):
@@ -58,7 +58,7 @@ def test_config_errors(change, error, message):
 @torch.no_grad()
 def test_encoder_equals_the_steps_of_the_design(arrays, small):
     """Input maps, GraphSAGE written out, mean over edge types, LeakyReLU(0.2), head; attention is checked elsewhere."""
-    graph = graph_tensors(build_graph(*arrays, n_references=3, n_near=2, n_close=2))
+    graph = slide_graph(*arrays, n_references=3, n_near=2, n_close=2).tensors()
     model = make(small)
 
     def input_map(maps, x):
@@ -75,13 +75,14 @@ def test_encoder_equals_the_steps_of_the_design(arrays, small):
     encoder = model.encoder
     target, reference = input_map(encoder.target, graph.target), input_map(encoder.reference, graph.reference)
     expression = linear(graph.reference[:, 6:], encoder.expression.weight, encoder.expression.bias)
+    close = graph.close.sender.view(len(reference), -1)
     for layer in encoder.layers:
-        to_target, to_reference = layer.refer(target, reference, expression, graph.references)
+        to_target, to_reference = layer.refer(target, reference, expression, graph.refer, graph.back)
         target, reference = (
-            leaky_relu((sage(layer.near, target, graph.near) + to_target) / 2, 0.2),
-            leaky_relu((sage(layer.close, reference, graph.close) + to_reference) / 2, 0.2),
+            leaky_relu((sage(layer.near, target, graph.near.sender.view(20, -1)) + to_target) / 2, 0.2),
+            leaky_relu((sage(layer.close, reference, close) + to_reference) / 2, 0.2),
         )
-    pooled = model.pooling(target, reference, graph.references)
+    pooled = model.pooling(target, model.pooling.answer(reference), graph.refer)
     expected = linear(pooled, model.head.weight, model.head.bias)
     torch.testing.assert_close(model(graph), expected, atol=1e-5, rtol=1e-5)
 
@@ -90,10 +91,10 @@ def test_encoder_equals_the_steps_of_the_design(arrays, small):
 def test_order_of_spots_permutes_predictions(arrays, small):
     z_t, xy, z_r, y_r = arrays
     model = make(small)
-    expected = model(build_graph(z_t, xy, z_r, y_r))
+    expected = model(slide_graph(z_t, xy, z_r, y_r).tensors())
     rng = np.random.default_rng(1)
     t, r = rng.permutation(len(z_t)), rng.permutation(len(z_r))
-    found = model(build_graph(z_t[t], xy[t], z_r[r], y_r[r]))
+    found = model(slide_graph(z_t[t], xy[t], z_r[r], y_r[r]).tensors())
     torch.testing.assert_close(found, expected[t], atol=1e-5, rtol=1e-5)
     assert expected.std(dim=0).min() > 1e-3
 
@@ -103,12 +104,17 @@ def test_order_of_spots_permutes_predictions(arrays, small):
 def test_switches_take_their_edges_out(arrays, small, switch):
     """With a component off, its edges have no effect on the prediction; with it on, they have."""
     z_t, xy, z_r, y_r = arrays
-    graph = graph_tensors(build_graph(z_t, xy, z_r, y_r, n_references=3))
+    graph = slide_graph(z_t, xy, z_r, y_r, n_references=3).tensors()
+    n, m = len(graph.target), len(graph.reference)
+    near, close, refer = (
+        edges.sender.view(len(edges.start) - 1, -1) for edges in (graph.near, graph.close, graph.refer)
+    )
+    refer = Edges.of(refer.roll(1, 0), m)
     changed = {
-        "use_near": graph._replace(near=graph.near.flip(0)),
-        "use_close": graph._replace(close=graph.close.flip(0)),
-        "use_refer": graph._replace(references=graph.references.roll(1, 0)),
-        "use_pooling": graph._replace(references=graph.references.roll(1, 0)),
+        "use_near": graph._replace(near=Edges.of(near.flip(0), n)),
+        "use_close": graph._replace(close=Edges.of(close.flip(0), m)),
+        "use_refer": graph._replace(refer=refer, back=refer.reversed()),
+        "use_pooling": graph._replace(refer=refer, back=refer.reversed()),
     }[switch]
     # Layers and pooling read the same edges: look at each with the other off.
     other = {"use_refer": {"use_pooling": False}, "use_pooling": {"use_refer": False}}.get(switch, {})
@@ -123,42 +129,35 @@ def test_without_any_edges_a_spot_predicts_from_itself(arrays, small):
     z_t, xy, z_r, y_r = arrays
     off = {"use_near": False, "use_close": False, "use_refer": False, "use_pooling": False}
     model = make(replace(small, **off))
-    whole = model(build_graph(z_t, xy, z_r, y_r))
-    alone = model(build_graph(z_t[3:4], xy[3:4], z_r, y_r))
+    whole = model(slide_graph(z_t, xy, z_r, y_r).tensors())
+    alone = model(slide_graph(z_t[3:4], xy[3:4], z_r, y_r).tensors())
     torch.testing.assert_close(whole[3:4], alone)
     assert whole.std(dim=0).min() > 1e-3
 
 
 @torch.no_grad()
-def test_base_components_and_zero_head(arrays, small):
+def test_components_span_the_output(arrays, small):
     components = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
-    data = build_graph(*arrays)
-    base = torch.randn(20, 5, generator=torch.Generator().manual_seed(4))
-    model = make(small, components=components)
-    plain = model(data)
-    assert torch.linalg.matrix_rank(plain - plain[:1]) == 2
-    data["target"].base = base
-    torch.testing.assert_close(model(data), plain + base)
-    zero = make(replace(small, zero_init_head=True), components=components)
-    torch.testing.assert_close(zero(data), base, atol=0, rtol=0)
+    output = make(small, components=components)(slide_graph(*arrays).tensors())
+    assert torch.linalg.matrix_rank(output - output[:1]) == 2
 
 
 @torch.no_grad()
 def test_state_dict_round_trip_through_numpy(arrays, small):
-    data = build_graph(*arrays)
+    data = slide_graph(*arrays).tensors()
     model = make(small, components=torch.ones(2, 5))
     state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     assert "components" in state
     assert not any("target_encoder" in name for name in state)
     torch.manual_seed(9)
-    other = SpaHGC(6, 5, small, components=torch.zeros(2, 5)).eval()
+    other = SpaHGCNetwork(6, 5, small, components=torch.zeros(2, 5)).eval()
     assert not torch.equal(other(data), model(data))
     other.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     assert torch.equal(other(data), model(data))
 
 
 def test_contrast_uses_views_and_leaves_the_target_encoder_without_gradient(arrays, small):
-    data = build_graph(*arrays)
+    data = slide_graph(*arrays).tensors()
     model = make(small).train()
     follower = TargetEncoder(model.encoder)
     terms = model.contrast(data, follower, torch.Generator().manual_seed(0))
@@ -175,7 +174,7 @@ def test_contrast_uses_views_and_leaves_the_target_encoder_without_gradient(arra
 
 def test_prediction_is_of_the_unmasked_graph(arrays, small):
     """In training mode, without dropout, the prediction is the one of evaluation mode: no mask is drawn."""
-    data = build_graph(*arrays)
+    data = slide_graph(*arrays).tensors()
     model = make(small)
     expected = model(data)
     torch.testing.assert_close(model.train()(data), expected, atol=0, rtol=0)
@@ -183,7 +182,7 @@ def test_prediction_is_of_the_unmasked_graph(arrays, small):
 
 def test_mixed_precision_gives_float32_predictions_and_finite_gradients(arrays, small):
     """The path of CUDA, with the CPU's autocast."""
-    data = build_graph(*arrays)
+    data = slide_graph(*arrays).tensors()
     model = make(small).train()
     expected = model(data).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -198,19 +197,16 @@ def test_mixed_precision_gives_float32_predictions_and_finite_gradients(arrays, 
 
 
 def test_errors(arrays, small):
-    data = build_graph(*arrays)
-    with pytest.raises(ValueError, match=r"components is \(2, 4\); it is \(r, 5\)"):
-        SpaHGC(6, 5, small, components=torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="6 target and 11 reference features; this network takes 6 and 10"):
-        SpaHGC(6, 4, small)(data)
-    data["target"].base = torch.zeros(20, 4)
-    with pytest.raises(ValueError, match=r"base is \(20, 4\), not \(20, 5\)"):
-        SpaHGC(6, 5, small)(data)
+    data = slide_graph(*arrays).tensors()
+    with pytest.raises(ValueError, match=r"must be \(n_components, 5\), one column per gene, got \(2, 4\)"):
+        SpaHGCNetwork(6, 5, small, components=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="6 target and 11 reference features, but this network takes 6 and 10"):
+        SpaHGCNetwork(6, 4, small)(data)
 
 
 def test_components_are_not_trained(small):
     components = torch.ones(2, 5)
-    model = SpaHGC(6, 5, small, components=components)
+    model = SpaHGCNetwork(6, 5, small, components=components)
     assert isinstance(model, nn.Module)
     assert "components" not in dict(model.named_parameters())
     components += 1

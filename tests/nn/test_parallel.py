@@ -14,7 +14,7 @@ import torch
 
 import spahgc
 from spahgc import _run
-from spahgc.nn import SpaHGC, TargetEncoder, train
+from spahgc.nn import SpaHGCNetwork, TargetEncoder, train
 from spahgc.nn.loss import supervised_terms
 from spahgc.nn.training import share
 
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return {"ended": ended, "ranks": ranks, "arrays": arrays}
 
 
-def by_hand(n_slides: int, config, n_ranks: int) -> tuple[SpaHGC, dict[str, list[float]]]:
+def by_hand(n_slides: int, config, n_ranks: int) -> tuple[SpaHGCNetwork, dict[str, list[float]]]:
     """One process that averages the gradients of the slides of each step itself."""
     items = slides(n_slides)
     start, masks, shuffle = (int(s) for s in np.random.SeedSequence(SEED).generate_state(3))
@@ -52,7 +52,7 @@ def by_hand(n_slides: int, config, n_ranks: int) -> tuple[SpaHGC, dict[str, list
     order_from = torch.Generator().manual_seed(shuffle)
     with torch.random.fork_rng():
         torch.manual_seed(start)
-        model = SpaHGC(6, 4, config).train()
+        model = SpaHGCNetwork(6, 4, config).train()
     target_encoder = TargetEncoder(model.encoder, config.ema_decay)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True

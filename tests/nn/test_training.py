@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import Config, fit, train, training
+from spahgc.nn import Config, Edges, fit, train, training
 
 
 def weights(model):
@@ -73,7 +73,8 @@ def test_graphs_are_not_changed(cohort, small):
     train(slides, small)
     for (graph, y), (other, other_y) in zip(slides, copies, strict=True):
         for mine, theirs in zip(graph, other, strict=True):
-            assert mine is theirs is None or torch.equal(mine, theirs)
+            tensors = (mine, theirs) if isinstance(mine, Edges) else ([mine], [theirs])
+            assert mine is theirs is None or all(torch.equal(*pair) for pair in zip(*tensors, strict=True))
         assert torch.equal(y, other_y)
 
 

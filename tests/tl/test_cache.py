@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import spahgc
-from spahgc import nn, settings
+from spahgc import settings
 from spahgc.methods import SpaHGC, _references
 from spahgc.tl import _cross_validate, cross_validate
 
@@ -65,10 +65,13 @@ def predictions(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Searches that were computed."""
     made: list[str] = []
-    nearest, search = _references._nearest, nn.cosine_topk
-    monkeypatch.setattr(_references, "_nearest", lambda *given: (made.append("pair"), nearest(*given))[1])
-    monkeypatch.setattr(nn, "cosine_topk", lambda *a, **b: (made.append("whole"), search(*a, **b))[1])
-    monkeypatch.setattr(nn.graph, "cosine_topk", lambda *a, **b: (made.append("close"), search(*a, **b))[1])
+    search = _references.cosine_topk
+
+    def counted(*arrays: Any, exclude_self: bool = False, **options: Any) -> Any:
+        made.append("close" if exclude_self else "references")
+        return search(*arrays, exclude_self=exclude_self, **options)
+
+    monkeypatch.setattr(_references, "cosine_topk", counted)
     return made
 
 
@@ -94,17 +97,13 @@ def test_folds_are_the_same_with_and_without(
 ) -> None:
     table = run(cohort, resume=tmp_path)
     with_cache, predictions[:] = list(predictions), []
-    # Each ordered pair of the three slides once, for all folds and methods. Of the view whose components are those of a
-    # fold, in each fold the searches of its three slides once. Of both views, the edges within the graphs.
-    assert searches.count("pair") == 6
-    assert searches.count("whole") == 3 * 3
-    assert searches.count("close") == 3 * 2 * 3
+    # Of both views, in each fold, the searches of its three slides and the edges within their graphs, once.
+    assert searches.count("references") == searches.count("close") == 3 * 2 * 3
     assert not (tmp_path / ".spahgc_cache").exists()
     without_cache(monkeypatch)
     searches.clear()
     pd.testing.assert_frame_equal(run(cohort), table, check_exact=True)
-    assert searches.count("pair") == 0
-    assert searches.count("close") == 3 * 3 * 3
+    assert searches.count("references") == searches.count("close") == 3 * 3 * 3
     assert len(predictions) == len(with_cache) == 3 * 3
     for one, other in zip(predictions, with_cache, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -117,7 +116,6 @@ def test_what_a_killed_run_left_is_used_unless_it_is_damaged(
         killed.setattr("spahgc._disk.shutil.rmtree", lambda *_, **__: None)
         first = run(cohort, methods={"spot": small("spot")}, resume=tmp_path)
     left = sorted((tmp_path / ".spahgc_cache").iterdir())
-    assert searches.count("pair") == 6
     assert len(left) == len(searches)
     left[0].write_bytes(left[0].read_bytes()[:-1])
     for unit in tmp_path.glob("*.npz"):

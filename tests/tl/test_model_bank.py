@@ -250,20 +250,20 @@ def test_networks_in_half_precision(models: Models, slide: Slide, tmp_path: Path
     (network,), features = full.method._networks, torch.from_numpy(graph.features[: len(own)])
     near, references = (torch.from_numpy(table.astype(np.int64)) for table in (graph.near, graph.references))
 
-    def predicted(joint: torch.Tensor) -> torch.Tensor:
-        return network(GraphTensors(features, joint, near, graph.close, references))[:SOME]
+    def of_network(joint: torch.Tensor) -> torch.Tensor:
+        return network(GraphTensors.of(features, joint, near=near, close=graph.close, references=references))[:SOME]
 
     joint, joint_half = graph.joint, graph_half.joint
-    slopes = torch.autograd.functional.jacobian(predicted, joint)
+    slopes = torch.autograd.functional.jacobian(of_network, joint)
     # The scaled expression is float32 first. Second-order terms are smaller by another factor of about U.
     limit = (slopes.abs() * (joint.abs() * U + 2e-6)).sum(dim=(2, 3)) * 1.01 + 2e-6
-    off = (predicted(joint) - predicted(joint_half)).abs()
+    off = (of_network(joint) - of_network(joint_half)).abs()
     assert (off <= limit).all()
     assert off.max() > max(0.01 * limit.max(), 6e-6)
-    assert limit.max() < 0.01 * predicted(joint).std()
+    assert limit.max() < 0.01 * of_network(joint).std()
     part, share = full.method._part, (1 - full.method._preset.kernel) / (1 + len(full.method._part.linear))
     whole = np.abs(predicted(full, slide)[0] - predicted(half, slide)[0])[:SOME]
-    assert (whole <= share * part.spread * limit.numpy() + 1e-5).all()
+    assert (whole <= share * part.std * limit.numpy() + 1e-5).all()
 
 
 @pytest.mark.parametrize("half", [False, True])

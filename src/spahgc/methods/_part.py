@@ -1,100 +1,127 @@
-"""The reference slides of SpaHGC, ready for the network."""
+"""Reference slides of SpaHGC, prepared for the networks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+import torch
 
 from .._run import Progress, no_progress
 from .._settings import settings
 from .._slides import Cohort, Float64, Rows, Slide, Stack
+from ..nn import Config, SlideGraph, slide_graph
 from ._features import ContextRows, GeneScale, leading_axes
-from ._graphs import TrainingGraphs
 from ._presets import Preset
-from ._references import References
-from .base import Method, Run, State
+from ._references import References, TrainingGraphs, cached_topk
+from .base import Run, State
 from .kernel import ContextKernel
 from .linear import ContextRidge, Ridge
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..nn import Config, LargeGraph
 
 _LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 
 
-@dataclass(eq=False)
 class Part:
-    """Reference slides made ready for the network: scaled expression, what nodes carry, the kernel."""
+    """Reference slides prepared for the networks: scaled expression, features of the nodes, and fitted companions.
 
-    config: Config
-    nodes: dict[str, Cohort]
-    """By view, the reference slides with what their nodes carry as the embedding."""
-    references: dict[str, References]
-    """By view, the same, to be searched."""
-    values: Mapping[str, Float64 | Rows]
-    """Expression that the network is trained on, by slide."""
-    scale: GeneScale
-    """What makes it of the slides' expression."""
-    level: Float64
-    spread: Float64
-    """Prediction = output * spread + level."""
-    kernel: ContextKernel | None
-    """What the networks are averaged with, and what makes the features of the nodes."""
-    linear: tuple[Ridge, ...]
-    """What that is averaged with for new patients."""
+    Parameters
+    ----------
+    cohort
+        The reference slides.
+    views
+        Features of the nodes.
+    config
+        Hyperparameters of the networks.
+    scale
+        Scale of the expression.
+    values
+        Scaled expression, by slide.
+    kernel
+        Kernel ridge regression that is averaged with the networks, and whose components the nodes carry.
+    linear
+        Linear methods that are averaged with both for new patients.
+    saved
+        Features of the nodes by view, from a saved model.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        views: tuple[str, ...],
+        config: Config,
+        *,
+        scale: GeneScale,
+        values: Mapping[str, Float64 | Rows],
+        kernel: ContextKernel | None,
+        linear: tuple[Ridge, ...],
+        saved: Mapping[str, np.ndarray],
+    ) -> None:
+        self.config, self.values, self.kernel, self.linear, self._scale = config, values, kernel, linear, scale
+        self.level, self.std = scale.mean.mean(axis=0), scale.std.mean(axis=0)
+        self.nodes: dict[str, Cohort] = {}
+        self.references: dict[str, References] = {}
+        for view in views:
+            self.nodes[view] = nodes = (
+                cohort.with_embeddings([Rows(features) for features in cohort.split(saved[view])])
+                if view in saved
+                else replace(cohort, slides=tuple(self.node_features(slide, view) for slide in cohort))
+            )
+            self.references[view] = References([slide.embedding for slide in nodes], config.n_references)
 
     @classmethod
     def prepare(cls, cohort: Cohort, preset: Preset, config: Config, run: Run) -> Self:
         """Scale the expression, and fit the kernel and the linear methods."""
-        kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or preset.views != ("spot",) else None
+        scale = GeneScale.fit(cohort) if preset.relative else GeneScale.identity(cohort)
         wanted = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
-        return cls._made(cohort, preset, config, kernel, tuple(kind(relative=True).fit(cohort, run) for kind in wanted))
+        return cls(
+            cohort,
+            preset.views,
+            config,
+            scale=scale,
+            values=scale.values(cohort),
+            kernel=ContextKernel().fit(cohort, run) if preset.kernel > 0 or preset.views != ("spot",) else None,
+            linear=tuple(kind(relative=True).fit(cohort, run) for kind in wanted),
+            saved={},
+        )
 
     @classmethod
-    def _made(
-        cls,
-        cohort: Cohort,
-        preset: Preset,
-        config: Config,
-        kernel: ContextKernel | None,
-        linear: tuple[Ridge, ...],
-        state: Mapping[str, np.ndarray] | None = None,
-    ) -> Self:
-        """What `state` holds is taken from it, and the slides are not read for it."""
-        state = state or {}
-        if "mean" in state:
-            scale = GeneScale(state["mean"], state["spread"])
-        else:
-            scale = GeneScale.fit(cohort) if preset.relative else GeneScale.identity(cohort)
-        values: Mapping[str, Float64 | Rows] = scale.rows(cohort) if state else scale.values(cohort)
-        part = cls(config, {}, {}, values, scale, scale.mean.mean(axis=0), scale.std.mean(axis=0), kernel, linear)
-        for view in preset.views:
-            part.nodes[view] = (
-                cohort.with_embeddings([Rows(own) for own in cohort.split(state[f"nodes.{view}"])])
-                if f"nodes.{view}" in state
-                else replace(cohort, slides=tuple(part.node_features(slide, view) for slide in cohort))
-            )
-            part.references[view] = References(
-                [slide.embedding for slide in part.nodes[view]],
-                config.n_references,
-                approximate=True,
-                pairs=view == "spot",  # components are those of the reference
-            )
-        return part
+    def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, views: tuple[str, ...], config: Config) -> Self:
+        """Inverse of :meth:`arrays`; the slides are not read."""
+        parts: dict[str, State] = {}
+        for key, array in state.items():
+            name, _, rest = key.partition(".")
+            parts.setdefault(name, {})[rest] = array
+        scale, kernel = GeneScale(state["mean"], state["std"]), parts.get(ContextKernel.name)
+        return cls(
+            cohort,
+            views,
+            config,
+            scale=scale,
+            values=scale.rows(cohort),
+            kernel=None if kernel is None else ContextKernel().restore(kernel, cohort),
+            linear=tuple(
+                kind(relative=True).restore(parts[kind.name], cohort) for kind in _LINEAR if kind.name in parts
+            ),
+            saved=parts.get("nodes", {}),
+        )
+
+    def arrays(self) -> State:
+        """Fitted state, without the reference slides."""
+        fitted = [*self.linear, *([] if self.kernel is None else [self.kernel])]
+        arrays = {f"{part.name}.{key}": value for part in fitted for key, value in part.state().items()}
+        return {**arrays, "mean": self._scale.mean, "std": self._scale.std}
 
     def node_features(self, slide: Slide, view: str) -> Slide:
-        """The slide with what its nodes carry as the embedding; components are of mean square 1."""
+        """The slide with the features of its nodes as the embedding."""
         return slide if view == "spot" else replace(slide, embedding=np.asarray(self._components(slide, view)))
 
     def _components(self, slide: Slide, view: str) -> ContextRows:
+        """Components of the kernel, scaled to a mean square of 1."""
         if self.kernel is None:
-            raise ValueError(f"The components of view {view!r} are those of the kernel, and there is none.")
+            raise ValueError(f"View {view!r} consists of components of the kernel, but there is none.")
         context = self.kernel.context if view == "context" else self.kernel.context.of_spot()
         return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
 
@@ -106,15 +133,13 @@ class Part:
             self.config,
             references=self.references[view],
             max_nodes=settings.max_nodes,
-            device=str(device),
+            device=device,
         )
 
-    def graph(self, slide: Slide, view: str, device: torch.device, *, progress: Progress = no_progress) -> LargeGraph:
-        """Graph of a slide to predict, with references from all reference slides; features are made when read."""
-        from ..nn import large_graph
-
+    def graph(self, slide: Slide, view: str, device: torch.device, *, progress: Progress = no_progress) -> SlideGraph:
+        """Graph of a slide to predict, with references from all reference slides."""
         nodes, config = self.nodes[view], self.config
-        return large_graph(
+        return slide_graph(
             slide.embedding if view == "spot" else self._components(slide, view),
             slide.coordinates,
             Stack([reference.embedding for reference in nodes]),
@@ -124,37 +149,12 @@ class Part:
             n_close=config.n_close,
             device=device,
             search=partial(self.references[view].search, n_queries=len(slide), device=device),
+            topk=cached_topk,
             progress=progress,
         )
 
-    def components(self, size: int | None) -> torch.Tensor | None:
-        """Leading components of the expression, (r, n_genes); `None` for no size."""
-        import torch
-
-        if size is None:
+    def components(self, n_components: int | None) -> torch.Tensor | None:
+        """Leading components of the expression, (n_components, n_genes)."""
+        if n_components is None:
             return None
-        return torch.from_numpy(leading_axes(np.concatenate(list(self.values.values())), size))
-
-    def arrays(self) -> State:
-        """What :meth:`restore` needs beside the cohort."""
-        parts: list[Method] = [*self.linear, *([] if self.kernel is None else [self.kernel])]
-        arrays = {f"{part.name}.{key}": value for part in parts for key, value in part.state().items()}
-        return {**arrays, "mean": self.scale.mean, "spread": self.scale.std}
-
-    @classmethod
-    def restore(cls, state: Mapping[str, np.ndarray], cohort: Cohort, preset: Preset, config: Config) -> Self:
-        """Inverse of :meth:`arrays`."""
-
-        def of(method: Ridge | ContextKernel) -> State:
-            prefix = f"{method.name}."
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-        kernel, linear = ContextKernel(), [kind(relative=True) for kind in _LINEAR]
-        return cls._made(
-            cohort,
-            preset,
-            config,
-            kernel.restore(of(kernel), cohort) if of(kernel) else None,
-            tuple(method.restore(of(method), cohort) for method in linear if of(method)),
-            state,
-        )
+        return torch.from_numpy(leading_axes(np.concatenate(list(self.values.values())), n_components))

@@ -1,57 +1,58 @@
-"""Which reference spots are most similar to a spot: exact, or by an index that misses a few; kept within a run."""
+"""Reference spots most similar to a spot, and the training graphs that connect them; searches are cached in a run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .. import _disk as cache
+from .._disk import cached, digest
+from .._geometry import spatial_knn
 from .._settings import settings
-from .._slides import Rows, Stack, blocks
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..nn import ApproximateIndex
+from .._slides import Cohort, Float32, Float64, Rows, Stack
+from ..nn import ApproximateIndex, Config, GraphTensors, cosine_topk, spatial_blocks
+from ..nn.graph import joint_features, reference_nodes
 
 logger = logging.getLogger("spahgc")
 
 FEWEST_QUERIES = 30_000
-"""Spots to search for from which on an index pays: to build one takes about as long as to search for these."""
+"""Smallest number of queries for an approximate index: building one takes about as long as searching for these."""
 _LARGEST_SHARE = 0.2
 """Share of the lists of an index beyond which looking into them takes longer than the exact search."""
-_PAIR_SIZE = 16
-"""Nearest spots that are kept of a pair of slides, or the next multiple: methods with another k then share them."""
+
+
+def cached_topk(query: NDArray, bank: NDArray, k: int, **options: Any) -> tuple[NDArray[np.int64], Float32]:
+    """:func:`~spahgc.nn.cosine_topk`, computed once in a run that caches."""
+
+    def search() -> dict[str, NDArray]:
+        index, similarity = cosine_topk(query, bank, k, **options)
+        return {"index": index, "similarity": similarity}
+
+    found = cached(lambda: digest("topk", query, bank, k, str(options)), search)
+    return found["index"], found["similarity"]
 
 
 class References:
-    """The spots of the reference slides, to be searched.
+    """Search among the spots of the reference slides.
 
     Parameters
     ----------
     slides
-        What is compared, by slide, float32 (n_spots, d): arrays or :class:`~spahgc._slides.Rows`.
+        Features of each slide's spots, (n_spots, n_features).
     k
-        Spots to find for each spot.
-    approximate
-        Take an index where it pays and :data:`spahgc.settings` lets it.
-    pairs
-        In a run that keeps what it computes, keep what is found in each slide, and put it together: for features that
-        are the same with other slides in the reference. Else a search is kept as a whole.
+        Spots to find for each query.
     """
 
-    def __init__(
-        self, slides: Sequence[NDArray | Rows], k: int, *, approximate: bool = False, pairs: bool = True
-    ) -> None:
-        self._slides, self._k, self._approximate, self._pairs = list(slides), k, approximate, pairs
+    def __init__(self, slides: Sequence[NDArray | Rows], k: int) -> None:
+        self._slides, self._k = list(slides), k
         self._starts: list[int] = np.cumsum([0, *map(len, slides)]).tolist()
-        self._index: ApproximateIndex | None = None
 
     def search(
         self,
@@ -61,135 +62,144 @@ class References:
         without: int | None = None,
         device: str | torch.device = "cpu",
     ) -> NDArray[np.int64]:
-        """The most similar spots by cosine.
+        """Find the most similar spots by cosine.
 
         Parameters
         ----------
         query
-            (n, d).
+            (n, n_features).
         n_queries
-            Spots to search for in all, if `query` is a part of them.
+            Number of all queries, if `query` is a part of them.
         without
-            Number of a slide that is left out.
+            Number of a slide that is excluded.
         device
-            Of the matrix products.
+            Torch device of the matrix products.
 
         Returns
         -------
-        Row numbers over all slides, (n, k), most similar first; of equally similar ones the lower number.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than `k` spots, or values are not finite.
+        Rows over all slides, (n, k), most similar first.
         """
-        left = self._starts[-1] - (0 if without is None else len(self._slides[without]))
-        if left < self._k:
-            raise ValueError(f"There are {left} reference spots to choose from, fewer than the {self._k} asked for.")
-        approximate = self._may_pay(len(query) if n_queries is None else n_queries, device)
-        if self._pairs and cache.active() and not approximate:
-            return np.concatenate([self._merged(query[rows], without, device) for rows in blocks(len(query))])
-        search = self._by_index if approximate else self._exact
-        return cache.cached(
-            lambda: cache.digest(search.__name__, query, *self._digests, self._k, str(without)),
-            lambda: {"rows": search(query, without, device)},
-        )["rows"]
+        least, n = settings.approximate_from, self._starts[-1]
+        many = (len(query) if n_queries is None else n_queries) >= FEWEST_QUERIES
+        # A GPU multiplies matrices faster than a CPU looks into lists.
+        approximate = least is not None and n >= least and many and str(device) == "cpu" and self._has_faiss
+
+        def search() -> dict[str, NDArray]:
+            if approximate and self._index is not None:
+                return {"rows": self._index.search(query, without=without)[0]}
+            others = [slide for i, slide in enumerate(self._slides) if i != without]
+            found = cosine_topk(query, Stack(others), self._k, device=device)[0]
+            if without is not None:
+                start, stop = self._starts[without : without + 2]
+                found += (stop - start) * (found >= start)
+            return {"rows": found}
+
+        return cached(lambda: digest("rows", query, *self._digests, self._k, f"{without} {approximate}"), search)[
+            "rows"
+        ]
 
     def record(self) -> dict[str, Any]:
-        """How was searched: ``"method"``, ``"exact"`` or ``"approximate"``, and of an index its recall and size."""
-        if self._index is None or not self._pays:
+        """Search method: ``"exact"``, or ``"approximate"`` with the recall and size of the index."""
+        index: ApproximateIndex | None = vars(self).get("_index")
+        if index is None:
             return {"method": "exact"}
-        found = self._index.measured
-        return {
-            "method": "approximate",
-            "recall": found.recall,
-            "recall_queries": found.n_queries,
-            "n_lists": found.n_lists,
-            "n_probed": found.n_probed,
-        }
-
-    def _exact(self, query: NDArray, without: int | None, device: str | torch.device) -> NDArray[np.int64]:
-        from ..nn import cosine_topk
-
-        if without is None:
-            return cosine_topk(query, Stack(self._slides), self._k, device=device)[0]
-        others = Stack(self._slides[:without] + self._slides[without + 1 :])
-        found = cosine_topk(query, others, self._k, device=device)[0]
-        start, stop = self._starts[without : without + 2]
-        return found + (stop - start) * (found >= start)
-
-    def _merged(self, query: NDArray, without: int | None, device: str | torch.device) -> NDArray[np.int64]:
-        """The exact answer from those for each slide alone, which are kept: they serve in every fold."""
-        name = cache.digest(query)
-        index = np.empty((len(query), 0), np.int64)
-        similarity = np.empty((len(query), 0))
-        for i, slide in enumerate(self._slides):
-            if i == without:
-                continue
-            size = min(-(-self._k // _PAIR_SIZE) * _PAIR_SIZE, len(slide))
-            found = cache.cached(
-                partial(cache.digest, "pair", name, self._digests[i], size),
-                partial(_nearest, query, slide, size, device),
-            )
-            similarity = np.concatenate([similarity, found["similarity"]], axis=1)
-            index = np.concatenate([index, found["index"] + self._starts[i]], axis=1)
-            # Stable: of equally similar ones the lower number stays first, as those found before have lower ones.
-            best = np.argsort(-similarity, axis=1, kind="stable")[:, : self._k]
-            index, similarity = np.take_along_axis(index, best, axis=1), np.take_along_axis(similarity, best, axis=1)
-        return index
+        recall = {"recall": index.recall, "recall_queries": index.n_queries}
+        return {"method": "approximate", **recall, "n_lists": index.n_lists, "n_probed": index.n_probed}
 
     @cached_property
     def _digests(self) -> list[str]:
-        return [cache.digest(slide) for slide in self._slides]
-
-    def _may_pay(self, n_queries: int, device: str | torch.device) -> bool:
-        """Whether the sizes are such that an index pays; of the machine and the data only what is always the same."""
-        least, n = settings.approximate_from, self._starts[-1]
-        # A GPU multiplies matrices faster than a CPU looks into lists.
-        if not self._approximate or least is None or n < least or n_queries < FEWEST_QUERIES or str(device) != "cpu":
-            return False
-        return self._has_faiss
+        return [digest(slide) for slide in self._slides]
 
     @cached_property
     def _has_faiss(self) -> bool:
         found = find_spec("faiss") is not None
         if not found:
             logger.info(
-                "All %d reference spots are searched, one by one. An approximate index is faster: pip install "
-                "'spahgc[ann]'",
+                "Exact search among %d reference spots. An approximate index is faster: pip install 'spahgc[ann]'",
                 self._starts[-1],
             )
         return found
 
-    def _by_index(self, query: NDArray, without: int | None, device: str | torch.device) -> NDArray[np.int64]:
-        from ..nn import ApproximateIndex
-
-        if self._index is None:
-            self._index = ApproximateIndex.build(self._slides, self._k)
-            found = self._index.measured
-            logger.info(
-                "Index of %d reference spots: recall %.4f, looking into %d of %d lists; %s.",
-                self._starts[-1],
-                found.recall,
-                found.n_probed,
-                found.n_lists,
-                "it is used" if self._pays else "the exact search is faster, and used",
-            )
-        return (
-            self._index.search(query, self._k, without=without)[0]
-            if self._pays
-            else self._exact(query, without, device)
+    @cached_property
+    def _index(self) -> ApproximateIndex | None:
+        """Approximate index; `None` if it reaches its recall only with so many lists that it does not pay."""
+        index = ApproximateIndex(self._slides, self._k)
+        pays = index.n_probed <= _LARGEST_SHARE * index.n_lists
+        logger.info(
+            "Index of %d reference spots: recall %.4f with %d of %d lists; %s.",
+            self._starts[-1],
+            index.recall,
+            index.n_probed,
+            index.n_lists,
+            "it is used" if pays else "the exact search is faster, and used",
         )
-
-    @property
-    def _pays(self) -> bool:
-        """Whether the index that was built finds what it should in few enough lists."""
-        found = None if self._index is None else self._index.measured
-        return found is not None and found.n_probed <= _LARGEST_SHARE * found.n_lists
+        return index if pays else None
 
 
-def _nearest(query: NDArray, slide: NDArray | Rows, k: int, device: str | torch.device) -> cache.Arrays:
-    from ..nn.retrieval import exact_topk
+class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
+    """Graph and expression of each reference slide, or block of one, with references from the other slides.
 
-    index, similarity = exact_topk(query, slide, k, device=device)
-    return {"index": index.astype(np.int32), "similarity": similarity}
+    Only edges are kept; features and expression are gathered when an item is read.
+
+    Parameters
+    ----------
+    nodes
+        The reference slides, with the features of their nodes as the embedding.
+    values
+        Expression to train on, by slide.
+    config
+        Numbers of neighbors and of layers.
+    references
+        Search among the nodes.
+    max_nodes
+        Largest slide that is trained as a whole.
+    device
+        Torch device of the matrix products of the search.
+    """
+
+    def __init__(
+        self,
+        nodes: Cohort,
+        values: Mapping[str, Float64 | Rows],
+        config: Config,
+        *,
+        references: References,
+        max_nodes: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._embedding = nodes.embedding()
+        self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in nodes])
+        self._graphs: list[tuple[NDArray[Any], ...]] = []
+        self.names: list[str] = []
+        """Slide of each item, and the number of the block."""
+        first = 0
+        for i, slide in enumerate(nodes):
+            retrieved = references.search(slide.embedding, n_queries=nodes.n_spots, without=i, device=device)
+            blocks = spatial_blocks(slide.coordinates, max_nodes, n_near=config.n_near, hops=config.n_layers)
+            for number, (rows, core) in enumerate(blocks, start=1):
+                found = reference_nodes(
+                    retrieved[rows],
+                    self._embedding,
+                    self._expression,
+                    config.n_close,
+                    device=device,
+                    topk=cached_topk,
+                )
+                self._graphs.append((first + rows, core, spatial_knn(slide.coordinates[rows], config.n_near), *found))
+                self.names.append(slide.name if len(blocks) == 1 else f"{slide.name}, block {number}")
+            first += len(slide)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __getitem__(self, i: Any) -> Any:
+        rows, core, near, index, references, close = self._graphs[i]
+        graph = GraphTensors.of(
+            torch.from_numpy(self._embedding[rows]),
+            torch.from_numpy(joint_features(self._embedding, self._expression, index)),
+            near=torch.from_numpy(near),
+            close=torch.from_numpy(close),
+            references=torch.from_numpy(references),
+            core=None if len(core) == len(rows) else torch.from_numpy(core),
+        )
+        return graph, torch.from_numpy(self._expression[rows])

@@ -11,7 +11,8 @@ from torch.nn.functional import mse_loss
 
 from .._checks import at_least
 from .._slides import Cohort, Slide
-from ..nn.attention import ReferenceAttention
+from ..nn.attention import EdgeAttention
+from ..nn.layers import Edges
 from ..nn.loss import pearson_loss
 from .base import parameters
 from .knn import nearest_by_cosine
@@ -65,7 +66,7 @@ class EGN(NetworkMethod):
             "expression": nn.Linear(n_genes, hidden),
             "exemplar_norm": nn.LayerNorm(2 * hidden),
             "norms": nn.ModuleList(nn.LayerNorm(hidden) for _ in range(N_LAYERS)),
-            "attention": nn.ModuleList(ReferenceAttention(hidden, 2 * hidden, HEADS) for _ in range(N_LAYERS)),
+            "attention": nn.ModuleList(EdgeAttention(hidden, 2 * hidden, HEADS) for _ in range(N_LAYERS)),
             "feed_forward": nn.ModuleList(FeedForward(hidden, dropout) for _ in range(N_LAYERS)),
             "dropout": nn.Dropout(dropout),
             "head": Head(hidden, n_genes),
@@ -74,8 +75,9 @@ class EGN(NetworkMethod):
     def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
         states, (exemplars, embeddings, expressions) = net.stem(embedding), inputs
         answer = net.exemplar_norm(torch.cat([net.exemplar(embeddings), net.expression(expressions)], dim=1))
+        edges = Edges.of(exemplars, len(answer))
         for norm, attention, feed_forward in zip(net.norms, net.attention, net.feed_forward, strict=True):
-            states = states + net.dropout(attention(norm(states), answer, exemplars))
+            states = states + net.dropout(attention(norm(states), attention.keys_and_values(answer), edges))
             states = states + feed_forward(states)
         return net.head(states)
 

@@ -12,7 +12,8 @@ from torch.nn.functional import mse_loss
 from .._checks import at_least, between
 from .._geometry import spatial_knn
 from .._slides import Cohort, Slide
-from ..nn.attention import ReferenceAttention
+from ..nn.attention import EdgeAttention
+from ..nn.layers import Edges
 from .base import parameters
 from .network import (
     HEADS,
@@ -69,7 +70,7 @@ class TRIPLEX(NetworkMethod):
             "transformer": Transformer(hidden, 1, dropout),
             "query_norm": nn.LayerNorm(hidden),
             "answer_norm": nn.LayerNorm(hidden),
-            "attention": ReferenceAttention(hidden, hidden, HEADS),
+            "attention": EdgeAttention(hidden, hidden, HEADS),
             "feed_forward": FeedForward(hidden, dropout),
             "head": Head(hidden, n_genes),
             "heads": nn.ModuleDict({name: Head(hidden, n_genes) for name in ("spot", "neighborhood", "slide")}),
@@ -84,7 +85,9 @@ class TRIPLEX(NetworkMethod):
         # The first n answers are the spots themselves, the others their tokens as neighbors.
         members = torch.cat([torch.arange(n, device=neighbors.device)[:, None], n + neighbors], dim=1)
         answer = net.answer_norm(torch.cat([spot, neighbor]))
-        fused = slide + net.attention(net.query_norm(slide), answer, members)
+        fused = slide + net.attention(
+            net.query_norm(slide), net.attention.keys_and_values(answer), Edges.of(members, 2 * n)
+        )
         around = neighbor.index_select(0, neighbors.reshape(-1)).view(n, k, -1).mean(dim=1) if k else neighbor
         return {"spot": spot, "neighborhood": around, "slide": slide, "fused": fused + net.feed_forward(fused)}
 

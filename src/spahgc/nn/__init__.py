@@ -1,4 +1,4 @@
-"""The network: torch modules, tensors in, tensors out; plain arrays of slides to PyG graphs; the training loop.
+"""The network: torch modules on tensors, graphs of arrays of slides, nearest neighbors, training and prediction.
 
 Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026; arXiv 2603.22821).
 """
@@ -6,44 +6,37 @@ Nothing here knows AnnData. The method is SpaHGC (Shi, Wang, Wan, Min; CVPR 2026
 from __future__ import annotations
 
 from .._geometry import SpatialNeighbors, spatial_knn
-from .approximate import ApproximateIndex
-from .attention import CrossNodeDualAttention
-from .blocks import Block, spatial_blocks
+from .attention import CrossNodeAttentionPooling, CrossNodeDualAttention
 from .config import Config
-from .encoder import HeteroEncoder
-from .graph import GraphTensors, ReferenceNodes, build_graph, graph_tensors, reference_nodes
-from .inference import LargeGraph, large_graph, predict
+from .encoder import HeteroEncoder, TargetEncoder
+from .graph import GraphTensors, SlideGraph, build_graph, slide_graph, spatial_blocks
+from .inference import predict
+from .layers import Edges
 from .loss import contrastive_loss, pearson_loss, pearson_per_gene
-from .masking import TargetEncoder, complementary_masks
-from .model import SpaHGC
-from .pooling import CrossNodeAttentionPooling
-from .retrieval import cosine_topk
+from .model import SpaHGCNetwork
+from .retrieval import ApproximateIndex, cosine_topk
 from .training import fit, train
 
 __all__ = [
     "ApproximateIndex",
-    "Block",
     "Config",
     "CrossNodeAttentionPooling",
     "CrossNodeDualAttention",
+    "Edges",
     "GraphTensors",
     "HeteroEncoder",
-    "LargeGraph",
-    "ReferenceNodes",
-    "SpaHGC",
+    "SlideGraph",
+    "SpaHGCNetwork",
     "SpatialNeighbors",
     "TargetEncoder",
     "build_graph",
-    "complementary_masks",
     "contrastive_loss",
     "cosine_topk",
     "fit",
-    "graph_tensors",
-    "large_graph",
     "pearson_loss",
     "pearson_per_gene",
     "predict",
-    "reference_nodes",
+    "slide_graph",
     "spatial_blocks",
     "spatial_knn",
     "train",

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
+
+from .._checks import Range, above, at_least, between, check_argument
+
+_SHARE, _WEIGHT = between(0, 1), at_least(0)
+_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("hidden", "n_layers", "heads", "n_references", "n_near", "n_close", "epochs"), at_least(1)),
+    **dict.fromkeys(("mask_target", "mask_reference", "ema_decay"), _SHARE),
+    **dict.fromkeys(("weight_pearson", "weight_target", "weight_reference", "weight_decay"), _WEIGHT),
+    "dropout": Range("of at least 0 and less than 1", lambda value: 0 <= value < 1),
+    "learning_rate": above(0),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Hyperparameters; the defaults are the paper's, except the two marked as ours.
+    """Hyperparameters; the defaults are the paper's, except `dropout` and `ema_decay`, which it does not give.
 
     The fields are plain numbers and booleans: ``Config(**config.to_dict())`` is the same configuration after a trip
     through JSON.
@@ -22,30 +33,33 @@ class Config:
     heads
         Attention heads; divides `hidden`.
     dropout
-        Dropout in the input maps. The paper's value is not known to us: our choice.
+        Dropout in the input maps.
     n_references
         Reference spots retrieved per target spot (K).
     n_near
-        Spatial neighbours per target spot (Q).
+        Spatial neighbors per target spot (Q).
     n_close
-        Neighbours per reference spot (k).
+        Neighbors per reference spot (k).
     use_near, use_close, use_refer, use_pooling
-        Switches for ablations: spatial neighbours of target spots; neighbours of reference spots; attention between
+        Switches for ablations: spatial neighbors of target spots; neighbors of reference spots; attention between
         target and reference spots in the layers; attention of target over reference spots after the last layer. A spot
-        keeps its own state whatever is off. With `use_refer` and `use_pooling` off the reference plays no part in a
-        prediction.
+        always keeps its own state. With `use_refer` and `use_pooling` off, the reference plays no part in a prediction.
     mask_target, mask_reference
         Share of a node type's features that is masked in view 1 (and kept in view 2).
     ema_decay
-        Share of itself that the target encoder keeps per step. The paper's value is not known to us: our choice.
+        Share of itself that the target encoder keeps per step.
     weight_pearson, weight_target, weight_reference
-        Weights of 1 - mean per-gene Pearson, and of the contrastive terms, beside the mean squared error.
+        Weights of 1 - mean per-gene Pearson, and of the contrastive terms, relative to the mean squared error.
     learning_rate, weight_decay
         Of AdamW.
     epochs
-        Most epochs; one slide a step.
-    zero_init_head
-        Start the output layer at zero, so that the first prediction is the base prediction (or zero).
+        Passes over the slides.
+
+    Examples
+    --------
+    >>> from spahgc.nn import Config
+    >>> Config(hidden=128, n_layers=2).hidden
+    128
     """
 
     hidden: int = 256
@@ -68,26 +82,12 @@ class Config:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     epochs: int = 200
-    zero_init_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "n_layers", "heads", "n_references", "n_near", "n_close", "epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"Config.{name} is a whole number, not {value!r}.")
-            if value < 1:
-                raise ValueError(f"Config.{name} is at least 1, not {value}.")
+        for name, hint in get_type_hints(type(self)).items():
+            check_argument(name, getattr(self, name), hint, _RANGES.get(name))
         if self.hidden % self.heads:
-            raise ValueError(f"Config.hidden ({self.hidden}) is not a multiple of Config.heads ({self.heads}).")
-        for name in ("dropout", "mask_target", "mask_reference", "ema_decay"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (name == "dropout" and value == 1):
-                raise ValueError(f"Config.{name} is a share between 0 and 1, not {value}.")
-        for name in ("weight_pearson", "weight_target", "weight_reference", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"Config.{name} is finite and not negative, not {getattr(self, name)}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"Config.learning_rate is finite and positive, not {self.learning_rate}.")
+            raise ValueError(f"`hidden` ({self.hidden}) must be a multiple of `heads` ({self.heads}).")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dict of JSON types."""

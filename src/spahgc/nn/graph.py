@@ -1,9 +1,9 @@
-"""Plain arrays of a target slide and its reference to a heterogeneous graph (DESIGN section 2.1)."""
+"""The heterogeneous graph of a target slide and its reference (DESIGN section 2.1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,68 +11,252 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from .._checks import matrix
-from .._disk import cached, digest
-from .._geometry import spatial_knn
+from .._checks import at_least, checked, matrix, real
+from .._geometry import SpatialNeighbors
+from .._run import Progress, no_progress, with_progress
 from .._slides import Rows
-from ._fused import Edges, both_ways, edges_of
+from .layers import Edges
 from .retrieval import cosine_topk
 
-NEAR = ("target", "near", "target")
-REFER = ("reference", "refer", "target")
-CLOSE = ("reference", "close", "reference")
+Search = Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]]
 
 
-class GraphEdges(NamedTuple):
-    """The edges of a graph as the compiled kernels of the CPU read them."""
+class Features(Protocol):
+    """Embeddings of a slide's spots: an array, or an object that computes the rows that are read.
 
-    there: Edges
-    """``refer``: from the references to the target spots."""
-    back: Edges
-    """The same the other way round."""
-    near: Edges
-    close: Edges
+    If it has a method ``forget``, that is called to free memory when all rows have been read.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_spots, n_features)"""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
+        """Rows, float32."""
 
 
 class GraphTensors(NamedTuple):
-    """What the network reads of a graph, checked once; see :func:`graph_tensors`."""
+    """Tensors of a graph that the network reads; see :meth:`of`."""
 
     target: Tensor
-    """Embeddings of the target spots, (n, d)."""
     reference: Tensor
-    """Joint features [z_r | y_r] of the reference spots, (m, d + g)."""
-    near: Tensor
-    """Neighbours of each target spot on the slide, (n, Q)."""
-    close: Tensor
-    """Neighbours of each reference spot among the reference spots, (m, k)."""
-    references: Tensor
-    """Reference nodes of each target spot, (n, K)."""
-    base: Tensor | None = None
-    """Prediction that the network adds to, (n, g), or `None`."""
+    near: Edges
+    close: Edges
+    refer: Edges
+    back: Edges
     core: Tensor | None = None
-    """Target spots that the supervised loss is taken over, int64 (n_core,); `None` for all. Of a slide that is trained
-    in blocks (:func:`spatial_blocks`) the rest is the block's surroundings."""
 
-    edges: GraphEdges | None = None
-    """All edges, for the CPU; see :meth:`with_edges`."""
+    @classmethod
+    def of(
+        cls,
+        target: Tensor,
+        reference: Tensor,
+        *,
+        near: Tensor,
+        close: Tensor,
+        references: Tensor,
+        core: Tensor | None = None,
+    ) -> GraphTensors:
+        """Make them from tables of neighbors.
+
+        Parameters
+        ----------
+        target
+            Embeddings of the target spots, (n, n_features).
+        reference
+            Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes).
+        near
+            Spatial neighbors of each target spot, (n, Q).
+        close
+            Neighbors of each reference node among the reference nodes, (m, k).
+        references
+            Reference nodes of each target spot, (n, K).
+        core
+            Target spots for the supervised loss, int64 (n_core,); `None` for all. In a slide that is trained in blocks
+            (:func:`spatial_blocks`), the others surround the block.
+        """
+        n, m = len(target), len(reference)
+        refer = Edges.of(references, m)
+        return cls(target, reference, Edges.of(near, n), Edges.of(close, m), refer, refer.reversed(), core)
 
     def to(self, device: str | torch.device) -> GraphTensors:
-        """The same on a device; tensors that are there already are shared."""
-        return GraphTensors._make(tensor.to(device) if isinstance(tensor, Tensor) else None for tensor in self)
+        """The same graph on a device; tensors that are there already are shared."""
+        return GraphTensors._make(None if part is None else part.to(device) for part in self)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = [*self, *(tensor for edges in self.edges or () for tensor in edges)]
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        parts = (part if isinstance(part, Edges) else [part] for part in self)
+        return sum(tensor.nbytes for part in parts for tensor in part if tensor is not None)
 
-    def with_edges(self) -> GraphTensors:
-        """The same, with :attr:`edges` if they are lacking and the graph is on the CPU: made once, they serve often."""
-        if self.edges is not None or self.references.device.type != "cpu":
-            return self
-        there, back = both_ways(self.references, len(self.reference))
-        near, close = edges_of(self.near, len(self.target)), edges_of(self.close, len(self.reference))
-        return self._replace(edges=GraphEdges(there, back, near, close))
+
+class SlideGraph(NamedTuple):
+    """Graph of a slide as arrays; see :func:`slide_graph`.
+
+    Parameters
+    ----------
+    features
+        Embeddings of the target spots, (n, n_features).
+    near
+        Spatial neighbors of each target spot, (n, Q).
+    references
+        Reference nodes of each target spot, (n, K).
+    nodes
+        Row of each reference node among all reference spots, (m,).
+    joint
+        Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes).
+    close
+        Neighbors of each reference node, (m, k).
+    """
+
+    features: Features
+    near: NDArray[np.int32]
+    references: NDArray[np.int32]
+    nodes: NDArray[np.int64]
+    joint: Tensor
+    close: Tensor
+
+    def tensors(self) -> GraphTensors:
+        """The graph as tensors, with all features read."""
+        near, references = torch.from_numpy(self.near), torch.from_numpy(self.references)
+        features = torch.from_numpy(np.array(self.features[:], dtype=np.float32))
+        return GraphTensors.of(features, self.joint, near=near, close=self.close, references=references)
+
+
+@checked(n_references=at_least(1), n_near=at_least(1), n_close=at_least(1))
+def slide_graph(
+    features: Features | ArrayLike,
+    coordinates: ArrayLike,
+    reference_embedding: ArrayLike | Rows,
+    reference_expression: ArrayLike | Rows,
+    *,
+    n_references: int = 7,
+    n_near: int = 5,
+    n_close: int = 3,
+    device: str | torch.device = "cpu",
+    search: Callable[[NDArray[np.float32]], NDArray[np.integer]] | None = None,
+    topk: Search = cosine_topk,
+    progress: Progress = no_progress,
+) -> SlideGraph:
+    """Build the graph of one target slide, of any size.
+
+    Parameters
+    ----------
+    features
+        Embeddings of the target slide's spots, (n, n_features): an array, or an object that computes rows of one.
+    coordinates
+        Their positions, (n, 2), in any unit.
+    reference_embedding
+        Embeddings of all spots of all reference slides, (n_reference, n_features), an array or
+        :class:`~spahgc._slides.Rows`; read block by block.
+    reference_expression
+        Their expression, (n_reference, n_genes); only spots that are retrieved are read.
+    n_references
+        Reference spots per target spot (K), by cosine of the embeddings.
+    n_near
+        Spatial neighbors per target spot (Q); fewer on a slide with fewer other spots.
+    n_close
+        Neighbors per reference spot (k) among the retrieved ones, by cosine of the joint features.
+    device
+        Torch device of the matrix products.
+    search
+        Finds the reference spots of some target spots, (n_some, K), from their features; exact search by default.
+    topk
+        Search among the reference nodes, with the parameters of :func:`cosine_topk`.
+    progress
+        Called with the share of the spots that was processed, each time some were.
+
+    Returns
+    -------
+    The graph.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer reference spots than `n_references`, or shapes do not fit, or values are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spahgc.nn import slide_graph
+    >>> rng = np.random.default_rng(0)
+    >>> slide_graph(rng.random((9, 8)), rng.random((9, 2)), rng.random((20, 8)), rng.random((20, 3))).references.shape
+    (9, 7)
+    """
+    target: Any = real(features, "features") if isinstance(features, np.ndarray | Sequence) else features
+    z_r, y_r = (
+        values if isinstance(values, Rows) else matrix(values, name)
+        for values, name in (
+            (reference_embedding, "reference_embedding"),
+            (reference_expression, "reference_expression"),
+        )
+    )
+    neighbors, n = SpatialNeighbors(coordinates), target.shape[0]
+    if not n:
+        raise ValueError(f"features is empty: its shape is {target.shape}.")
+    for name, found, wanted in (
+        ("coordinates", len(neighbors.coordinates), n),
+        ("reference_expression", len(y_r), len(z_r)),
+    ):
+        if found != wanted:
+            raise ValueError(f"{name} has {found} rows, but there are {wanted} embeddings.")
+    near = np.empty((n, min(n_near, n - 1)), np.int32)
+    retrieved = np.empty((n, n_references), np.int32)
+    for rows in with_progress(n, progress):
+        near[rows] = neighbors(n_near, rows)
+        some = target[rows]
+        retrieved[rows] = search(some) if search else cosine_topk(some, z_r, n_references, device=device)[0]
+    index, references, close = reference_nodes(retrieved, z_r, y_r, n_close, device=device, topk=topk)
+    joint = torch.from_numpy(joint_features(z_r, y_r, index))
+    return SlideGraph(target, near, references.astype(np.int32), index, joint, torch.from_numpy(close))
+
+
+def joint_features(z_r: NDArray | Rows, y_r: NDArray | Rows, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Joint features [z_r | y_r] of some reference spots, (m, n_features + n_genes)."""
+    return np.concatenate([z_r[index], y_r[index]], axis=1, dtype=np.float32)
+
+
+def reference_nodes(
+    retrieved: NDArray[np.integer],
+    z_r: NDArray[np.float32] | Rows,
+    y_r: NDArray[np.float32] | Rows,
+    n_close: int,
+    *,
+    device: str | torch.device = "cpu",
+    topk: Search = cosine_topk,
+) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.int64]]:
+    """Reference side of a graph: the reference spots that some target spot retrieves.
+
+    Parameters
+    ----------
+    retrieved
+        Rows of the reference that each target spot retrieves, (n, K).
+    z_r, y_r
+        Embeddings, (n_reference, n_features), and expression, (n_reference, n_genes), of all reference spots.
+    n_close
+        Neighbors per reference node; fewer if fewer are retrieved.
+    device, topk
+        As in :func:`slide_graph`.
+
+    Returns
+    -------
+    index
+        Rows of the nodes in the reference, ascending, (m,).
+    references
+        Nodes of each target spot, (n, K).
+    close
+        Neighbors of each node among the nodes, (m, k).
+    """
+    # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
+    used = np.zeros(len(z_r), dtype=bool)
+    used[retrieved.reshape(-1)] = True
+    index = np.flatnonzero(used)
+    references = (np.cumsum(used, dtype=retrieved.dtype) - 1)[retrieved]
+    k = min(n_close, len(index) - 1)
+    if k < 1:
+        return index, references, np.empty((len(index), 0), dtype=np.int64)
+    joint = joint_features(z_r, y_r, index)
+    return index, references, topk(joint, joint, k, exclude_self=True, device=device)[0]
 
 
 def build_graph(
@@ -84,187 +268,100 @@ def build_graph(
     n_references: int = 7,
     n_near: int = 5,
     n_close: int = 3,
-    chunk: int = 256,
-    device: str | torch.device = "cpu",
 ) -> HeteroData:
-    """Build the graph of one target slide.
+    """Build the graph of one target slide for PyTorch Geometric.
 
-    An edge runs from a neighbour or reference (source) to the spot that receives its message.
+    An edge runs from a neighbor or reference to the spot that receives its message.
 
     Parameters
     ----------
-    target_embedding
-        Embeddings of the target slide's spots, (n, d).
-    target_coordinates
-        Their positions, (n, 2), in any unit.
-    reference_embedding
-        Embeddings of all spots of all reference slides, (n_reference, d).
-    reference_expression
-        Their expression, (n_reference, g).
-    n_references
-        Reference spots per target spot (K), by cosine of the embeddings.
-    n_near
-        Spatial neighbours per target spot (Q); fewer on a slide with fewer other spots.
-    n_close
-        Neighbours per reference spot (k) among the retrieved ones, by cosine of the joint features; fewer where
-        fewer are retrieved.
-    chunk, device
-        Passed to :func:`cosine_topk`; change no result.
+    target_embedding, target_coordinates, reference_embedding, reference_expression
+        Arrays, as `features`, `coordinates` and so on of :func:`slide_graph`.
+    n_references, n_near, n_close
+        As in :func:`slide_graph`.
 
     Returns
     -------
-    `HeteroData` on the CPU, float32 and int64:
+    ``data["target"].x`` holds the embeddings, ``data["reference"].x`` and ``.y`` the joint features and expression of
+    the retrieved reference spots, and ``.index`` their rows. Edge types are ``("target", "near", "target")``,
+    ``("reference", "refer", "target")`` and ``("reference", "close", "reference")``.
 
-    ``data["target"].x``
-        (n, d).
-    ``data["reference"].x``, ``.y``, ``.index``
-        Joint features [z_r | y_r], (m, d + g), and expression, (m, g), of the m reference spots that some target spot
-        retrieves; their row numbers in `reference_embedding`, ascending, (m,).
-    ``data["target", "near", "target"].edge_index``
-        (2, n Q).
-    ``data["reference", "refer", "target"].edge_index``, ``.similarity``
-        (2, n K), the K edges of target spot 0 first, most similar first; cosine of each edge, (n K,).
-    ``data["reference", "close", "reference"].edge_index``
-        (2, m k).
-
-    Raises
-    ------
-    ValueError
-        If there are fewer reference spots than `n_references`, or shapes do not fit, or values are not finite.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spahgc.nn import build_graph
+    >>> rng = np.random.default_rng(0)
+    >>> build_graph(rng.random((9, 8)), rng.random((9, 2)), rng.random((20, 8)), rng.random((20, 3))).node_types
+    ['target', 'reference']
     """
-    z_t = matrix(target_embedding, "target_embedding")
-    xy = matrix(target_coordinates, "target_coordinates", dtype=np.float64)
-    z_r = matrix(reference_embedding, "reference_embedding")
-    y_r = matrix(reference_expression, "reference_expression")
-    _check_shapes(z_t, xy, z_r, y_r)
-    if len(z_r) < n_references:
-        raise ValueError(
-            f"The reference has {len(z_r)} spots, fewer than the {n_references} that each target spot refers to. "
-            f"Add reference slides, or take n_references <= {len(z_r)}."
-        )
-    retrieved, similarity = cosine_topk(z_t, z_r, n_references, chunk=chunk, device=device)
-    nodes = reference_nodes(retrieved, z_r, y_r, n_close, device=device)
-
-    data = HeteroData()
-    data["target"].x = torch.from_numpy(z_t.copy())
-    data["reference"].x = torch.from_numpy(nodes.joint)
-    data["reference"].y = data["reference"].x[:, z_r.shape[1] :]
-    data["reference"].index = torch.from_numpy(nodes.index)
-    data[NEAR].edge_index = _edges(spatial_knn(xy, n_near))
-    data[REFER].edge_index = _edges(nodes.references)
-    data[REFER].similarity = torch.from_numpy(similarity.reshape(-1))
-    data[CLOSE].edge_index = _edges(nodes.close)
+    arrays = target_embedding, target_coordinates, reference_embedding, reference_expression
+    graph = slide_graph(*arrays, n_references=n_references, n_near=n_near, n_close=n_close)
+    data, tensors = HeteroData(), graph.tensors()
+    data["target"].x, data["reference"].x = tensors.target, tensors.reference
+    data["reference"].y = tensors.reference[:, tensors.target.shape[1] :]
+    data["reference"].index = torch.from_numpy(graph.nodes)
+    for edge_type, edges in (
+        (("target", "near", "target"), tensors.near),
+        (("reference", "refer", "target"), tensors.refer),
+        (("reference", "close", "reference"), tensors.close),
+    ):
+        data[edge_type].edge_index = torch.stack([edges.sender, edges.receiver])
     return data
 
 
-@dataclass(frozen=True, eq=False)
-class ReferenceNodes:
-    """The reference spots that some target spot retrieves."""
+class Block(NamedTuple):
+    """Some spots of a slide with their surroundings, ascending, (n,), and the positions of its own among them."""
 
-    index: NDArray[np.int64]
-    """Their rows in the reference, ascending, (m,)."""
-    joint: NDArray[np.float32]
-    """Joint features [z_r | y_r], (m, d + g)."""
-    references: NDArray[np.integer]
-    """Reference nodes of each target spot, (n, K)."""
-    close: NDArray[np.int64]
-    """Neighbours of each reference node among them, (m, k)."""
+    rows: NDArray[np.intp]
+    core: NDArray[np.intp]
 
 
-def reference_nodes(
-    retrieved: NDArray[np.integer],
-    z_r: NDArray[np.float32] | Rows,
-    y_r: NDArray[np.float32] | Rows,
-    n_close: int,
-    *,
-    device: str | torch.device = "cpu",
-) -> ReferenceNodes:
-    """The reference side of a graph.
+@checked(max_spots=at_least(1))
+def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops: int) -> list[Block]:
+    """Cut a slide into blocks of at most `max_spots` spots, each with its surroundings.
+
+    The slide is halved at the median of its longer side until every part is small enough. Each part gets the spots
+    that can be reached in `hops` steps to spatial neighbors: with as many as the network has layers, a spot of the
+    block gathers over the block what it would gather over the whole slide.
 
     Parameters
     ----------
-    retrieved
-        Rows of the reference that each target spot retrieves, (n, K).
-    z_r, y_r
-        Embeddings, (n_reference, d), and expression, (n_reference, g), of all reference spots; the rows that are
-        retrieved are read.
-    n_close
-        Neighbours per reference node; fewer where fewer are retrieved.
-    device
-        Of the matrix products.
+    coordinates
+        Positions, (n_spots, 2), in any unit.
+    max_spots
+        Most spots of a block, surroundings not counted.
+    n_near
+        Spatial neighbors per spot (Q).
+    hops
+        Steps that the surroundings reach.
+
+    Returns
+    -------
+    The blocks; every spot is in the core of exactly one. A slide that is small enough is one block.
+
+    Examples
+    --------
+    >>> from spahgc.nn import spatial_blocks
+    >>> [len(block.core) for block in spatial_blocks([[0, 0], [1, 0], [2, 0], [3, 0]], 2, n_near=1, hops=1)]
+    [2, 2]
     """
-    # By a table of all reference spots rather than by sorting the edges: there may be many millions of these.
-    used = np.zeros(len(z_r), dtype=bool)
-    used[retrieved.reshape(-1)] = True
-    index = np.flatnonzero(used)
-    references = (np.cumsum(used, dtype=retrieved.dtype) - 1)[retrieved]
-    joint = np.concatenate([z_r[index], y_r[index]], axis=1)
-    k = min(n_close, len(index) - 1)
-    empty = np.empty((len(index), 0), dtype=np.int64)
-    close = _closest(joint, k, device) if k > 0 else empty
-    return ReferenceNodes(index, joint, references, close)
-
-
-def _closest(joint: NDArray[np.float32], k: int, device: str | torch.device) -> NDArray[np.int64]:
-    """Neighbours of each node among the others, (m, k); in a run that keeps what it computes, found once."""
-
-    def search() -> dict[str, NDArray]:
-        return {"index": cosine_topk(joint, joint, k, exclude_self=True, device=device)[0]}
-
-    return cached(lambda: digest("close", joint, k), search)["index"]
-
-
-def _check_shapes(z_t: NDArray, xy: NDArray, z_r: NDArray, y_r: NDArray) -> None:
-    for name, array in (("target_embedding", z_t), ("reference_embedding", z_r)):
-        if not array.size:
-            raise ValueError(f"{name} is empty: its shape is {array.shape}.")
-    if len(xy) != len(z_t):
-        raise ValueError(f"target_coordinates has {len(xy)} rows and target_embedding has {len(z_t)}.")
-    if len(y_r) != len(z_r):
-        raise ValueError(f"reference_expression has {len(y_r)} rows and reference_embedding has {len(z_r)}.")
-    if z_t.shape[1] != z_r.shape[1]:
-        raise ValueError(
-            f"target_embedding has {z_t.shape[1]} features and reference_embedding has {z_r.shape[1]}; "
-            "both come from one encoder."
-        )
-
-
-def _edges(neighbours: NDArray[np.integer]) -> Tensor:
-    """Edges (2, n k) from each of the neighbours (n, k) to the row they are listed in."""
-    n, k = neighbours.shape
-    receivers = np.repeat(np.arange(n), k)
-    return torch.from_numpy(np.stack([neighbours.reshape(-1), receivers]).astype(np.int64))
-
-
-def graph_tensors(data: HeteroData) -> GraphTensors:
-    """Check a graph and take from it what the network reads; tensors are shared, not copied.
-
-    Parameters
-    ----------
-    data
-        As from :func:`build_graph`; ``data["target"].base``, (n, g), is optional.
-
-    Raises
-    ------
-    ValueError
-        If the edges of some type are not the same number for every receiver, in the order of the receivers.
-    """
-    target, reference = data["target"].x, data["reference"].x
-    references = _table(data, REFER, target.shape[0])
-    if references.shape[1] == 0:
-        raise ValueError("The graph has no refer edges; each target spot has K of them. Make graphs with build_graph.")
-    base = data["target"].base if "base" in data["target"] else None
-    near, close = _table(data, NEAR, target.shape[0]), _table(data, CLOSE, reference.shape[0])
-    return GraphTensors(target, reference, near, close, references, base)
-
-
-def _table(data: HeteroData, kind: tuple[str, str, str], n: int) -> Tensor:
-    """Sources of the edges of each receiver, (n, K): all have as many, and the edges come in the receivers' order."""
-    source, receiver = data[kind].edge_index
-    each = source.numel() // max(n, 1)
-    if not torch.equal(receiver, torch.arange(n, device=receiver.device).repeat_interleave(each)):
-        raise ValueError(
-            f"The {kind[1]} edges are not the same number per {kind[2]} spot, in the order of the spots. Make graphs "
-            f"with build_graph."
-        )
-    return source.view(n, each)
+    xy = matrix(coordinates, "coordinates", dtype=np.float64)
+    parts, small = [np.arange(len(xy))], []
+    while parts:
+        part = parts.pop()
+        if len(part) <= max_spots:
+            small.append(part)
+            continue
+        axis = int(np.ptp(xy[part], axis=0).argmax())
+        # A stable order: spots at one place go to either side by their number.
+        order = part[np.argsort(xy[part, axis], kind="stable")]
+        parts += [order[len(order) // 2 :], order[: len(order) // 2]]
+    if len(small) == 1:
+        return [Block(small[0], np.arange(len(small[0])))]
+    near, blocks = SpatialNeighbors(xy)(n_near), []
+    for part in small:
+        rows = np.sort(part)
+        for _ in range(hops):
+            rows = np.union1d(rows, near[rows])
+        blocks.append(Block(rows, np.searchsorted(rows, np.sort(part))))
+    return blocks

@@ -4,53 +4,42 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import HeteroData
 
-from ._fused import Edges
+from .attention import CrossNodeAttentionPooling
 from .config import Config
-from .encoder import HeteroEncoder
-from .graph import GraphTensors, graph_tensors
+from .encoder import HeteroEncoder, TargetEncoder, complementary_views
+from .graph import GraphTensors
 from .loss import contrastive_loss
-from .masking import TargetEncoder, complementary_views
-from .pooling import CrossNodeAttentionPooling
 
 
-class _OwnState(nn.Module):
-    """Pooling that is switched off: the linear map of the target state alone."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.state = nn.Linear(hidden, hidden)
-
-    def forward(self, target: Tensor, _reference: Tensor, _references: Tensor, _edges: Edges | None = None) -> Tensor:
-        return self.state(target)
-
-    def answer(self, reference: Tensor) -> Tensor:
-        return reference
-
-    def pool(self, target: Tensor, _answer: Tensor, _references: Tensor, _edges: Edges | None = None) -> Tensor:
-        return self.state(target)
-
-
-class SpaHGC(nn.Module):
+class SpaHGCNetwork(nn.Module):
     """Predict the expression of a slide's spots from its heterogeneous graph.
 
-    :meth:`forward` works on the unmasked graph, in training and in use: the network is fitted on what it will be given.
-    The masked views feed the contrastive terms alone (:meth:`contrast`). Trained on view 1 instead, which holds one
-    tenth of the reference features, it would meet an input of another distribution whenever it is used; predicting from
-    a masked view to match that makes predictions random. The price is one more pass of the encoder per step.
+    :meth:`forward` uses the unmasked graph, in training and in use. The masked views serve the contrastive terms alone
+    (:meth:`contrast`): a network trained on view 1, which holds one tenth of the reference features, would meet inputs
+    of another distribution in use, and predictions from a masked view would be random. The price is one more pass of
+    the encoder per step.
 
     Parameters
     ----------
     n_features
-        Width of the embeddings (d).
+        Width of the embeddings.
     n_genes
-        Number of genes (g).
+        Number of genes.
     config
-        Hyperparameters; the default is the paper's.
+        Hyperparameters; the paper's by default.
     components
-        Rows span the space of outputs, (r, g): the output layer gives r weights per spot, and the prediction is their
-        product with these fixed components. `None`: the output layer gives the g genes.
+        Fixed components of the output, (n_components, n_genes): the output layer gives their weights, and the
+        prediction is the product of both. `None`: the output layer gives the genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spahgc.nn import Config, SpaHGCNetwork, slide_graph
+    >>> rng = np.random.default_rng(0)
+    >>> graph = slide_graph(rng.random((9, 8)), rng.random((9, 2)), rng.random((20, 8)), rng.random((20, 3)))
+    >>> SpaHGCNetwork(8, 3, Config(hidden=16))(graph.tensors()).shape
+    torch.Size([9, 3])
     """
 
     components: Tensor | None
@@ -59,43 +48,39 @@ class SpaHGC(nn.Module):
         self, n_features: int, n_genes: int, config: Config | None = None, *, components: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.config = Config() if config is None else config
+        self.config = config = Config() if config is None else config
         self.n_features, self.n_genes = n_features, n_genes
         if components is not None and (components.ndim != 2 or components.shape[1] != n_genes):
-            raise ValueError(f"components is {tuple(components.shape)}; it is (r, {n_genes}): one column per gene.")
+            raise ValueError(
+                f"components must be (n_components, {n_genes}), one column per gene, got {tuple(components.shape)}."
+            )
         self.register_buffer("components", None if components is None else components.detach().float().clone())
-        hidden = self.config.hidden
-        self.encoder = HeteroEncoder(n_features, n_genes, self.config)
-        self.pooling = (
-            CrossNodeAttentionPooling(hidden, self.config.heads) if self.config.use_pooling else _OwnState(hidden)
-        )
-        self.head = nn.Linear(hidden, n_genes if components is None else components.shape[0])
-        if self.config.zero_init_head:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.encoder = HeteroEncoder(n_features, n_genes, config)
+        self.pooling = CrossNodeAttentionPooling(config.hidden, config.heads, use_attention=config.use_pooling)
+        self.head = nn.Linear(config.hidden, n_genes if components is None else components.shape[0])
 
-    def forward(self, data: HeteroData | GraphTensors) -> Tensor:
-        """Prediction for the target spots, (n, g), float32, with ``data["target"].base`` added if there is one.
-
-        A `HeteroData` may lie on another device than the network; a graph that is read often is best given as
-        ``graph_tensors(data).to(device)``.
-        """
-        graph = self._tensors(data)
-        output = self._genes(self.head_output(graph))
-        return output if graph.base is None else output + graph.base
+    def forward(self, graph: GraphTensors) -> Tensor:
+        """Prediction for the target spots, float32 (n_spots, n_genes)."""
+        return self._genes(self.head_output(graph))
 
     def head_output(self, graph: GraphTensors) -> Tensor:
-        """What the output layer gives: weights of the components, (n, r), or values of the genes, (n, g); float32."""
-        graph = graph.with_edges()
+        """Output of the last layer: weights of the components, (n_spots, n_components), or the genes; float32."""
+        found = (graph.target.shape[1], graph.reference.shape[1])
+        if found != (self.n_features, self.n_features + self.n_genes):
+            raise ValueError(
+                f"The graph has {found[0]} target and {found[1]} reference features, but this network takes "
+                f"{self.n_features} and {self.n_features + self.n_genes} "
+                f"({self.n_features} of the embedding, {self.n_genes} genes)."
+            )
         target, reference = self.encoder(graph)
-        return self._head(self.pooling(target, reference, graph.references, graph.edges and graph.edges.there))
+        return self._head(self.pooling(target, self.pooling.answer(reference), graph.refer))
 
     def output(self, pooled: Tensor) -> Tensor:
-        """Values of the genes, (n, g), float32, from what is pooled, (n, hidden)."""
+        """Prediction, float32 (n_spots, n_genes), from pooled states, (n_spots, hidden)."""
         return self._genes(self._head(pooled))
 
     def _head(self, pooled: Tensor) -> Tensor:
-        # In full precision: the error of a bfloat16 product would be of the size of what is learnt last.
+        # In full precision: the error of a bfloat16 product would be of the size of what is learned last.
         with torch.autocast(pooled.device.type, enabled=False):
             return self.head(pooled.float())
 
@@ -104,30 +89,13 @@ class SpaHGC(nn.Module):
             return output if self.components is None else output @ self.components
 
     def contrast(
-        self,
-        data: HeteroData | GraphTensors,
-        target_encoder: TargetEncoder,
-        generator: torch.Generator | None = None,
+        self, graph: GraphTensors, target_encoder: TargetEncoder, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Contrastive terms of the target and of the reference spots: 2 - 2 cos(view 1, view 2), scalars.
+        """Contrastive terms of target and reference spots: 2 - 2 cos(view 1, view 2), scalars.
 
         View 1 goes through the encoder, view 2 through the target encoder, which gets no gradient.
         """
-        config = self.config
-        views = complementary_views(self._tensors(data), config.mask_target, config.mask_reference, generator)
-        target_1, reference_1 = self.encoder(views[0])
-        target_2, reference_2 = target_encoder(views[1])
+        view_1, view_2 = complementary_views(graph, self.config, generator)
+        target_1, reference_1 = self.encoder(view_1)
+        target_2, reference_2 = target_encoder(view_2)
         return contrastive_loss(target_1, target_2), contrastive_loss(reference_1, reference_2)
-
-    def _tensors(self, data: HeteroData | GraphTensors) -> GraphTensors:
-        graph = data if isinstance(data, GraphTensors) else graph_tensors(data).to(self.head.weight.device)
-        found = (graph.target.shape[1], graph.reference.shape[1])
-        if found != (self.n_features, self.n_features + self.n_genes):
-            raise ValueError(
-                f"The graph has {found[0]} target and {found[1]} reference features; this network takes "
-                f"{self.n_features} and {self.n_features + self.n_genes} "
-                f"({self.n_features} of the embedding, {self.n_genes} genes)."
-            )
-        if graph.base is not None and graph.base.shape != (graph.target.shape[0], self.n_genes):
-            raise ValueError(f"base is {tuple(graph.base.shape)}, not {(graph.target.shape[0], self.n_genes)}.")
-        return graph

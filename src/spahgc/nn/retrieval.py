@@ -1,230 +1,235 @@
-"""Nearest neighbours by cosine over a bank of embeddings, exact and reproducible, in bounded memory.
-
-Ties are common (duplicated tiles, background), so it is stated who wins one: the lower index. Neither the size of a
-block, nor the threads, nor the device has a say in it.
-"""
+"""Nearest neighbors by cosine over a bank of embeddings: exact in blocks, or by an index that misses few."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._checks import finite, positive, real
-from .._slides import Rows, blocks
+from .._checks import at_least, checked, finite, real
+from .._slides import Rows, Stack, blocks
 
 _DECIMALS = 9
-MARGIN = 9
-"""Members of a shortlist beyond the k that are asked for."""
-_BLOCK = 16384
-"""Rows of the bank that are scored at once."""
-_GROUP = 64
-"""Columns of a score matrix that a group takes; only groups whose best belongs to the shortlist are looked into."""
-# Rounding of the factors of a float32 product under torch.set_float32_matmul_precision, relative to unit vectors.
-_FACTOR_ERROR = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+_MARGIN = 9
+"""Candidates beyond the k nearest that are compared exactly."""
+_BLOCK, _CHUNK = 16384, 256
+"""Rows of the bank, and queries, per matrix product."""
+_PER_LIST, _ROUNDS, _FEWEST_PROBED = 32, 10, 8
+"""Rows per list to compute its center from, rounds of k-means, and lists to start from."""
+_SLIDES, _SPOTS = 8, 64
+"""Slides, and spots of each, to measure the recall with."""
 
 
+@checked(k=at_least(1))
 def cosine_topk(
     query: ArrayLike,
     bank: ArrayLike | Rows,
     k: int,
     *,
     exclude_self: bool = False,
-    chunk: int = 256,
     device: str | torch.device = "cpu",
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `k` rows of a bank that are most similar to each query by cosine.
+    """Find the `k` rows of a bank that are most similar to each query by cosine.
 
-    A float32 matrix product per block of queries and bank gives a running shortlist; its members are scored again in
-    float64, rounded to nine decimals, and ordered by similarity, then index. The shortlist holds every row that can
-    belong to the answer, given the error bound of the product, so the result is that of a full float64 search. A row
-    of zeros has similarity 0 to all.
+    Matrix products in float32 give k + 9 candidates, which are compared in float64, rounded to nine decimals; of equal
+    ones the lower row comes first. A row of zeros has similarity 0 to all.
 
     Parameters
     ----------
     query
-        (n, d).
+        (n_queries, n_features).
     bank
-        (m, d), float32 or float16; it may be memory-mapped (:func:`numpy.memmap`), or be made of such arrays when it is
-        read (:class:`~spahgc._slides.Rows`), and is read block by block.
+        (n_rows, n_features); read block by block, so that it may be memory-mapped or computed on access.
     k
-        Neighbours per query, at most m (m - 1 with `exclude_self`).
+        Neighbors per query.
     exclude_self
-        `query` and `bank` are the same rows; leave row i out of the answer for query i.
-    chunk
-        Queries per matrix product. Beyond the inputs it takes about ``65536 * (d + chunk)`` bytes. Changes no result.
+        `query` and `bank` are the same rows; exclude row i for query i.
     device
         Torch device of the matrix products.
 
     Returns
     -------
-    Row numbers of the bank, int64 (n, k), most similar first, and their cosine similarities, float32 (n, k).
+    index
+        Rows of the bank, int64 (n_queries, k), most similar first.
+    similarity
+        Their cosine similarities, float32 (n_queries, k).
 
     Raises
     ------
     ValueError
-        For NaN or infinite values, different widths, or a bank with fewer than `k` rows.
+        If values are not finite, widths differ, or the bank has fewer than `k` rows.
+
+    Examples
+    --------
+    >>> from spahgc.nn import cosine_topk
+    >>> index, similarity = cosine_topk([[1.0, 1.0]], [[0.0, 2.0], [3.0, 3.0], [-1.0, -1.0]], k=2)
+    >>> index
+    array([[1, 0]])
     """
-    indices, similarities = exact_topk(
-        real(query, "query"),
-        bank if isinstance(bank, Rows) else real(bank, "bank"),
-        positive(k, "k"),
-        exclude_self=exclude_self,
-        chunk=positive(chunk, "chunk"),
-        device=device,
-    )
-    return indices, similarities.astype(np.float32)
-
-
-def exact_topk(
-    query: NDArray,
-    bank: NDArray | Rows,
-    k: int,
-    *,
-    exclude_self: bool = False,
-    chunk: int = 256,
-    device: str | torch.device = "cpu",
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """What :func:`cosine_topk` gives, with the similarities as they were compared: float64, to nine decimals."""
+    query, bank = real(query, "query"), bank if isinstance(bank, Rows) else real(bank, "bank")
     if query.shape[1] != bank.shape[1]:
-        raise ValueError(f"query has {query.shape[1]} features and bank has {bank.shape[1]}; they are of one encoder.")
+        raise ValueError(f"query has {query.shape[1]} features and bank has {bank.shape[1]}. Use one encoder for both.")
     if exclude_self and len(query) != len(bank):
-        raise ValueError(f"exclude_self needs query and bank to be the same rows, not {len(query)} and {len(bank)}.")
+        raise ValueError(f"exclude_self needs equal query and bank, got {len(query)} and {len(bank)} rows.")
     available = len(bank) - exclude_self
-    if available < k:
-        raise ValueError(f"The bank has {available} spots to choose from, fewer than the {k} neighbours asked for.")
-    finite(query, "query")
-
-    slack = 2 * (_FACTOR_ERROR[torch.get_float32_matmul_precision()] + (bank.shape[1] + 4) * 2.0**-23)
-    values, candidates = _shortlists(query, bank, min(k + MARGIN, available), exclude_self, chunk, device)
-    indices = np.empty((len(query), k), dtype=np.int64)
-    similarities = np.empty((len(query), k), dtype=np.float64)
-    for rows in blocks(len(query), chunk):
-        indices[rows], similarities[rows] = best_of(query[rows], bank, candidates[rows], k)
-    if candidates.shape[1] < available:
-        # Where the shortlist may end inside a tie, every row that could still belong to the answer is looked at.
-        least = values[:, k - 1] - slack
-        undecided = np.flatnonzero(values[:, -1] >= least)
-        for i, every in _every_above(query, bank, undecided, least, exclude_self, chunk, device):
-            indices[i : i + 1], similarities[i : i + 1] = best_of(query[i : i + 1], bank, every[None], k)
-    return indices, similarities
-
-
-def best_of(
-    query: NDArray, bank: NDArray | Rows, candidates: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `k` best of the candidates of each query, (n, c), and their similarities: most similar, then lower index."""
-    exact = _similarity(query, bank, candidates)
-    order = np.lexsort((candidates, -exact), axis=1)[:, :k]
-    return np.take_along_axis(candidates, order, axis=1), np.take_along_axis(exact, order, axis=1)
-
-
-def _shortlists(
-    query: NDArray, bank: NDArray | Rows, size: int, exclude_self: bool, chunk: int, device: str | torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The `size` highest float32 scores of each query, descending, and their rows of the bank, (n, size) each."""
-    values = torch.full((len(query), size), -torch.inf, device=device)
-    indices = torch.zeros((len(query), size), dtype=torch.int64, device=device)
+    _check_enough(available, k)
+    n, size = len(query), min(k + _MARGIN, available)
+    units = _units(query, "query", 0).to(device)
+    best = torch.full((n, size), -torch.inf, device=device)
+    candidates = torch.zeros((n, size), dtype=torch.int64, device=device)
     for block in blocks(len(bank), _BLOCK):
-        unit_bank = units(bank[block], "bank", block.start, device).T
-        for rows in blocks(len(query), chunk):
-            scores = _scores(query, rows, unit_bank, block, exclude_self, device)
-            found, at = _highest(scores, min(size, scores.shape[1]))
-            found, at = torch.cat([values[rows], found], dim=1), torch.cat([indices[rows], at + block.start], dim=1)
-            values[rows], order = found.topk(size, dim=1)
-            indices[rows] = at.gather(1, order)
-    return values.cpu().numpy(), indices.cpu().numpy()
+        part = _units(bank[block], "bank", block.start).to(device).T
+        for rows in blocks(n, _CHUNK):
+            scores = units[rows] @ part
+            if exclude_self:
+                own = torch.arange(rows.start, rows.stop, device=device)
+                own = own[(own >= block.start) & (own < block.stop)]
+                scores[own - rows.start, own - block.start] = -torch.inf
+            found, at = scores.topk(min(size, scores.shape[1]), dim=1)
+            best[rows], order = torch.cat([best[rows], found], dim=1).topk(size, dim=1)
+            candidates[rows] = torch.cat([candidates[rows], at + block.start], dim=1).gather(1, order)
+    return _best_of(query, bank, candidates.cpu().numpy(), k)
 
 
-def _highest(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` highest of each row, and their columns.
-
-    A full search of a wide row costs as much as a good part of the product that made it. So the row is cut into groups,
-    the groups with the highest maxima are found, which hold the answer, and only they are searched.
-    """
-    n, m = scores.shape
-    groups = m // _GROUP
-    if groups <= 2 * size:
-        return scores.topk(size, dim=1)
-    # Group g holds the columns g, g + groups, g + 2 groups, ...: their maximum is one of whole rows of memory.
-    whole = scores[:, : groups * _GROUP].view(n, _GROUP, groups)
-    best = whole.amax(dim=1).topk(size, dim=1).indices
-    columns = (best[:, None, :] + torch.arange(_GROUP, device=scores.device)[None, :, None] * groups).flatten(1)
-    rest = torch.arange(groups * _GROUP, m, device=scores.device).expand(n, -1)
-    columns = torch.cat([columns, rest], dim=1)
-    found, at = scores.gather(1, columns).topk(size, dim=1)
-    return found, columns.gather(1, at)
+def _best_of(
+    query: NDArray, bank: NDArray | Rows, candidates: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The `k` best candidates of each query: most similar first, then lower row; and their similarities."""
+    index, similarity = np.empty((len(query), k), np.int64), np.empty((len(query), k), np.float32)
+    for rows in blocks(len(query), _CHUNK):
+        own, found = query[rows].astype(np.float64), bank[candidates[rows]].astype(np.float64)
+        products = np.einsum("ncd,nd->nc", found, own) / (_norms(found) * _norms(own)[:, None])
+        # Rounded, so that the order of summation cannot decide between equal ones; + 0.0 turns -0.0 into 0.0.
+        cosine = np.round(products, _DECIMALS) + 0.0
+        order = np.lexsort((candidates[rows], -cosine), axis=1)[:, :k]
+        index[rows] = np.take_along_axis(candidates[rows], order, axis=1)
+        similarity[rows] = np.take_along_axis(cosine, order, axis=1)
+    return index, similarity
 
 
-def _every_above(
-    query: NDArray,
-    bank: NDArray | Rows,
-    undecided: NDArray[np.intp],
-    least: NDArray[np.float32],
-    exclude_self: bool,
-    chunk: int,
-    device: str | torch.device,
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """For each of some queries, all rows of the bank with a score of at least its `least`."""
-    for some in blocks(len(undecided), chunk):
-        rows = undecided[some]
-        found: list[NDArray[np.int64]] = []
-        for block in blocks(len(bank), _BLOCK):
-            unit_bank = units(bank[block], "bank", block.start, device).T
-            scores = _scores(query, rows, unit_bank, block, exclude_self, device)
-            above = scores >= torch.from_numpy(least[rows]).to(device)[:, None]
-            found.append((above.nonzero() + torch.tensor([0, block.start], device=device)).cpu().numpy())
-        row, column = np.concatenate(found).T
-        order = np.argsort(row, kind="stable")
-        ends = np.searchsorted(row[order], np.arange(1, len(rows)))
-        yield from zip(rows.tolist(), np.split(column[order], ends), strict=True)
-
-
-def _scores(
-    query: NDArray,
-    rows: slice | NDArray[np.intp],
-    unit_bank: Tensor,
-    block: slice,
-    exclude_self: bool,
-    device: str | torch.device,
-) -> Tensor:
-    scores = units(query[rows], "query", 0, device) @ unit_bank
-    if exclude_self:
-        own = torch.from_numpy(np.arange(len(query))[rows] - block.start).to(device)
-        inside = ((own >= 0) & (own < scores.shape[1])).nonzero()[:, 0]
-        scores[inside, own[inside]] = -torch.inf
-    return scores
-
-
-def units(values: NDArray, what: str, first_row: int, device: str | torch.device) -> Tensor:
-    """Rows at length 1, float32, on a device; a row of zeros stays one."""
+def _units(values: NDArray, name: str, first_row: int) -> Tensor:
+    """Rows scaled to length 1, float32; a row of zeros stays one."""
     rows = np.ascontiguousarray(values, dtype=np.float32)
-    finite(rows, what, first_row=first_row)
-    return torch.from_numpy(rows / _norms(rows)[:, None].astype(np.float32)).to(device)
+    finite(rows, name, first_row=first_row)
+    return torch.from_numpy(rows / _norms(rows)[:, None].astype(np.float32))
 
 
-def _norms(values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _norms(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Euclidean norm of each row; 1 for a row of zeros."""
     norms = np.sqrt(np.einsum("...d,...d->...", values, values, dtype=np.float64))
     return np.where(norms > 0, norms, 1.0)
 
 
-def _similarity(query: NDArray, bank: NDArray | Rows, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cosine of each query, (n, d), to its candidates, (n, c), in float64.
+def _check_enough(available: int, k: int) -> None:
+    if available < k:
+        raise ValueError(f"The reference has {available} spots to choose from, but k = {k} are needed per spot.")
 
-    Rounded, so that the order of summation cannot decide a tie.
+
+class ApproximateIndex:
+    """Index of the spots of several slides that finds nearly all of the nearest ones in a fraction of the time.
+
+    An inverted file of faiss with a byte per feature: spots lie in lists around k-means centers, and a query is
+    compared with the lists nearest to it. What it returns is compared exactly, as by :func:`cosine_topk`.
+
+    Parameters
+    ----------
+    slides
+        Features of each slide's spots, (n_spots, n_features), two slides or more; read block by block.
+    k
+        Neighbors per query.
+    seed
+        Seed of k-means and of the spots that the recall is measured with. Equal slides and seeds give equal indices.
+    least_recall
+        The number of lists to look into is doubled until the recall reaches this: the share of the `k` nearest
+        neighbors in other slides that are found, for up to 64 spots of up to 8 slides.
+
+    Attributes
+    ----------
+    n_lists, n_probed
+        Number of lists, and of those that are looked into for each query.
+    recall, n_queries
+        Recall, and the number of spots that it was measured with.
+
+    Raises
+    ------
+    ImportError
+        If faiss is not installed.
+    ValueError
+        If there are fewer than two slides, or fewer than `k` spots beside a slide, or values are not finite.
     """
-    query = query.astype(np.float64)
-    rows = bank[candidates].astype(np.float64)
-    dot = (rows @ query[:, :, None])[:, :, 0]
-    norms = _norms64(rows) * _norms64(query)[:, None]
-    # Adding 0.0 turns -0.0 into 0.0.
-    return np.round(dot / norms, _DECIMALS) + 0.0
 
+    @checked(k=at_least(1))
+    def __init__(self, slides: Sequence[NDArray | Rows], k: int, *, seed: int = 0, least_recall: float = 0.99) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError(f"An approximate index needs faiss ({error}). Run: pip install 'spahgc[ann]'") from error
+        if len(slides) < 2:
+            raise ValueError("An approximate index needs at least two slides, to measure its recall between them.")
+        self._faiss, self._slides, self._bank, self._k = faiss, slides, Stack(slides), k
+        self._starts: list[int] = np.cumsum([0, *map(len, slides)]).tolist()
+        (n, d), rng = self._bank.shape, np.random.default_rng(seed)
+        self.n_lists = max(1, int(2 * n**0.5))
+        self.n_probed = min(_FEWEST_PROBED, self.n_lists)
+        self._index = faiss.index_factory(d, f"IVF{self.n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        clustering = self._index.cp
+        clustering.niter, clustering.seed, clustering.min_points_per_centroid = _ROUNDS, seed, 1
+        rows = np.sort(rng.choice(n, min(n, _PER_LIST * self.n_lists), replace=False))
+        self._index.train(_units(self._bank[rows], "slides", 0).numpy())
+        for block in blocks(n, _BLOCK):
+            self._index.add(_units(self._bank[block], "slides", block.start).numpy())
+        cases = []
+        for i in np.sort(rng.choice(len(slides), min(_SLIDES, len(slides)), replace=False)).tolist():
+            rows = np.sort(rng.choice(len(slides[i]), min(_SPOTS, len(slides[i])), replace=False))
+            query = np.asarray(slides[i][rows], dtype=np.float32)
+            # A spot as similar as the last of the nearest counts as one of them.
+            cases.append((i, query, cosine_topk(query, self._others(i), k)[1][:, -1:]))
+        self.n_queries = sum(len(query) for _, query, _ in cases)
+        while True:
+            found = [self.search(query, without=i)[1] >= least for i, query, least in cases]
+            self.recall = float(np.concatenate(found).mean())
+            if self.recall >= least_recall or self.n_probed == self.n_lists:
+                break
+            self.n_probed = min(2 * self.n_probed, self.n_lists)
 
-def _norms64(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = np.sqrt((values[..., None, :] @ values[..., :, None])[..., 0, 0])
-    return np.where(norms > 0, norms, 1.0)
+    def search(self, query: NDArray, *, without: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find nearest neighbors, as :func:`cosine_topk` does.
+
+        Parameters
+        ----------
+        query
+            (n_queries, n_features).
+        without
+            Number of a slide whose spots are excluded.
+
+        Returns
+        -------
+        index
+            Rows over all slides, int64 (n_queries, k), most similar first.
+        similarity
+            Their cosine similarities, float32 (n_queries, k).
+        """
+        faiss, n, start, stop = self._faiss, len(self._bank), 0, 0
+        parameters = faiss.SearchParametersIVF(nprobe=self.n_probed)
+        if without is not None:
+            start, stop = self._starts[without : without + 2]
+            selected = faiss.IDSelectorNot(faiss.IDSelectorRange(start, stop))
+            parameters = faiss.SearchParametersIVF(nprobe=self.n_probed, sel=selected)
+        _check_enough(n - (stop - start), self._k)
+        size = min(2 * self._k + _MARGIN, n - (stop - start))
+        units = _units(query, "query", 0).numpy()
+        candidates = self._index.search(units, size, params=parameters)[1]
+        # Lists that hold fewer than `size` spots: compare with all.
+        few = np.flatnonzero(candidates.min(axis=1, initial=0) < 0)
+        candidates[few] = 0
+        index, similarity = _best_of(query, self._bank, candidates, self._k)
+        if len(few):
+            index[few], similarity[few] = cosine_topk(query[few], self._others(without), self._k)
+            index[few] += (stop - start) * (index[few] >= start)
+        return index, similarity
+
+    def _others(self, without: int | None) -> Stack:
+        return Stack([slide for i, slide in enumerate(self._slides) if i != without])

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .config import Config
+from .encoder import TargetEncoder
 from .graph import GraphTensors
 from .loss import Measured, supervised_terms, supervised_terms_by_components
-from .masking import TargetEncoder
-from .model import SpaHGC
+from .model import SpaHGCNetwork
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -160,18 +160,10 @@ def _check_processes(arguments: object, n_slides: int, fabric: Fabric) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of `device`, and restore their states at the end."""
-    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
-    arguments = (device,) if device.type == "cuda" else ()
-    before = torch.get_rng_state()
-    before_device = backend.get_rng_state(*arguments) if backend else None
-    try:
+    """Seed torch's global generators of the CPU and of `device`; restore those of the CPU and of CUDA at the end."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         _seed(seed, device)
         yield
-    finally:
-        torch.set_rng_state(before)
-        if backend and before_device is not None:
-            backend.set_rng_state(before_device, *arguments)
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -202,11 +194,11 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     components: Tensor | None = None,
-    validate: Callable[[SpaHGC], float] | None = None,
+    validate: Callable[[SpaHGCNetwork], float] | None = None,
     names: Sequence[str] | None = None,
     progress: bool = False,
     fabric: Fabric | None = None,
-) -> tuple[SpaHGC, History]:
+) -> tuple[SpaHGCNetwork, History]:
     """Train the network.
 
     Everything random comes from `seed`; torch's random state is the same after as before. On CUDA, layers compute in
@@ -231,7 +223,7 @@ def train(
     device
         Torch device; ignored with `fabric`, which has its own.
     components
-        Fixed components of the output, (n_components, n_genes); see :class:`SpaHGC`.
+        Fixed components of the output, (n_components, n_genes); see :class:`SpaHGCNetwork`.
     validate
         Called after each epoch with the network in evaluation mode; returns a score (higher is better) on slides that
         are **not** in `graphs`. The weights of the best epoch are returned instead of the last.
@@ -265,7 +257,7 @@ def train(
         _check_processes((slides, sizes, n_genes, config, seed, validate is None), len(slides), fabric)
         progress = progress and fabric.is_global_zero
     with seeded(weights_and_dropout, device), few_threads(max(map(sum, sizes)), config.hidden):
-        model = SpaHGC(graphs[0][0].target.shape[1], n_genes, config, components=components).to(device)
+        model = SpaHGCNetwork(graphs[0][0].target.shape[1], n_genes, config, components=components).to(device)
         steps = Steps(graphs, device, model.components)
         if fabric is not None and fabric.global_rank > 0:
             own = np.random.SeedSequence(seed, spawn_key=(fabric.global_rank,)).generate_state(2)
@@ -308,7 +300,7 @@ def train(
 class StepLoss(nn.Module):
     """Loss of SpaHGC on one slide; prediction and contrastive terms in one forward pass, as `fabric` wraps it."""
 
-    def __init__(self, model: SpaHGC, target_encoder: TargetEncoder | None, masks: torch.Generator) -> None:
+    def __init__(self, model: SpaHGCNetwork, target_encoder: TargetEncoder | None, masks: torch.Generator) -> None:
         super().__init__()
         self.model, self.target_encoder, self.masks = model, target_encoder, masks
 
@@ -350,7 +342,7 @@ class Steps(Sequence[tuple[GraphTensors, "Tensor | Measured"]]):
         if i in self._kept:
             return self._kept[i]
         graph, expression = self._graphs[i]
-        graph, expression = graph.to(self._device).with_edges(), expression.to(self._device)
+        graph, expression = graph.to(self._device), expression.to(self._device)
         if graph.core is not None:
             expression = expression.index_select(0, graph.core)
         step = graph, expression if self._components is None else Measured.of(expression, self._components)

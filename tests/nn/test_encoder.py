@@ -1,43 +1,42 @@
+"""Masked views, and the encoder that follows by moving average."""
+
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from spahgc.nn import Config, HeteroEncoder, TargetEncoder, complementary_masks
-from spahgc.nn.masking import complementary_views
+from spahgc.nn import Config, HeteroEncoder, TargetEncoder
+from spahgc.nn.encoder import complementary_views
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_masks_are_complementary_to_the_element(ratio):
-    first, second = complementary_masks((300, 200), ratio, torch.Generator().manual_seed(0))
-    assert torch.equal(first.int() + second.int(), torch.ones(300, 200, dtype=torch.int32))
-    # 60,000 draws: five standard errors.
-    assert abs((~first).float().mean().item() - ratio) <= 5 * (ratio * (1 - ratio) / 60_000) ** 0.5
-    # Element by element, not by row or column.
-    if 0 < ratio < 1:
-        assert first.float().mean(dim=0).std() > 0
-        assert first.float().mean(dim=1).std() > 0
+def test_views_are_complementary_to_the_element(cohort, ratio):
+    graph = cohort(n_spots=300, n_features=200)[0][0]
+    config = Config(mask_target=ratio, mask_reference=1 - ratio)
+    first, second = complementary_views(graph, config, torch.Generator().manual_seed(0))
+    for name, lost in (("target", ratio), ("reference", 1 - ratio)):
+        features, one, other = (getattr(part, name) for part in (graph, first, second))
+        assert torch.equal(one + other, features)
+        masked = one == 0
+        assert torch.equal(masked, other != 0)
+        # Five standard errors.
+        assert abs(masked.float().mean().item() - lost) <= 5 * (lost * (1 - lost) / masked.numel()) ** 0.5 + 1e-9
+        if 0 < lost < 1:  # element by element, not by row or column
+            assert masked.float().mean(dim=0).std() > 0
+            assert masked.float().mean(dim=1).std() > 0
+    assert first.near is second.near is graph.near
 
 
-def test_masks_come_from_the_generator():
-    draws = [complementary_masks((50, 40), 0.5, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-def test_ratio_out_of_range():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        complementary_masks((2, 2), 1.5)
-
-
-def test_views_add_up_to_the_graph(cohort):
+def test_views_come_from_the_generator(cohort, small):
     graph = cohort()[0][0]
-    first, second = complementary_views(graph, 0.1, 0.9, torch.Generator().manual_seed(0))
-    for name in ("target", "reference"):
-        assert torch.equal(getattr(first, name) + getattr(second, name), getattr(graph, name))
-    assert (first.target == 0).float().mean() < 0.3
-    assert (first.reference == 0).float().mean() > 0.7
-    assert first.near is graph.near
+    config = replace(small, mask_target=0.5)
+    first, again, other = (
+        complementary_views(graph, config, torch.Generator().manual_seed(seed))[0].target for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_target_encoder_follows_by_the_formula_and_gets_no_gradient(cohort, small):
@@ -71,8 +70,3 @@ def test_target_encoder_has_no_dropout(cohort):
     assert torch.equal(follower(graph)[0], follower(graph)[0])
     assert not torch.equal(encoder(graph)[0], encoder(graph)[0])
     assert encoder.training
-
-
-def test_decay_out_of_range():
-    with pytest.raises(ValueError, match="decay"):
-        TargetEncoder(torch.nn.Linear(2, 2), decay=-0.1)
