@@ -27,24 +27,8 @@ _LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 class Part:
     """Reference slides prepared for the networks: scaled expression, features of the nodes, and fitted companions.
 
-    Parameters
-    ----------
-    cohort
-        The reference slides.
-    views
-        Features of the nodes.
-    config
-        Hyperparameters of the networks.
-    scale
-        Scale of the expression.
-    values
-        Scaled expression, by slide.
-    kernel
-        Kernel ridge regression that is averaged with the networks, and whose components the nodes carry.
-    linear
-        Linear methods that are averaged with both for new patients.
-    saved
-        Features of the nodes by view, from a saved model.
+    The kernel is averaged with the networks, and its components are what nodes carry; the linear methods are averaged
+    with both for new patients. `saved` holds features of the nodes by view, from a saved model.
     """
 
     def __init__(

@@ -40,15 +40,7 @@ def cached_topk(query: NDArray, bank: NDArray, k: int, **options: Any) -> tuple[
 
 
 class References:
-    """Search among the spots of the reference slides.
-
-    Parameters
-    ----------
-    slides
-        Features of each slide's spots, (n_spots, n_features).
-    k
-        Spots to find for each query.
-    """
+    """Search for the `k` most similar among the spots of the reference slides."""
 
     def __init__(self, slides: Sequence[NDArray | Rows], k: int) -> None:
         self._slides, self._k = list(slides), k
@@ -62,27 +54,11 @@ class References:
         without: int | None = None,
         device: str | torch.device = "cpu",
     ) -> NDArray[np.int64]:
-        """Find the most similar spots by cosine.
-
-        Parameters
-        ----------
-        query
-            (n, n_features).
-        n_queries
-            Number of all queries, if `query` is a part of them.
-        without
-            Number of a slide that is excluded.
-        device
-            Torch device of the matrix products.
-
-        Returns
-        -------
-        Rows over all slides, (n, k), most similar first.
-        """
+        """Rows over all slides of the most similar spots, (n, k), one slide excluded; `query` may be a part of all."""
         least, n = settings.approximate_from, self._starts[-1]
         many = (len(query) if n_queries is None else n_queries) >= FEWEST_QUERIES
         # A GPU multiplies matrices faster than a CPU looks into lists.
-        approximate = least is not None and n >= least and many and str(device) == "cpu" and self._has_faiss
+        approximate = least is not None and n >= least and many and str(device) == "cpu"
 
         def search() -> dict[str, NDArray]:
             if approximate and self._index is not None:
@@ -111,18 +87,14 @@ class References:
         return [digest(slide) for slide in self._slides]
 
     @cached_property
-    def _has_faiss(self) -> bool:
-        found = find_spec("faiss") is not None
-        if not found:
+    def _index(self) -> ApproximateIndex | None:
+        """Approximate index; `None` without faiss, or if it needs so many lists for its recall that it does not pay."""
+        if find_spec("faiss") is None:
             logger.info(
                 "Exact search among %d reference spots. An approximate index is faster: pip install 'spahgc[ann]'",
                 self._starts[-1],
             )
-        return found
-
-    @cached_property
-    def _index(self) -> ApproximateIndex | None:
-        """Approximate index; `None` if it reaches its recall only with so many lists that it does not pay."""
+            return None
         index = ApproximateIndex(self._slides, self._k)
         pays = index.n_probed <= _LARGEST_SHARE * index.n_lists
         logger.info(
@@ -140,21 +112,6 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
     """Graph and expression of each reference slide, or block of one, with references from the other slides.
 
     Only edges are kept; features and expression are gathered when an item is read.
-
-    Parameters
-    ----------
-    nodes
-        The reference slides, with the features of their nodes as the embedding.
-    values
-        Expression to train on, by slide.
-    config
-        Numbers of neighbors and of layers.
-    references
-        Search among the nodes.
-    max_nodes
-        Largest slide that is trained as a whole.
-    device
-        Torch device of the matrix products of the search.
     """
 
     def __init__(
@@ -170,8 +127,7 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         self._embedding = nodes.embedding()
         self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in nodes])
         self._graphs: list[tuple[NDArray[Any], ...]] = []
-        self.names: list[str] = []
-        """Slide of each item, and the number of the block."""
+        self.names: list[str] = []  # slide of each item, and number of the block
         first = 0
         for i, slide in enumerate(nodes):
             retrieved = references.search(slide.embedding, n_queries=nodes.n_spots, without=i, device=device)

@@ -227,9 +227,9 @@ class SpaHGC(Method):
         if slide is None:
             return None
         measured, graph = expression_of(slide), self._part.graph(slide.without_expression(), "spot", self._device)
+        predicted = np.empty(measured.shape)
 
         def score(network: SpaHGCNetwork) -> float:
-            predicted = np.empty(measured.shape)
             predict(network, graph, lambda rows, values: np.copyto(predicted[rows], values))
             return mean_pearson(measured, predicted)
 

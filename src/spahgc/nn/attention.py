@@ -83,22 +83,9 @@ class CrossNodeDualAttention(nn.Module):
     def forward(
         self, target: Tensor, reference: Tensor, expression: Tensor, refer: Edges, back: Edges
     ) -> tuple[Tensor, Tensor]:
-        """Attend in both directions.
+        """Messages to target, (n, hidden), and to reference spots, (m, hidden).
 
-        Parameters
-        ----------
-        target
-            States of the target spots, (n, hidden).
-        reference
-            States of the reference spots, (m, hidden).
-        expression
-            Mapped expression of the reference spots, (m, hidden).
-        refer, back
-            Edges from reference to target spots, and the same edges reversed.
-
-        Returns
-        -------
-        Messages to target, (n, hidden), and to reference spots, (m, hidden).
+        `expression` is the mapped expression of the reference spots, (m, hidden); `back` are the edges `refer` reversed.
         """
         to_target = self.to_target(target, self.answer(reference, expression), refer)
         return to_target, self.to_reference(reference, self.to_reference.keys_and_values(target), back)
@@ -127,21 +114,7 @@ class CrossNodeAttentionPooling(nn.Module):
         self.attention = EdgeAttention(hidden, hidden, heads) if use_attention else None
 
     def forward(self, target: Tensor, answer: Tensor | None, refer: Edges) -> Tensor:
-        """Pool.
-
-        Parameters
-        ----------
-        target
-            States of the target spots, (n, hidden).
-        answer
-            From :meth:`answer`.
-        refer
-            Edges from reference to target spots.
-
-        Returns
-        -------
-        (n, hidden).
-        """
+        """Pooled states of target spots, (n, hidden); `answer` is from :meth:`answer`."""
         pooled = self.state(target)
         if self.attention is None or answer is None:
             return pooled

@@ -110,15 +110,8 @@ def complementary_views(
 ) -> tuple[GraphTensors, GraphTensors]:
     """The graph with a random part of its features, and with the rest; other features are zero, and edges are shared.
 
-    Parameters
-    ----------
-    graph
-        The graph.
-    config
-        ``mask_target`` and ``mask_reference`` are the shares of elements that the first view **loses** and the second
-        keeps: with the paper's 0.1 and 0.9, the first sees nine tenths of the target and one tenth of the reference.
-    generator
-        Source of randomness, on the device of the graph.
+    ``config.mask_target`` and ``mask_reference`` are the shares of elements that the first view **loses** and the second
+    keeps: with the paper's 0.1 and 0.9, the first sees nine tenths of the target and one tenth of the reference.
     """
     target = graph.target.where(draw(tuple(graph.target.shape), 1 - config.mask_target, generator), 0.0)
     reference = graph.reference.where(draw(tuple(graph.reference.shape), 1 - config.mask_reference, generator), 0.0)

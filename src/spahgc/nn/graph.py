@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +19,6 @@ from .layers import Edges
 from .retrieval import cosine_topk
 
 Search = Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]]
-
-
-class Features(Protocol):
-    """Embeddings of a slide's spots: an array, or an object that computes the rows that are read.
-
-    If it has a method ``forget``, that is called to free memory when all rows have been read.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n_spots, n_features)"""
-
-    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
-        """Rows, float32."""
 
 
 class GraphTensors(NamedTuple):
@@ -96,7 +82,7 @@ class SlideGraph(NamedTuple):
     Parameters
     ----------
     features
-        Embeddings of the target spots, (n, n_features).
+        Embeddings of the target spots, (n, n_features), as they were given.
     near
         Spatial neighbors of each target spot, (n, Q).
     references
@@ -109,7 +95,7 @@ class SlideGraph(NamedTuple):
         Neighbors of each reference node, (m, k).
     """
 
-    features: Features
+    features: Any
     near: NDArray[np.int32]
     references: NDArray[np.int32]
     nodes: NDArray[np.int64]
@@ -125,7 +111,7 @@ class SlideGraph(NamedTuple):
 
 @checked(n_references=at_least(1), n_near=at_least(1), n_close=at_least(1))
 def slide_graph(
-    features: Features | ArrayLike,
+    features: Any,
     coordinates: ArrayLike,
     reference_embedding: ArrayLike | Rows,
     reference_expression: ArrayLike | Rows,
@@ -143,7 +129,8 @@ def slide_graph(
     Parameters
     ----------
     features
-        Embeddings of the target slide's spots, (n, n_features): an array, or an object that computes rows of one.
+        Embeddings of the target slide's spots, (n, n_features): an array, or an object with a shape that computes the
+        rows that are read. Its method ``forget``, if any, is called to free memory when all rows have been read.
     coordinates
         Their positions, (n, 2), in any unit.
     reference_embedding
@@ -194,12 +181,10 @@ def slide_graph(
     neighbors, n = SpatialNeighbors(coordinates), target.shape[0]
     if not n:
         raise ValueError(f"features is empty: its shape is {target.shape}.")
-    for name, found, wanted in (
-        ("coordinates", len(neighbors.coordinates), n),
-        ("reference_expression", len(y_r), len(z_r)),
-    ):
-        if found != wanted:
-            raise ValueError(f"{name} has {found} rows, but there are {wanted} embeddings.")
+    if len(neighbors.coordinates) != n:
+        raise ValueError(f"coordinates has {len(neighbors.coordinates)} rows, but there are {n} embeddings.")
+    if len(y_r) != len(z_r):
+        raise ValueError(f"reference_expression has {len(y_r)} rows, but there are {len(z_r)} embeddings.")
     near = np.empty((n, min(n_near, n - 1)), np.int32)
     retrieved = np.empty((n, n_references), np.int32)
     for rows in with_progress(n, progress):
@@ -225,27 +210,9 @@ def reference_nodes(
     device: str | torch.device = "cpu",
     topk: Search = cosine_topk,
 ) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.int64]]:
-    """Reference side of a graph: the reference spots that some target spot retrieves.
+    """Rows of the retrieved reference spots, (m,), the nodes of each target spot, (n, K), and their neighbors, (m, k).
 
-    Parameters
-    ----------
-    retrieved
-        Rows of the reference that each target spot retrieves, (n, K).
-    z_r, y_r
-        Embeddings, (n_reference, n_features), and expression, (n_reference, n_genes), of all reference spots.
-    n_close
-        Neighbors per reference node; fewer if fewer are retrieved.
-    device, topk
-        As in :func:`slide_graph`.
-
-    Returns
-    -------
-    index
-        Rows of the nodes in the reference, ascending, (m,).
-    references
-        Nodes of each target spot, (n, K).
-    close
-        Neighbors of each node among the nodes, (m, k).
+    `retrieved` holds the rows of the reference that each target spot retrieves, (n, K).
     """
     # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
     used = np.zeros(len(z_r), dtype=bool)

@@ -65,22 +65,10 @@ class Edges(NamedTuple):
 
 
 def attend(query: Tensor, keys_and_values: Tensor, edges: Edges, heads: int) -> Tensor:
-    """Multi-head attention of each receiver over its senders.
+    """Multi-head attention of each receiver over its senders, (n_receivers, width); zeros for one without senders.
 
-    Parameters
-    ----------
-    query
-        Queries of the receivers, (n_receivers, width), heads side by side.
-    keys_and_values
-        Keys and values of the senders, (n_senders, 2 width).
-    edges
-        Edges from senders to receivers.
-    heads
-        Number of heads.
-
-    Returns
-    -------
-    (n_receivers, width), zeros for a receiver without senders.
+    Queries of the receivers are (n_receivers, width), heads side by side; keys and values of the senders are
+    (n_senders, 2 width).
     """
     if _compiled(query):
         return _Attention.apply(query.contiguous(), keys_and_values.contiguous(), edges, heads)

@@ -20,18 +20,17 @@ def supervised_terms(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Te
 
 
 class Measured(NamedTuple):
-    """Measured expression of a slide and the components of its prediction, prepared once for all steps."""
+    """Measured expression of a slide and the components of its prediction, prepared once for all steps.
+
+    `centered` is the expression minus its mean, (n_spots, n_genes); `squares` are its sums of squares, and `varies` is
+    false for constant genes, (n_genes,); `components` is (n_components, n_genes).
+    """
 
     centered: Tensor
-    """Expression minus its mean, (n_spots, n_genes)."""
     mean: Tensor
-    """(n_genes,)"""
     squares: Tensor
-    """Sums of squares of the centered expression, (n_genes,)."""
     varies: Tensor
-    """Genes that are not constant, boolean (n_genes,)."""
     components: Tensor
-    """(n_components, n_genes)"""
 
     @classmethod
     def of(cls, expression: Tensor, components: Tensor) -> Measured:

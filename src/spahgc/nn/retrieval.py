@@ -196,32 +196,14 @@ class ApproximateIndex:
             self.n_probed = min(2 * self.n_probed, self.n_lists)
 
     def search(self, query: NDArray, *, without: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Find nearest neighbors, as :func:`cosine_topk` does.
-
-        Parameters
-        ----------
-        query
-            (n_queries, n_features).
-        without
-            Number of a slide whose spots are excluded.
-
-        Returns
-        -------
-        index
-            Rows over all slides, int64 (n_queries, k), most similar first.
-        similarity
-            Their cosine similarities, float32 (n_queries, k).
-        """
-        faiss, n, start, stop = self._faiss, len(self._bank), 0, 0
-        parameters = faiss.SearchParametersIVF(nprobe=self.n_probed)
-        if without is not None:
-            start, stop = self._starts[without : without + 2]
-            selected = faiss.IDSelectorNot(faiss.IDSelectorRange(start, stop))
-            parameters = faiss.SearchParametersIVF(nprobe=self.n_probed, sel=selected)
-        _check_enough(n - (stop - start), self._k)
-        size = min(2 * self._k + _MARGIN, n - (stop - start))
-        units = _units(query, "query", 0).numpy()
-        candidates = self._index.search(units, size, params=parameters)[1]
+        """Rows over all slides but one, and their similarities, (n_queries, k), as :func:`cosine_topk` gives them."""
+        start, stop = (0, 0) if without is None else self._starts[without : without + 2]
+        left = len(self._bank) - (stop - start)
+        _check_enough(left, self._k)
+        size = min(2 * self._k + _MARGIN, left)
+        selected = self._faiss.IDSelectorNot(self._faiss.IDSelectorRange(start, stop))
+        parameters = self._faiss.SearchParametersIVF(nprobe=self.n_probed, sel=selected)
+        candidates = self._index.search(_units(query, "query", 0).numpy(), size, params=parameters)[1]
         # Lists that hold fewer than `size` spots: compare with all.
         few = np.flatnonzero(candidates.min(axis=1, initial=0) < 0)
         candidates[few] = 0

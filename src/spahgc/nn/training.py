@@ -96,8 +96,10 @@ def fit(
             rows.append(torch.stack([term.detach() for term in terms.values()]))
             if after_step is not None:
                 after_step()
-        values = torch.stack(rows).cpu() if fabric is None else _all_processes(torch.stack(rows), len(order), fabric)
-        _record(history, values, list(terms), [names[i] for i in order], epoch)
+        values = torch.stack(rows)
+        if fabric is not None:
+            values = _stacked(values, fabric).transpose(0, 1).flatten(0, 1)[: len(order)]
+        _record(history, values.cpu(), list(terms), [names[i] for i in order], epoch)
         if after_epoch is not None and after_epoch(history):
             break
     return history
@@ -129,11 +131,6 @@ def share(order: list[int], fabric: Fabric | None) -> list[tuple[int, float]]:
     places = range(fabric.global_rank, -(-n // size) * size, size)
     left = n % size or size
     return [(order[place % n], 1.0 if place < n - left else size / left if place < n else 0.0) for place in places]
-
-
-def _all_processes(rows: Tensor, n: int, fabric: Fabric) -> Tensor:
-    """Rows of all `n` slides in their order, (n, n_terms), from those of this process."""
-    return _stacked(rows, fabric).transpose(0, 1).flatten(0, 1)[:n].cpu()
 
 
 def _stacked(values: Tensor, fabric: Fabric) -> Tensor:
