@@ -85,7 +85,7 @@ class CrossNodeDualAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Messages to target, (n, hidden), and to reference spots, (m, hidden).
 
-        `expression` is the mapped expression of the reference spots, (m, hidden); `back` are the edges `refer` reversed.
+        `expression` is the mapped expression of the reference spots, (m, hidden); `back` is `refer` reversed.
         """
         to_target = self.to_target(target, self.answer(reference, expression), refer)
         return to_target, self.to_reference(reference, self.to_reference.keys_and_values(target), back)

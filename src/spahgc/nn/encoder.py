@@ -110,7 +110,7 @@ def complementary_views(
 ) -> tuple[GraphTensors, GraphTensors]:
     """The graph with a random part of its features, and with the rest; other features are zero, and edges are shared.
 
-    ``config.mask_target`` and ``mask_reference`` are the shares of elements that the first view **loses** and the second
+    ``mask_target`` and ``mask_reference`` are the shares of elements that the first view **loses** and the second
     keeps: with the paper's 0.1 and 0.9, the first sees nine tenths of the target and one tenth of the reference.
     """
     target = graph.target.where(draw(tuple(graph.target.shape), 1 - config.mask_target, generator), 0.0)
