@@ -15,8 +15,8 @@ INTRO = (
 )
 
 KEPT = (
-    "`tl.cross_validate` caches the nearest reference spots of each slide and within graphs in a folder that is removed "
-    "at the end (or kept in `resume`). Other seeds and variants of SpaHGC reuse them, in all worker processes that see "
+    "`tl.cross_validate` caches the nearest reference spots of each slide and within graphs in a folder that is "
+    "removed at the end (or kept in `resume`). Other seeds and variants of SpaHGC reuse them, in all worker processes that see "
     "the folder. Files are named by the content they were computed from, damaged files are recomputed, and scores are "
     "identical to the last bit. From `benchmarks/pairs.py`:"
 )
