@@ -95,6 +95,16 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
         If its store does not exist any more.
     ValueError
         If its store holds something else.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
+    >>> spahgc.get.predicted(adata).shape
+    (50, 5)
     """
     prediction = read_prediction(adata, key)
     out = prediction_table(adata, key, prediction)
@@ -142,6 +152,18 @@ def evidence(
         If the prediction was not explained, or a spot does not exist.
     ValueError
         If a reference spot is not in `adata_ref`.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> model = spahgc.tl.train(reference, method="knn", panel=5)
+    >>> spahgc.tl.predict(model, adata)
+    >>> spahgc.tl.explain(model, adata, n_references=3)
+    >>> spahgc.get.evidence(adata, adata.obs_names[0])["rank"].tolist()
+    [1, 2, 3]
     """
     import pandas as pd
 
@@ -219,6 +241,17 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
     ------
     KeyError
         If the prediction was not evaluated.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
+    >>> spahgc.tl.evaluate(adata)
+    >>> sorted(spahgc.get.scores(adata)["slide"].unique())
+    ['S3', 'S4']
     """
     return read_scores(adata, key)
 
@@ -245,6 +278,15 @@ def cross_validation(adata_ref: AnnData, *, key: str = keys.PREDICTION) -> pd.Da
     ------
     KeyError
         If there is no such cross-validation.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.cross_validation(adata)["fold"].unique().tolist()
+    ['P1', 'P2']
     """
     return read_cross_validation(adata_ref, key)
 
@@ -274,6 +316,15 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
     ------
     KeyError
         If there is no trust, or none of this method.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.trust(adata, method="ridge")["verdict"].notna().all()
+    np.True_
     """
     entry = adata.uns.get(key)
     if method is None and isinstance(entry, dict) and "trust" in entry:

@@ -128,6 +128,15 @@ def cross_validate(
     ValueError
         If no fold can be made without sharing patients, a slot holds invalid values, `resume` is the folder of another
         run, or a unit fails; finished units stay in `resume`.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.cross_validation(adata).attrs["label"]
+    'new patients'
     """
     rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     if normalize is not None and normalize != rules.normalize:

@@ -64,6 +64,17 @@ def evaluate(
         If there is no such prediction.
     ValueError
         If there is no measured expression, no predicted gene was measured, or a slide has a single spot.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
+    >>> spahgc.tl.evaluate(adata)
+    >>> "spahgc_pearson" in adata.var
+    True
     """
     import pandas as pd
 

@@ -98,6 +98,18 @@ def explain(
     ValueError
         If the prediction is of another model, the model looks at no reference spots, or the table holds something else
         in these slots.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> model = spahgc.tl.train(reference, method="knn", panel=5)
+    >>> spahgc.tl.predict(model, adata)
+    >>> spahgc.tl.explain(model, adata, n_references=3)
+    >>> adata.obsm["spahgc_weights"].shape
+    (50, 3)
     """
     check.check_table(adata_target, what="target")
     prediction = read_prediction(adata_target, key)

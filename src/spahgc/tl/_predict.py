@@ -109,6 +109,16 @@ def predict(
         If `store` exists and `overwrite` is false, or is not a prediction.
     OSError
         If the disk has too little space for `store`; the table is unchanged then.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, target = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> spahgc.tl.predict(reference, target, method="ridge", panel=5)
+    >>> target.obsm["spahgc"].shape
+    (50, 5)
     """
     check.check_table(adata_target, what="target")
     check.check_key(key_added)

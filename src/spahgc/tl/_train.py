@@ -121,6 +121,14 @@ def train(
         If `distributed` is true and ``torchrun`` did not start this process.
     ImportError
         If `distributed` is true and Lightning is not installed.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> spahgc.tl.train(adata, method="ridge", panel=5)
+    Model(ridge, 5 genes, image_own, reference: S1, S2, S3, S4)
     """
     params = checked_params(method, preset, method_params)
     fabric = None
