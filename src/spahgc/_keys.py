@@ -6,84 +6,42 @@ parameters in ``uns[key]["params"]``.
 
 from __future__ import annotations
 
+# ``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale
+# factors
 SPATIAL = "spatial"
-"""``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale
-factors."""
-
+# ``uns``: the link of a SpatialData table to its shapes (``region``, ``region_key``, ``instance_key``)
 SPATIALDATA_ATTRS = "spatialdata_attrs"
-"""``uns``: the link of a SpatialData table to its shapes (``region``, ``region_key``, ``instance_key``)."""
-
-TABLE = "table"
-"""Name of the table in a SpatialData object."""
-
+TABLE = "table"  # Name of the table in a SpatialData object
+# ``obs``: the slide of each spot in tables that spahgc reads; equals the name of the slide's shapes element
 REGION = "region"
-"""``obs``: the slide of each spot in tables that spahgc reads; equals the name of the slide's shapes element."""
-
-INSTANCE = "spot_id"
-"""``obs``: the index of each spot in its slide's shapes element, in tables that spahgc reads."""
-
-N_BINS = "n_bins"
-"""``obs``: bins or cells that a spot of `io.bin_to_spots` sums."""
-
-PATIENT = "patient"
-"""``obs``: default column of the patient (donor)."""
-
-TISSUE = "tissue_fraction"
-"""``obs``: share of a virtual spot's area that is tissue."""
-
-GRID = "spahgc_grid"
-"""``uns``: how virtual spots were laid out."""
-
-IMAGE_PREFIX = "image_"
-"""``obsm``: embeddings are ``image_{encoder}``."""
-
-CELLULARITY = "cellularity"
-"""``obs``: stain density of each spot's tile, mean haematoxylin optical density."""
-
-PREDICTION = "spahgc"
-"""Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry."""
-
-MEASURED = "measured"
-"""``layers``: measured expression beside a prediction, in the prediction's unit."""
-
-PARAMS = "params"
-"""``uns[key]["params"]``: parameters of the step that wrote ``key``."""
-
+INSTANCE = "spot_id"  # ``obs``: the index of each spot in its slide's shapes element, in tables that spahgc reads
+N_BINS = "n_bins"  # ``obs``: bins or cells that a spot of `io.bin_to_spots` sums
+PATIENT = "patient"  # ``obs``: default column of the patient (donor)
+TISSUE = "tissue_fraction"  # ``obs``: share of a virtual spot's area that is tissue
+GRID = "spahgc_grid"  # ``uns``: how virtual spots were laid out
+IMAGE_PREFIX = "image_"  # ``obsm``: embeddings are ``image_{encoder}``
+CELLULARITY = "cellularity"  # ``obs``: stain density of each spot's tile, mean hematoxylin optical density
+PREDICTION = "spahgc"  # Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry
+MEASURED = "measured"  # ``layers``: measured expression beside a prediction, in the prediction's unit
+PARAMS = "params"  # ``uns[key]["params"]``: parameters of the step that wrote ``key``
+# ``uns[key]["store"]``: path of the zarr that holds the values of a prediction, where the table does not
 STORE = "store"
-"""``uns[key]["store"]``: path of the zarr that holds the values of a prediction, where the table does not."""
-
+# ``uns["spatial"][slide]["scalefactors"]``: micrometers per full-resolution pixel (Space Ranger's name). ``attrs`` of
+# a SpatialData: the same, by name of image
 MPP = "microns_per_pixel"
-"""``uns["spatial"][slide]["scalefactors"]``: micrometres per full-resolution pixel (Space Ranger's name). ``attrs``
-of a SpatialData: the same, by name of image."""
-
+# ``uns["image_*"]["params"]``: where the micrometers per pixel of each slide were taken from
 MPP_SOURCE = "microns_per_pixel_from"
-"""``uns["image_*"]["params"]``: where the micrometres per pixel of each slide were taken from."""
-
+# ``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)
 SPOT_DIAMETER = "spot_diameter_fullres"
-"""``uns["spatial"][slide]["scalefactors"]``: spot diameter in full-resolution pixels (Space Ranger's name)."""
-
-GENES = "spahgc_genes"
-"""``uns``: what was done to the genes of a table to bring them to the names of others."""
-
-ALIGNMENT = "alignment"
-"""``uns``: verdict of :func:`spahgc.pp.check_alignment` on each slide, and what it mended."""
-
-IN_TISSUE = "in_tissue"
-"""``obs``: whether a spot of a Visium array is under tissue, 1 or 0 (Space Ranger's name)."""
-
-HEST = "hest"
-"""``uns``: HEST's metadata by sample."""
-
-SYNTHETIC = "synthetic"
-"""``uns``: parameters of drawn slides."""
-
-
+GENES = "spahgc_genes"  # ``uns``: what was done to the genes of a table to bring them to the names of others
+ALIGNMENT = "alignment"  # ``uns``: verdict of :func:`spahgc.pp.check_alignment` on each slide, and what it fixed
+IN_TISSUE = "in_tissue"  # ``obs``: whether a spot of a Visium array is under tissue, 1 or 0 (Space Ranger's name)
+HEST = "hest"  # ``uns``: HEST's metadata by sample
+SYNTHETIC = "synthetic"  # ``uns``: parameters of drawn slides
+# Per-gene scores that :func:`spahgc.tl.evaluate` writes; ``var["{key}_{metric}"]`` is their mean over slides
 METRICS = ("pearson", "spearman", "rmse", "mae", "pearson_depth_removed", "depth_only", "structure")
-"""Per-gene scores that :func:`spahgc.tl.evaluate` writes; ``var["{key}_{metric}"]`` is their mean over slides."""
-
-
+# Columns of the trust per gene that ``var["{key}_{name}"]`` holds, and their names there
 TRUST = {"expected_pearson": "expected_pearson", "low": "trust_low", "high": "trust_high", "verdict": "trust"}
-"""Columns of the trust per gene that ``var["{key}_{name}"]`` holds, and their names there."""
 
 
 def image(encoder: str) -> str:

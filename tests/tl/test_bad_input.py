@@ -105,7 +105,7 @@ BOTH = {
     ),
     "use_rep is not there": Case(
         KeyError,
-        "reference.obsm has no 'image_uni' .use_rep.*'image_toy'.*image_embedding",
+        "reference.obsm has no 'image_uni' .use_rep.*image_embedding.*'image_toy'",
         options={"use_rep": "image_uni"},
     ),
     "NaN embedding": Case(
@@ -117,19 +117,19 @@ BOTH = {
         ValueError, "has NaN or infinite values in 1 of", obsm("image_toy", put(([4], [1]), np.inf))
     ),
     "embedding that is no matrix": Case(
-        ValueError, r"{what}.obsm\['image_toy'\] is a numeric matrix", obsm("image_toy", lambda z: z[:, :0])
+        ValueError, r"{what}.obsm\['image_toy'\] must be a numeric matrix", obsm("image_toy", lambda z: z[:, :0])
     ),
     "no coordinates": Case(
         KeyError, "{what}.obsm has no 'spatial'.*Available in obsm: 'image_toy'.*read_st", obsm("spatial", None)
     ),
     "NaN coordinates": Case(
         ValueError,
-        r"{what}.obsm\['spatial'\] has NaN or infinite values in 1 spots, e.g. '\w\d_2x0'",
+        r"{what}.obsm\['spatial'\] has NaN or infinite values in 1 of \d+ spots, e.g. '\w\d_2x0'",
         obsm("spatial", put(([2], [1]), np.nan)),
     ),
     "coordinates of the wrong shape": Case(
         ValueError,
-        r"{what}.obsm\['spatial'\] is \(n_obs, 2\).*not \(\d+, 3\)",
+        r"{what}.obsm\['spatial'\] must have shape \(n_obs, 2\).*got \(\d+, 3\)",
         obsm("spatial", lambda s: s[:, [0, 1, 1]]),
     ),
     "duplicate spots": Case(
@@ -154,12 +154,12 @@ REFERENCE = {
     ),
     "embedding that does not vary": Case(
         ValueError,
-        r"Slide 'A1' of the reference has one and the same embedding in obsm\['image_toy'\] for all its 36 spots",
+        r"Slide 'A1' of the reference has the same embedding in obsm\['image_toy'\] for all 36 spots",
         obsm("image_toy", put(slice(0, 36), 0.5)),
     ),
     "no X": Case(
         ValueError,
-        "reference has no expression .X is None.*a slide with H&E only is a target",
+        "reference has no expression .X is None.*an H&E-only slide can be a target",
         lambda t: setattr(t, "X", None),
     ),
     "all zero": Case(ValueError, "reference.X is all zero", x(lambda v: v * 0)),
@@ -183,7 +183,7 @@ REFERENCE = {
     ),
     "genes that are not there": Case(
         KeyError,
-        "2 of 3 genes asked for are not in reference.var_names: 'ERBB2', 'ESR1'.*24 genes such as 'G00'",
+        "2 of 3 requested genes are not in reference.var_names: 'ERBB2', 'ESR1'.*24 genes such as 'G00'",
         options={"panel": ["G01", "ERBB2", "ESR1"]},
     ),
     "Ensembl ids asked for": Case(
@@ -191,13 +191,17 @@ REFERENCE = {
         "Ensembl ids, the other symbols",
         options={"panel": ["ENSG00000141736", "ENSG00000091831"]},
     ),
-    "genes in lower case": Case(KeyError, "upper and lower case only", options={"panel": ["g01", "g02"]}),
-    "one gene as a string": Case(TypeError, "not the single string 'G01'", options={"panel": "G01"}),
-    "no genes": Case(ValueError, "panel is an empty list", options={"panel": []}),
-    "zero genes": Case(ValueError, "panel is at least 1 gene, not 0", options={"panel": 0}),
+    "genes in lower case": Case(KeyError, "only in upper and lower case", options={"panel": ["g01", "g02"]}),
+    "one gene as a string": Case(
+        TypeError,
+        "`panel` must be .*a sequence of strings, got 'G01'",
+        options={"panel": "G01"},
+    ),
+    "no genes": Case(ValueError, "`panel` is empty", options={"panel": []}),
+    "zero genes": Case(ValueError, "`panel` must be an integer of at least 1.*got 0", options={"panel": 0}),
     "gene name with a slash": Case(
         ValueError,
-        "Genes 'G/1' of the panel have names that cannot be.*columns in a file.*Rename",
+        "Genes 'G/1' of the panel cannot be stored as columns of a file.*Rename",
         lambda t: setattr(t, "var_names", ["G/1", *t.var_names[1:]]),
         {"panel": ["G/1", "G02"]},
     ),
@@ -208,10 +212,12 @@ REFERENCE = {
         ValueError, "No method 'rigde'. Available: .*'gene_mean'.*'ridge'.*'spahgc'", options={"method": "rigde"}
     ),
     "unknown preset": Case(
-        ValueError, "No preset 'papr'. Available: paper, default", options={"method": "spahgc", "preset": "papr"}
+        ValueError,
+        "must be one of 'default', 'paper' or None, got 'papr'",
+        options={"method": "spahgc", "preset": "papr"},
     ),
     "preset of another method": Case(
-        ValueError, "preset='paper' belongs to method='spahgc'; 'ridge' has none", options={"preset": "paper"}
+        ValueError, "preset='paper' is for method='spahgc'; 'ridge' has no presets", options={"preset": "paper"}
     ),
     "two presets": Case(
         ValueError,
@@ -230,7 +236,7 @@ REFERENCE = {
     ),
     "parameter that cannot be saved": Case(
         TypeError,
-        "method_params takes numbers.*so that the model can be saved",
+        "`method_params` must hold numbers.*so that the model can be saved",
         options={"method": "knn", "method_params": {"n_neighbors": object()}},
     ),
     "fewer spots than neighbours": Case(
@@ -246,8 +252,8 @@ REFERENCE = {
     "unknown unit": Case(
         ValueError, "must be one of 'log1p', 'log10', 'none', got 'cpm'", options={"normalize": "cpm"}
     ),
-    "unknown split": Case(ValueError, "split_by is 'patient' or 'slide', not 'spot'", options={"split_by": "spot"}),
-    "rng": Case(TypeError, "rng is an int of at least 0 or a numpy Generator, not -1", options={"rng": -1}),
+    "unknown split": Case(ValueError, "must be one of 'patient', 'slide', got 'spot'", options={"split_by": "spot"}),
+    "rng": Case(ValueError, "`rng` must be an integer of at least 0", options={"rng": -1}),
     "device": Case(
         ValueError,
         "Device 'mps' is not available.*settings.device = 'auto' or 'cpu'",
@@ -269,10 +275,10 @@ TARGET = {
         ValueError, r"fields_of_view: reference \[1.0, 2.0\], target \[1.0\]", params(fields_of_view=[1.0])
     ),
     "a parameter more": Case(ValueError, "stain: reference not recorded, target 'macenko'", params(stain="macenko")),
-    "key_added with a slash": Case(ValueError, "key_added is made of letters.*not 'a/b'", options={"key_added": "a/b"}),
-    "no key_added": Case(ValueError, "key_added is made of letters", options={"key_added": ""}),
+    "key_added with a slash": Case(ValueError, "must consist of letters.*got 'a/b'", options={"key_added": "a/b"}),
+    "no key_added": Case(ValueError, "`key_added` must consist of letters", options={"key_added": ""}),
     "key_added like an embedding": Case(
-        ValueError, "'image_pred' would pass for an embedding", options={"key_added": "image_pred"}
+        ValueError, "'image_pred' would be taken for an embedding", options={"key_added": "image_pred"}
     ),
     "key_added of coordinates": Case(
         ValueError, r"obsm\['spatial'\] exists already.*Choose another key_added", options={"key_added": "spatial"}
@@ -351,22 +357,22 @@ def test_spatialdata_instead_of_its_table(reference: ad.AnnData, target: ad.AnnD
 
     sdata = SpatialData()
     with pytest.raises(
-        TypeError, match=r"reference is an AnnData table, not SpatialData. Pass the table: sdata\['table'\]"
+        TypeError, match=r"`reference` must be an AnnData or a Model.* SpatialData. Pass its table: sdata\['table'\]"
     ):
         spahgc.tl.predict(sdata, target)
     with pytest.raises(
-        TypeError, match=r"target is an AnnData table, not SpatialData. Pass the table: sdata\['table'\]"
+        TypeError, match=r"`adata_target` must be an AnnData.* SpatialData. Pass its table: sdata\['table'\]"
     ):
         spahgc.tl.predict(reference, sdata)
-    with pytest.raises(TypeError, match=r"reference is .*sdata\['table'\]"):
+    with pytest.raises(TypeError, match=r"`adata_ref` must be .*sdata\['table'\]"):
         spahgc.tl.train(sdata)
-    with pytest.raises(TypeError, match=r"target is .*sdata\['table'\]"):
+    with pytest.raises(TypeError, match=r"`adata` must be .*sdata\['table'\]"):
         spahgc.tl.evaluate(sdata)
 
 
 def test_no_table_at_all(target: ad.AnnData) -> None:
     for other in ("model/", pd.DataFrame(), None, SimpleNamespace()):
-        with pytest.raises(TypeError, match=f"reference is an AnnData table, not {type(other).__name__}"):
+        with pytest.raises(TypeError, match="`reference` must be an AnnData or a Model, got "):
             spahgc.tl.predict(other, target)
 
 
@@ -382,7 +388,7 @@ def test_empty_tables(reference: ad.AnnData, target: ad.AnnData) -> None:
 def test_backed_table(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) -> None:
     reference.write_h5ad(tmp_path / "reference.h5ad")
     backed = ad.read_h5ad(tmp_path / "reference.h5ad", backed="r")
-    with pytest.raises(ValueError, match=re.escape("reference is backed by a file. Load it whole")):
+    with pytest.raises(ValueError, match=re.escape("reference is backed by a file. Load it into memory")):
         spahgc.tl.predict(backed, target)
 
 
@@ -401,7 +407,7 @@ def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData) -> None:
 
 
 def test_a_reference_slide_of_one_spot(reference: ad.AnnData, target: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="Slide 'A2' of the reference has 1 spot; it takes at least two"):
+    with pytest.raises(ValueError, match="Slide 'A2' of the reference has 1 spot; at least 2 are needed"):
         spahgc.tl.predict(reference[:37].copy(), target, panel=5, method="ridge")
 
 
@@ -434,7 +440,7 @@ def test_a_prediction_that_is_not_finite_is_not_written(
 ) -> None:
     model, before = models("gene_mean"), snapshot(target)
     monkeypatch.setattr(model.method, "_mean", np.full(12, np.nan))
-    with pytest.raises(FloatingPointError, match="NaN or infinite values in 72 spots; nothing was written"):
+    with pytest.raises(FloatingPointError, match="72 spots have NaN or infinite values. Nothing was written"):
         spahgc.tl.predict(model, target)
     assert snapshot(target) == before
 

@@ -60,5 +60,3 @@ def test_one_patient() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="at least two slides; the reference has 'A1'"):
         make_folds({"A1": "A"})
-    with pytest.raises(ValueError, match="split_by is 'patient' or 'slide', not 'spot'"):
-        make_folds(PATIENTS, split_by="spot")  # type: ignore[arg-type]

@@ -252,5 +252,5 @@ def test_errors() -> None:
         gene_trust(table.drop(columns="patient"), method="ridge")
     with pytest.raises(KeyError, match=r"no 'pearson' of method 'spahgc'. Methods: 'ridge'"):
         gene_trust(table, method="spahgc")
-    with pytest.raises(ValueError, match="level is a probability"):
+    with pytest.raises(ValueError, match="`level` must be a probability"):
         gene_trust(table, method="ridge", level=90)

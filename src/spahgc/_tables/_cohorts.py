@@ -199,11 +199,10 @@ def _check_same_encoder(reference: dict[str, Any] | None, target: dict[str, Any]
     if reference is None or target is None or reference == target:
         return
     ours, theirs = _flat(reference), _flat(target)
-    differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key, "?") != theirs.get(key, "?")]
-    details = "; ".join(
-        f"{key}: reference {ours.get(key, 'not recorded')!r}, target {theirs.get(key, 'not recorded')!r}"
-        for key in differing
-    )
+    pairs = {
+        key: [repr(side[key]) if key in side else "not recorded" for side in (ours, theirs)] for key in ours | theirs
+    }
+    details = "; ".join(f"{key}: reference {a}, target {b}" for key, (a, b) in sorted(pairs.items()) if a != b)
     raise ValueError(
         f"obsm[{use_rep!r}] of reference and target were made differently ({details}). Embed both in the same way with "
         f"spahgc.pp.image_embedding."

@@ -186,7 +186,9 @@ def read_arrays(folder: Path, described: Mapping[str, Any], *, verify: bool) -> 
         try:
             array = np.asarray(np.load(path, mmap_mode="r" if large else None, allow_pickle=False))
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): it is truncated or damaged. Copy it again.") from error
+            raise ValueError(
+                f"{path} cannot be read ({error}): it is truncated or damaged. Copy the folder again, or train again."
+            ) from error
         expected = described[name]
         same = (list(array.shape), str(array.dtype)) == (expected["shape"], expected["dtype"])
         if not same or ((verify or not large) and digest(array) != expected["sha256"]):
