@@ -113,7 +113,7 @@ def test_scores_from_before_a_metric_was_added(done: ad.AnnData) -> None:
 def test_keys(done: ad.AnnData) -> None:
     done.obsm["other"] = done.obsm["spahgc"] * 2
     np.testing.assert_array_equal(spahgc.get.predicted(done, key="other").X, done.obsm["spahgc"].to_numpy() * 2)
-    with pytest.raises(KeyError, match="obsm has no prediction 'mine'. Run spahgc.tl.predict.*Available.*: '(spahgc|other)'"):
+    with pytest.raises(KeyError, match="no prediction 'mine'. Run spahgc.tl.predict.*Available.*: '(spahgc|other)'"):
         spahgc.get.predicted(done, key="mine")
     with pytest.raises(KeyError, match="obsm has no prediction 'spatial'"):
         spahgc.get.predicted(done, key="spatial")
