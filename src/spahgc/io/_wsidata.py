@@ -171,7 +171,8 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression:
     else:
         fits = [name for name in names if not isinstance(expression, str) or name != expression]
     if len(fits) != 1:
-        problem = f"several features of {tile_key!r}" if fits else f"no features {wanted or ''!r} of {tile_key!r}"
+        named = "" if wanted is None else f"{wanted!r} "
+        problem = f"{'several' if fits else 'no'} features {named}of {tile_key!r}"
         raise KeyError(
             f"The store has {problem}. Available: {format_names(names)}. Pass `features`, or run "
             f"lazyslide.tl.feature_extraction(wsi, <model>, tile_key={tile_key!r})."
