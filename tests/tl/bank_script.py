@@ -36,7 +36,7 @@ def main() -> None:
         found_values = model.predict([slide], progress=False)
         np.savez(folder / f"{name}.npz", values=found_values.values, support=found_values.support)
     try:
-        np.fromfile(folder / "False" / "reference" / "expression.npy", np.uint8)
+        [np.fromfile(path, np.uint8) for path in (folder / "False" / "reference").iterdir()]
         found["whole"] = "fits"
     except MemoryError:
         found["whole"] = "MemoryError"

@@ -403,6 +403,20 @@ def test_a_folder_of_other_data(cohort: ad.AnnData, tmp_path: Path, what: str) -
         quick(other, resume=tmp_path)
 
 
+def test_a_folder_with_what_a_killed_run_left_is_empty(cohort: ad.AnnData, tmp_path: Path) -> None:
+    (tmp_path / ".protocol.123-456.part.json").write_text("{")
+    (tmp_path / ".spahgc_cache").mkdir()
+    same(quick(cohort, methods=["gene_mean"], resume=tmp_path), quick(cohort, methods=["gene_mean"]))
+
+
+def test_a_copy_has_the_results(cohort: ad.AnnData, snapshot: Any) -> None:
+    before = snapshot(cohort)
+    out = cross_validate(cohort, methods=["gene_mean"], panel=12, n_jobs=1, copy=True)
+    assert snapshot(cohort) == before
+    assert cross_validate(cohort, methods=["gene_mean"], panel=12, n_jobs=1) is None
+    same(spahgc.get.cross_validation(out), spahgc.get.cross_validation(cohort))
+
+
 def test_a_folder_of_other_things(cohort: ad.AnnData, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="holds other files"):
@@ -440,7 +454,7 @@ def test_a_method_that_needs_more_slides(cohort: ad.AnnData) -> None:
 
 
 def test_worker_processes_give_the_same(cohort: ad.AnnData, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"methods": {**PAPER, "ridge": {}, "knn": {}}, "seeds": 1}
+    options: dict[str, Any] = {"methods": {**PAPER, "ridge": {}, "knn": {}}, "n_seeds": 1}
     same(quick(cohort, n_jobs=2, resume=tmp_path, **options), quick(cohort, **options))
 
 
@@ -461,7 +475,7 @@ def test_a_running_dask_client_is_used(cohort: ad.AnnData, cluster: Any, monkeyp
     used = []
     executor = type(cluster).get_executor
     monkeypatch.setattr(type(cluster), "get_executor", lambda self, **kw: (used.append(self), executor(self, **kw))[1])
-    options: dict[str, Any] = {"methods": {**PAPER, "ridge": {}}, "seeds": 2}
+    options: dict[str, Any] = {"methods": {**PAPER, "ridge": {}}, "n_seeds": 2}
     same(quick(cohort, n_jobs=None, **options), quick(cohort, **options))
     assert used == [cluster]
     with pytest.raises(ValueError, match="Fold 'A', method 'spahgc', seed [01] failed"):
@@ -487,7 +501,7 @@ def test_a_running_dask_client_is_used(cohort: ad.AnnData, cluster: Any, monkeyp
         ({"patient_key": "donor"}, KeyError, "no column 'donor'"),
         ({"library_key": "patient", "patient_key": "region"}, ValueError, "several patients"),
         ({"key_added": "a/b"}, ValueError, "`key_added` must consist of"),
-        ({"normalize": "cpm"}, ValueError, "must be one of 'log1p', 'log10', 'none', got 'cpm'"),
+        ({"normalize": "cpm"}, ValueError, "must be one of 'log1p', 'log10', 'none' or None, got 'cpm'"),
         ({"layer": "raw"}, KeyError, "no 'raw'"),
     ],
 )
