@@ -1,9 +1,15 @@
-"""Examples of the documentation that show how to extend the package run as they are written."""
+"""Calls in the README, the documentation and the tutorials fit the package; a user's method runs as written."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
 import re
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -11,7 +17,45 @@ import pytest
 import spahgc
 from spahgc.methods import METHODS
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("formats/*.md"))]
+TUTORIALS = sorted(ROOT.glob("tutorials/*.ipynb"))
+
+
+def code_of(path: Path) -> Iterator[str]:
+    """Python of a page, block by block, or of a notebook, cell by cell, without magics."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from (dedent(block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    else:
+        for cell in json.loads(text)["cells"]:
+            if cell["cell_type"] == "code":
+                yield "".join(line for line in cell["source"] if not line.startswith("%"))
+
+
+def bad_calls(source: str) -> list[str]:
+    """Calls of spahgc that its signatures do not take."""
+    bad = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and re.fullmatch(r"spahgc(\.\w+)+", name := ast.unparse(node.func)):
+            function = reduce(getattr, name.split(".")[1:], spahgc)
+            names = [keyword.arg for keyword in node.keywords]
+            try:
+                inspect.signature(function).bind_partial(*node.args, **dict.fromkeys(filter(None, names)))
+            except TypeError as error:
+                bad.append(f"{ast.unparse(node)}: {error}")
+    return bad
+
+
+def test_a_bad_call_is_found() -> None:
+    assert bad_calls("spahgc.tl.evaluate(a, adata=c)")
+    assert not bad_calls("spahgc.tl.evaluate(a, key=b)")
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TUTORIALS], ids=lambda path: path.name)
+def test_calls_fit_the_signatures(path: Path) -> None:
+    assert [call for source in code_of(path) for call in bad_calls(source)] == []
 
 
 def colors(tiles: np.ndarray) -> np.ndarray:
