@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+
+import spahgc
 
 HEIGHT, WIDTH = 240, 300
 Make = Callable[..., Any]  # what the fixture make_sdata is
@@ -18,6 +21,12 @@ def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """Random 4 x 4 squares, (height, width, 3) uint8: every place looks different."""
     squares = np.random.default_rng(seed).integers(40, 250, (height // 4, width // 4, 3), dtype=np.uint8)
     return squares.repeat(4, axis=0).repeat(4, axis=1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test resumes what another one left."""
+    monkeypatch.setattr(spahgc.settings, "cache_dir", tmp_path / "cache")
 
 
 @pytest.fixture

@@ -458,5 +458,5 @@ def test_predict_refuses_what_another_recipe_made(
     if not said:
         spahgc.tl.predict(reference, target, method="ridge", panel=5)
         return
-    with pytest.raises(ValueError, match=rf"made differently in reference and target \({said}\)"):
+    with pytest.raises(ValueError, match=rf"of reference and target were made differently \({said}\)"):
         spahgc.tl.predict(reference, target, method="ridge", panel=5)
