@@ -155,7 +155,7 @@ def test_what_fails_on_a_worker_fails_here(make_sdata: Make, client: Any) -> Non
         return project(tiles) * np.nan
 
     sdata = make_sdata()
-    with pytest.raises(ValueError, match=r"encoder 'broken' was given .* have NaN"):
+    with pytest.raises(ValueError, match=r"Encoder 'broken' was given .* have NaN"):
         spahgc.pp.image_embedding(sdata, broken, tile_px=16)
     assert set(sdata["table"].obsm) == {"spatial"}
 
