@@ -325,11 +325,3 @@ def test_a_large_slide(name: str, cohort: Cohort) -> None:
     large = Slide("t", None, rng.normal(size=(n, 12)).astype(np.float32), rng.uniform(0, 60, (n, 2)))
     method: Method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
     assert np.isfinite(method.predict(large)).all()
-
-
-def test_by_name_in_predict(planted: Any) -> None:
-    reference, target = planted({"A1": "A", "A2": "B"}), planted({"T1": "C"})
-    for name in BASELINES:
-        spahgc.tl.predict(reference, target, panel=4, method=name, method_params={"epochs": 2}, key_added=name)
-        assert target.uns[name]["params"]["method"] == name
-        assert np.isfinite(target.obsm[name].to_numpy()).all()

@@ -252,21 +252,3 @@ def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
     assert register(Other) is Other
     assert register(Other) is Other  # a module that is run again
     assert isinstance(get_method("mine"), Other)
-
-
-def test_a_registered_method_is_one_like_any(planted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    import spahgc
-
-    class Halved(Ridge):
-        name = "halved"
-
-        def predict(self, slide: Slide) -> Any:
-            return super().predict(slide) / 2
-
-    monkeypatch.setitem(METHODS, "halved", Halved)
-    reference, target = planted({"A1": "A", "A2": "B"}), planted({"T1": "C"})
-    model = spahgc.tl.train(reference, panel=4, method="halved")
-    model.save(tmp_path / "model")
-    ours = spahgc.tl.predict(spahgc.tl.Model.load(tmp_path / "model"), target, copy=True)
-    ridge = spahgc.tl.predict(reference, target, panel=4, method="ridge", copy=True)
-    np.testing.assert_allclose(ours.obsm["spahgc"], ridge.obsm["spahgc"] / 2, rtol=1e-6)

@@ -89,11 +89,9 @@ class Method(ABC):
     stochastic: ClassVar[bool] = False
     """Whether the fit depends on the seed."""
     reads_rows: ClassVar[bool] = False
-    """Whether :meth:`predict` reads the embedding block by block, so that slides may be larger than memory. Other
-    methods receive an array."""
+    """Whether :meth:`predict` reads the embedding block by block, so that slides may be larger than memory."""
     reads_reference: ClassVar[bool] = False
-    """Whether :meth:`restore` accepts reference slides that are read on access, so that the reference may be larger
-    than memory. Other methods receive arrays."""
+    """Whether :meth:`restore` accepts reference slides that are read on access, which may be larger than memory."""
     distributed: ClassVar[bool] = False
     """Whether several processes can train it together."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
@@ -258,15 +256,6 @@ def register(method: C) -> C:
     ------
     ValueError
         If the method requires an unknown slide array, or its name is taken.
-
-    Examples
-    --------
-    >>> from spahgc.methods import METHODS, Ridge, register
-    >>> @register
-    ... class Shrunken(Ridge):
-    ...     name = "shrunken"
-    >>> METHODS.pop("shrunken").__name__
-    'Shrunken'
     """
     unknown = sorted(method.needs - set(ARRAYS))
     if unknown:

@@ -49,9 +49,8 @@ class Hist2ST(HisToGene):
     Beside the head for the expression, two more give the mean and the zero inflation of a zero-inflated negative
     binomial with one dispersion per gene, whose negative log likelihood is added to the loss.
 
-    Methods see expression, not counts. The likelihood uses exp(expression) - 1, which are counts per 10,000 in the
-    default unit. They need not be integers. Values are clipped at 0 and 10,000, so that the likelihood is finite in
-    other units.
+    The likelihood uses exp(expression) - 1, which are counts per 10,000 in the default unit and need not be integers,
+    clipped at 0 and 10,000 so that it is finite in other units.
 
     The compact form leaves out the convolutions that mix pixels (ConvMixer), the LSTM that weighs the graph layers
     (they are averaged), the dispersion of each spot (it is one per gene), and self-distillation from augmented tiles.

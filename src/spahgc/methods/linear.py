@@ -213,8 +213,8 @@ class ContextRidge(Ridge):
 class SmoothedRidge(Ridge):
     """Ridge regression whose predictions are averaged over neighboring spots.
 
-    Number and weight of the neighbors are tuned together with penalty and number of components, on the same held-out
-    slides as in :class:`Ridge`. The method shows how much a network that sees neighbors could gain by averaging noise.
+    Number and weight of the neighbors are tuned together with penalty and number of components. The method shows how
+    much a network that sees neighbors could gain by averaging noise.
 
     Parameters
     ----------
