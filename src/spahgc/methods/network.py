@@ -92,6 +92,7 @@ class Transformer(nn.Sequential):
         ]
         for layer in layers:
             layer.self_attn.dropout = 0.0
+            layer.dropout.p = 0.0  # within the feed-forward network; only its output has dropout
         super().__init__(*layers)
 
 
