@@ -82,8 +82,6 @@ class Method(ABC):
 
     name: ClassVar[str]
     """Name in the registry."""
-    source: ClassVar[str] = ""
-    """Publication of the method."""
     min_slides: ClassVar[int] = 1
     """Smallest number of reference slides."""
     stochastic: ClassVar[bool] = False

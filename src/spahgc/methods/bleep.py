@@ -39,9 +39,9 @@ class BLEEP(NetworkMethod):
     taken as constants, so that spots that look or express alike are not pushed apart. The prediction is the mean
     expression of the reference spots whose E is most similar by cosine to the I of the spot.
 
-    The compact form leaves out the ResNet-50 that is trained on the tiles, and the batch correction of the expression.
-    The spots of one slide are contrasted with each other, instead of those of a random batch. Further parameters are
-    those of :class:`NetworkMethod`.
+    Source: arXiv:2306.01859. The compact form leaves out the ResNet-50 that is trained on the tiles, and the batch
+    correction of the expression. The spots of one slide are contrasted with each other, instead of those of a random
+    batch. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -54,10 +54,6 @@ class BLEEP(NetworkMethod):
     dropout: float = 0.1
 
     name: ClassVar[str] = "bleep"
-    source: ClassVar[str] = (
-        "Xie et al. Spatially resolved gene expression prediction from H&E histology images via bi-modal contrastive "
-        "learning. NeurIPS 2023. arXiv:2306.01859"
-    )
 
     def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
         widths = {"image": n_features, "expression": len(scale.mean)}

@@ -29,9 +29,9 @@ class EGN(NetworkMethod):
     their expression. During training, the exemplars of a slide come from the other slides. The loss is the MSE and
     1 - mean per-gene Pearson. The graph of windows and exemplars of EGGN passes the same messages.
 
-    The compact form leaves out the extractor that is trained to find exemplars, the vision transformer on the tile that
-    exemplars revise layer by layer, and, of EGGN, the edges between the windows of a slide. Further parameters are
-    those of :class:`NetworkMethod`.
+    Source: arXiv:2210.16721. The compact form leaves out the extractor that is trained to find exemplars, the vision
+    transformer on the tile that exemplars revise layer by layer, and, of EGGN, the edges between the windows of a
+    slide. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -45,11 +45,6 @@ class EGN(NetworkMethod):
     pearson_weight: float = 0.5
 
     name: ClassVar[str] = "egn"
-    source: ClassVar[str] = (
-        "Yang et al. Exemplar guided deep neural network for spatial transcriptomics analysis of gene expression "
-        "prediction. WACV 2023. arXiv:2210.16721. Yang et al. Spatial transcriptomics analysis of gene expression "
-        "prediction using exemplar guided graph neural network. Pattern Recognition 2024"
-    )
     min_slides: ClassVar[int] = 2
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:

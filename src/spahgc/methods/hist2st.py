@@ -52,9 +52,9 @@ class Hist2ST(HisToGene):
     The likelihood uses exp(expression) - 1, which are counts per 10,000 in the default unit and need not be integers,
     clipped at 0 and 10,000 so that it is finite in other units.
 
-    The compact form leaves out the convolutions that mix pixels (ConvMixer), the LSTM that weighs the graph layers
-    (they are averaged), the dispersion of each spot (it is one per gene), and self-distillation from augmented tiles.
-    Further parameters are those of :class:`NetworkMethod`.
+    Source: doi:10.1093/bib/bbac297. The compact form leaves out the convolutions that mix pixels (ConvMixer), the LSTM
+    that weighs the graph layers (they are averaged), the dispersion of each spot (it is one per gene), and
+    self-distillation from augmented tiles. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -71,10 +71,6 @@ class Hist2ST(HisToGene):
     likelihood_weight: float = 0.25
 
     name: ClassVar[str] = "hist2st"
-    source: ClassVar[str] = (
-        "Zeng et al. Spatial transcriptomics prediction from histology jointly through transformer and graph neural "
-        "networks. Briefings in Bioinformatics 2022. doi:10.1093/bib/bbac297"
-    )
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         return *super().inputs(slide, references, scale), spatial_knn(slide.coordinates, self.n_neighbors)

@@ -19,9 +19,9 @@ class HisToGene(NetworkMethod):
 
     Columns and rows are counted from the edge of the slide's own spots, in spot distances.
 
-    The compact form leaves out the linear map from raw pixels to tokens, which the embedding replaces. It has two
-    layers instead of eight and predicts at the spots alone, not between them. Further parameters are those of
-    :class:`NetworkMethod`.
+    Source: doi:10.1101/2021.11.28.470212. The compact form leaves out the linear map from raw pixels to tokens, which
+    the embedding replaces. It has two layers instead of eight and predicts at the spots alone, not between them.
+    Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -32,10 +32,6 @@ class HisToGene(NetworkMethod):
     n_layers: int = 2
 
     name: ClassVar[str] = "histogene"
-    source: ClassVar[str] = (
-        "Pang et al. Leveraging information in spatial transcriptomics to predict super-resolution gene expression "
-        "from histology images in tumors. bioRxiv 2021. doi:10.1101/2021.11.28.470212"
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:

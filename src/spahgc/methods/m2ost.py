@@ -25,8 +25,8 @@ class M2OST(NetworkMethod):
     The views are the embedding of the spot and the means over its 6 nearest spots and over the next 12. Views attend to
     each other, and all their channels are mixed.
 
-    The compact form leaves out the tiles of several magnifications, which the means replace, and with them the mixing
-    of patches within one view. Further parameters are those of :class:`NetworkMethod`.
+    Source: arXiv:2409.15092. The compact form leaves out the tiles of several magnifications, which the means replace,
+    and with them the mixing of patches within one view. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -37,10 +37,6 @@ class M2OST(NetworkMethod):
     n_layers: int = 2
 
     name: ClassVar[str] = "m2ost"
-    source: ClassVar[str] = (
-        "Wang et al. M2OST: many-to-one regression for predicting spatial transcriptomics from digital pathology "
-        "images. arXiv:2409.15092, 2024 (AAAI 2025)"
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:

@@ -22,8 +22,9 @@ class MclSTExp(BLEEP):
     As :class:`BLEEP`, but the expression of a spot, with its learned x and y position, goes through a transformer over
     the spots of its slide before it is projected, and each spot is its own only positive.
 
-    The compact form leaves out the DenseNet-121 that is trained on the tiles. The spots of one slide are contrasted
-    with each other, instead of those of a random batch. Further parameters are those of :class:`NetworkMethod`.
+    Source: arXiv:2407.08216. The compact form leaves out the DenseNet-121 that is trained on the tiles. The spots of
+    one slide are contrasted with each other, instead of those of a random batch. Further parameters are those of
+    :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -36,10 +37,6 @@ class MclSTExp(BLEEP):
     n_layers: int = 2
 
     name: ClassVar[str] = "mclstexp"
-    source: ClassVar[str] = (
-        "Min et al. Multimodal contrastive learning for spatial gene expression prediction using histology images. "
-        "Briefings in Bioinformatics 2024. arXiv:2407.08216"
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:

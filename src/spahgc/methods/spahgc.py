@@ -66,7 +66,6 @@ class SpaHGC(Method):
     name: ClassVar[str] = "spahgc"
     reads_rows: ClassVar[bool] = True
     reads_reference: ClassVar[bool] = True
-    source: ClassVar[str] = "Shi, Wang, Wan, Min. SpaHGC. CVPR 2026. arXiv:2603.22821"
     stochastic: ClassVar[bool] = True
     distributed: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})

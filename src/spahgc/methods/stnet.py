@@ -15,8 +15,9 @@ from .network import ExpressionScale, Head, NetworkMethod, Stem
 class STNet(NetworkMethod):
     """ST-Net (He et al., Nature Biomedical Engineering 2020): each spot alone, embedding to expression.
 
-    The compact form leaves out the DenseNet-121 that is fine-tuned on the tiles. Embeddings are given, and a hidden
-    layer makes up for the missing fine-tuning. Further parameters are those of :class:`NetworkMethod`.
+    Source: doi:10.1038/s41551-020-0578-x. The compact form leaves out the DenseNet-121 that is fine-tuned on the tiles.
+    Embeddings are given, and a hidden layer makes up for the missing fine-tuning. Further parameters are those of
+    :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -27,10 +28,6 @@ class STNet(NetworkMethod):
     hidden: int = 128
 
     name: ClassVar[str] = "stnet"
-    source: ClassVar[str] = (
-        "He et al. Integrating spatial gene expression and breast tumour morphology via deep learning. "
-        "Nature Biomedical Engineering 2020. doi:10.1038/s41551-020-0578-x"
-    )
 
     def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
         n_genes = len(scale.mean)

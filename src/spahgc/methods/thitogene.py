@@ -23,8 +23,8 @@ class THItoGene(HisToGene):
     The transformer over the spots of a slide, with learned x and y positions, is followed by two layers of graph
     attention on the graph of the nearest spots.
 
-    The compact form leaves out the dynamic convolutions and the capsules that turn pixels into tokens. Further
-    parameters are those of :class:`NetworkMethod`.
+    Source: doi:10.1093/bib/bbad464. The compact form leaves out the dynamic convolutions and the capsules that turn
+    pixels into tokens. Further parameters are those of :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -38,10 +38,6 @@ class THItoGene(HisToGene):
     n_neighbors: int = 4
 
     name: ClassVar[str] = "thitogene"
-    source: ClassVar[str] = (
-        "Jia et al. THItoGene: a deep learning method for predicting spatial transcriptomics from histological images. "
-        "Briefings in Bioinformatics 2023. doi:10.1093/bib/bbad464"
-    )
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
         return *super().inputs(slide, references, scale), spatial_knn(slide.coordinates, self.n_neighbors)

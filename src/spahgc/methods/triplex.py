@@ -37,9 +37,10 @@ class TRIPLEX(NetworkMethod):
     during training: the loss is the MSE of the fused prediction plus, for each of the three,
     :math:`(1 - \alpha) MSE(y) + \alpha MSE(fused)`.
 
-    The compact form leaves out the network that is trained on the spot's tile, so that the spot is one token; the
-    outer ring of the 5 x 5 neighbors and the self-attention among them; and the convolutional encoding of positions,
-    which learned x and y positions replace. Further parameters are those of :class:`NetworkMethod`.
+    Source: arXiv:2403.07592. The compact form leaves out the network that is trained on the spot's tile, so that the
+    spot is one token; the outer ring of the 5 x 5 neighbors and the self-attention among them; and the convolutional
+    encoding of positions, which learned x and y positions replace. Further parameters are those of
+    :class:`NetworkMethod`.
 
     Parameters
     ----------
@@ -53,10 +54,6 @@ class TRIPLEX(NetworkMethod):
     alpha: float = 0.3
 
     name: ClassVar[str] = "triplex"
-    source: ClassVar[str] = (
-        "Chung et al. Accurate spatial gene expression prediction by integrating multi-resolution features. CVPR 2024. "
-        "arXiv:2403.07592"
-    )
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def inputs(self, slide: Slide, references: Cohort, scale: ExpressionScale) -> tuple[np.ndarray, ...]:
