@@ -245,7 +245,7 @@ def test_errors_are_one_line(files: Path, capsys: pytest.CaptureFixture[str]) ->
         # The text of a KeyError, without the quotes that str puts around it.
         (["train", ref, model, "--patient-key", "donor"], "reference.obs has no column 'donor'"),
         (["train", ref, model, "--method", "magic"], "No method 'magic'"),
-        (["train", ref, model, "--panel", "0"], "panel is at least 1 gene"),
+        (["train", ref, model, "--panel", "0"], "`panel` must be an integer of at least 1"),
         (["train", ref, model, "--device", "toaster"], "toaster"),
         (["train", ref, str(files / "taken")], "It is not a model folder"),
         (["predict", model, ref, str(files / "out.h5ad")], "There is no model folder"),

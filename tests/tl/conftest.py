@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from spatialdata.models import ShapesModel
 
 import spahgc
 from spahgc.methods import METHODS
 
+Models = Callable[[str], spahgc.tl.Model]
 SLIDES = {"A1": "A", "A2": "A", "B1": "B"}
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,6 +30,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spahgc": {"method": "spahgc", "method_params": {"network": SMALL, "n_seeds": 1}},
     "spahgc-paper": {"method": "spahgc", "preset": "paper", "method_params": {"network": SMALL}},
 }
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def reread(table: AnnData, path: Path) -> AnnData:
+    """Write a table to a file and read it back; the format follows the suffix, h5ad or zarr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if path.suffix == ".zarr":
+            table.write_zarr(path)
+            return ad.read_zarr(path)
+        table.write_h5ad(path)
+        return ad.read_h5ad(path)
+
+
+def circles(table: AnnData) -> dict[str, Any]:
+    """Spots of the slides of a table as SpatialData shapes."""
+    shapes = {}
+    for slide, rows in table.obs.groupby("region", observed=True).indices.items():
+        index = table.obs["spot_id"].to_numpy()[rows]
+        shapes[slide] = ShapesModel.parse(table.obsm["spatial"][rows], geometry=0, radius=27.5, index=index)
+    return shapes
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -72,7 +101,7 @@ def options(variant: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="package")
-def models(_reference: AnnData) -> Callable[[str], spahgc.tl.Model]:
+def models(_reference: AnnData) -> Models:
     """Maker of a model of a variant, trained once."""
     made: dict[str, spahgc.tl.Model] = {}
 
@@ -91,7 +120,7 @@ def shuffled(target: AnnData) -> AnnData:
 
 
 @pytest.fixture
-def stored(models: Callable[[str], spahgc.tl.Model], shuffled: AnnData, tmp_path: Path) -> AnnData:
+def stored(models: Models, shuffled: AnnData, tmp_path: Path) -> AnnData:
     """A table of two slides, mixed, whose prediction is in a store."""
     spahgc.tl.predict(models("ridge"), shuffled, store=tmp_path / "pred.zarr")
     return shuffled

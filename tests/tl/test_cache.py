@@ -17,7 +17,7 @@ from spahgc import settings
 from spahgc.methods import SpaHGC, _references
 from spahgc.tl import _cross_validate, cross_validate
 
-SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
+from .conftest import SMALL
 
 
 def small(view: str) -> dict[str, Any]:

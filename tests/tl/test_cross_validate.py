@@ -24,7 +24,8 @@ from spahgc.methods import KNN, Ridge, Run, SpaHGC
 from spahgc.tl import _units, cross_validate
 from spahgc.tl._protocols import PROTOCOLS, highly_variable, rescaled
 
-SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
+from .conftest import SMALL, reread
+
 PAPER = {"spahgc": {"method": "spahgc", "preset": "paper", "method_params": {"network": SMALL}}}
 COLUMNS = ["method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient"]
 
@@ -142,13 +143,7 @@ def test_same_patient_is_said(cohort: ad.AnnData) -> None:
 def test_what_is_written_survives(cohort: ad.AnnData, tmp_path: Path, kind: str) -> None:
     table = quick(cohort, methods={**PAPER, "knn": {}}, n_seeds=1, key_added="mine")
     same(spahgc.get.cross_validation(cohort, key="mine"), table)
-    path = tmp_path / f"table.{kind}"
-    if kind == "h5ad":
-        cohort.write_h5ad(path)
-        read = ad.read_h5ad(path)
-    else:
-        cohort.write_zarr(path)
-        read = ad.read_zarr(path)
+    read = reread(cohort, tmp_path / f"table.{kind}")
     found = spahgc.get.cross_validation(read, key="mine")
     same(found, table)
     assert found.attrs == table.attrs

@@ -16,7 +16,7 @@ from scipy import stats
 import spahgc
 from spahgc import _keys
 
-Models = Callable[[str], spahgc.tl.Model]
+from .conftest import Models
 
 
 @pytest.fixture

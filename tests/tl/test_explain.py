@@ -14,7 +14,7 @@ from anndata import AnnData
 import spahgc
 from spahgc.tl import Model
 
-from .conftest import VARIANTS
+from .conftest import VARIANTS, reread
 
 PANEL = [f"G{i:02d}" for i in range(12)]
 
@@ -121,9 +121,7 @@ def test_it_survives_files_and_subsetting(
     explained(model, target)
     some = target.obs_names[[3, 40]]
     expected = spahgc.get.evidence(target, some, adata_ref=reference)
-    path = tmp_path / f"target.{suffix}"
-    target[target.obs_names[::-1]].copy().__getattribute__("write_h5ad" if suffix == "h5ad" else "write_zarr")(path)
-    read = anndata.read_h5ad(path) if suffix == "h5ad" else anndata.read_zarr(path)
+    read = reread(target[::-1].copy(), tmp_path / f"target.{suffix}")
     assert spahgc.get.evidence(read[some], some, adata_ref=reference).equals(expected)
 
 

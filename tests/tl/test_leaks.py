@@ -16,7 +16,8 @@ from spahgc._slides import Slide
 from spahgc._tables._cohorts import target_slides
 from spahgc.methods import METHODS, Ridge, Run
 
-Models = Callable[[str], spahgc.tl.Model]
+from .conftest import Models
+
 SLIDES = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
 HELD_OUT = "C1"
 

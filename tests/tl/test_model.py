@@ -15,15 +15,11 @@ import pytest
 import spahgc
 from spahgc.tl import Model, _model_folder
 
-Models = Callable[[str], Model]
+from .conftest import Models, content
+
 PARTS = {"config.json", "weights.safetensors", "reference"}
 REFERENCE = {f"reference/{name}.npy" for name in ("cellularity", "coordinates", "embedding", "expression")}
 FILES = {"config.json", "weights.safetensors", *REFERENCE}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from spahgc.nn import GraphTensors, cosine_topk
 from spahgc.tl import Model, _model_folder
 from spahgc.tl._model_folder import Bank, write_arrays
 
+from .conftest import Models, content
 from .limited import run_limited
 
-Models = Callable[[str], Model]
 U = 2.0**-11
 """Largest relative error of a number that is rounded to float16 (Higham 2002, section 2.1). Beside it there is an
 absolute one, half the spacing of subnormal numbers:"""
@@ -58,10 +57,6 @@ def predicted(model: Model, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
 
 def same(one: Model, other: Model, slide: Slide) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(predicted(one, slide), predicted(other, slide), strict=True))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def array(folder: Path, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 import spahgc
 
-Models = Callable[[str], spahgc.tl.Model]
+from .conftest import Models
 
 
 def predicted(model: Any, adata: ad.AnnData, **kwargs: Any) -> tuple[pd.DataFrame, pd.Series]:

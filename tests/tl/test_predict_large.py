@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import pytest
 
 import spahgc
 
+from .conftest import Models
 from .limited import run_limited
-
-Models = Callable[[str], spahgc.tl.Model]
 
 
 def test_embeddings_that_are_mapped(models: Models, shuffled: ad.AnnData, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Predictions that are written to a store on disk, block by block."""
+"""Predictions in a store on disk: written block by block; where they fail, nothing is lost and nothing is left."""
 
 from __future__ import annotations
 
+import resource
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+from anndata._io.specs.registry import IORegistryError
 from dask.array import Array
-from spatialdata.models import ShapesModel
 
 import spahgc
 from spahgc import _disk
+from spahgc._slides import Slide
+from spahgc.methods import Ridge
 
-Models = Callable[[str], spahgc.tl.Model]
+from .conftest import Models, circles, content, reread
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +90,6 @@ def test_formats_of_zarr(models: Models, target: ad.AnnData, tmp_path: Path, zar
     assert (tmp_path / "pred.zarr" / "zarr.json").exists() is (zarr_format == 3)
     expected = ad.read_zarr(tmp_path / "pred.zarr").X
     np.testing.assert_array_equal(spahgc.get.predicted(target).to_memory().X, expected)
-    spahgc.tl.predict(models("knn"), target, store=tmp_path / "pred.zarr", overwrite=True)
-    assert not np.array_equal(spahgc.get.predicted(target).to_memory().X, expected)
 
 
 def test_one_prediction_replaces_the_other(models: Models, target: ad.AnnData, tmp_path: Path) -> None:
@@ -167,12 +168,7 @@ def test_evaluate(stored: ad.AnnData, models: Models) -> None:
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_the_table_survives_a_file(stored: ad.AnnData, tmp_path: Path, kind: str) -> None:
     expected = spahgc.get.predicted(stored).to_memory().X
-    if kind == "h5ad":
-        stored.write_h5ad(tmp_path / "table.h5ad")
-        read = ad.read_h5ad(tmp_path / "table.h5ad")
-    else:
-        stored.write_zarr(tmp_path / "table.zarr")
-        read = ad.read_zarr(tmp_path / "table.zarr")
+    read = reread(stored, tmp_path / f"table.{kind}")
     np.testing.assert_array_equal(spahgc.get.predicted(read).to_memory().X, expected)
     spahgc.tl.evaluate(read)
     # That table holds a record of the prediction as well, and is none for all that.
@@ -197,16 +193,7 @@ def test_scanpy_and_squidpy_take_it(stored: ad.AnnData) -> None:
 
 
 def test_the_table_of_a_spatialdata(models: Models, target: ad.AnnData, tmp_path: Path) -> None:
-    shapes = {
-        slide: ShapesModel.parse(
-            target.obsm["spatial"][(rows := (target.obs["region"] == slide).to_numpy())],
-            geometry=0,
-            radius=27.0,
-            index=pd.Index(target.obs["spot_id"][rows]),
-        )
-        for slide in ("T1", "T2")
-    }
-    sdata = sd.SpatialData(shapes=shapes, tables={"table": target})
+    sdata = sd.SpatialData(shapes=circles(target), tables={"table": target})
     spahgc.tl.predict(models("ridge"), sdata["table"], store=tmp_path / "pred.zarr")
     sdata["predicted"] = spahgc.get.predicted(sdata["table"]).to_memory()
     values = sd.get_values("G03", element_name="T2", sdata=sdata, table_name="predicted")
@@ -217,3 +204,179 @@ def test_the_table_of_a_spatialdata(models: Models, target: ad.AnnData, tmp_path
         sdata.write(tmp_path / "slides.zarr")
         read = sd.read_zarr(tmp_path / "slides.zarr")
     np.testing.assert_array_equal(spahgc.get.predicted(read["table"]).to_memory().X[:, 3], read["predicted"].X[:, 3])
+
+
+# What fails.
+
+
+def test_nothing_is_overwritten_unasked(models: Models, stored: ad.AnnData, tmp_path: Path) -> None:
+    path, before = tmp_path / "pred.zarr", content(tmp_path)
+    with pytest.raises(FileExistsError, match=r"pred\.zarr exists already. Pass overwrite=True to replace it"):
+        spahgc.tl.predict(models("knn"), stored, store=path)
+    assert content(tmp_path) == before
+    expected = spahgc.tl.predict(models("knn"), stored, copy=True).obsm["spahgc"]
+    spahgc.tl.predict(models("knn"), stored, store=path, overwrite=True)
+    assert ad.read_zarr(path).uns["spahgc"]["params"]["method"] == "knn"
+    np.testing.assert_array_equal(spahgc.get.predicted(stored).to_memory().X, expected)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pred.zarr"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "table", "link"])
+def test_what_is_no_prediction_is_never_overwritten(
+    models: Models, target: ad.AnnData, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "pred.zarr"
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    elif kind == "table":
+        spahgc.tl.predict(models("ridge"), target)
+        target.write_zarr(path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match="not a prediction that spahgc.tl.predict wrote there, and is never"):
+        spahgc.tl.predict(models("ridge"), target, store=path, overwrite=True)
+    assert content(tmp_path) == before
+
+
+class Interrupted(Exception):
+    """Stands for whatever may happen."""
+
+
+def fails_while_predicting(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Ridge.predict_into
+
+    def stops(self: Ridge, slide: Slide, out: Any, **kwargs: Any) -> None:
+        whole(self, slide, out, **kwargs)
+        if slide.name == "T2":
+            raise Interrupted
+
+    monkeypatch.setattr(Ridge, "predict_into", stops)
+
+
+def fails_while_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(np.ndarray):
+        n = 0
+
+        def __getitem__(self, rows: Any) -> Any:
+            Half.n += 1
+            if Half.n == 4:
+                raise Interrupted
+            return super().__getitem__(rows)
+
+    monkeypatch.setattr(_disk.Scratch, "mapped", lambda self: np.zeros((72, 12), np.float32).view(Half))
+
+
+def fails_while_renaming(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def once(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise Interrupted
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+
+
+@pytest.mark.parametrize(
+    ("fail", "there"),
+    [
+        (fails_while_predicting, False),
+        (fails_while_writing, False),
+        (fails_while_writing, True),
+        (fails_while_renaming, True),
+    ],
+)
+def test_a_failure_leaves_all_as_it_was(
+    models: Models,
+    target: ad.AnnData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    snapshot: Callable[[Any], Any],
+    fail: Callable[[pytest.MonkeyPatch], None],
+    there: bool,
+) -> None:
+    if there:
+        spahgc.tl.predict(models("knn"), target, store=tmp_path / "pred.zarr")
+    before = content(tmp_path), snapshot(target)
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.raises(Interrupted):
+            spahgc.tl.predict(models("ridge"), target, store=tmp_path / "pred.zarr", overwrite=True)
+    assert (content(tmp_path), snapshot(target)) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == (["pred.zarr"] if there else [])
+
+
+def test_not_finite_is_not_written(
+    models: Models, target: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[Any], Any]
+) -> None:
+    whole = Ridge.predict_into
+
+    def nan(self: Ridge, slide: Slide, out: Any, **kwargs: Any) -> None:
+        whole(self, slide, out, **kwargs)
+        out[0:2] = np.full((2, 12), np.nan, np.float32)
+
+    monkeypatch.setattr(Ridge, "predict_into", nan)
+    before = snapshot(target)
+    for kwargs in ({}, {"store": tmp_path / "pred.zarr"}):
+        with pytest.raises(FloatingPointError, match="4 spots have NaN or infinite values. Nothing was written"):
+            spahgc.tl.predict(models("ridge"), target, **kwargs)
+        assert snapshot(target) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk(
+    models: Models, target: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[Any], Any]
+) -> None:
+    """Too little room is seen before the work; a file that cannot grow stops it with an error, and nothing is left."""
+    before = snapshot(target)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2 * 72 * 12 * 4 - 1}))
+        with pytest.raises(OSError, match="GB free, and to write the prediction takes"):
+            spahgc.tl.predict(models("ridge"), target, store=tmp_path / "new" / "pred.zarr")
+    assert not list(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (72 * 12 * 4 - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            spahgc.tl.predict(models("ridge"), target, store=tmp_path / "pred.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    assert snapshot(target) == before
+
+
+def test_what_cannot_be_written_is_found_before_the_work(
+    models: Models, target: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_while_predicting(monkeypatch)
+    target.obs["scanned"] = pd.Timestamp("2026-01-01")
+    with pytest.raises(IORegistryError, match="No method registered for writing .*Datetime"):
+        spahgc.tl.predict(models("ridge"), target, store=tmp_path / "pred.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_not_there(stored: ad.AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "pred.zarr"
+    path.rename(tmp_path / "moved.zarr")
+    for use in (spahgc.get.predicted, spahgc.tl.evaluate, lambda table: spahgc.pl.expression(table, "G03", slide="T1")):
+        with pytest.raises(FileNotFoundError, match=r"There is no .*pred\.zarr.*'spahgc'.*If the store was"):
+            use(stored)
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"is not a prediction.*adata.uns\['spahgc'\]\['store'\] = <new path>"):
+        spahgc.get.predicted(stored)
+    stored.uns["spahgc"]["store"] = str(tmp_path / "moved.zarr")
+    assert spahgc.get.predicted(stored).to_memory().shape == (72, 12)
+
+
+def test_a_store_of_something_else(models: Models, stored: ad.AnnData) -> None:
+    other = stored.copy()
+    other.obs_names = [f"{name}-1" for name in other.obs_names]
+    with pytest.raises(ValueError, match="has no prediction of 72 of the table's 72 spots, e.g. 'T"):
+        spahgc.get.predicted(other)
+    spahgc.tl.predict(models("knn"), stored.copy(), store=stored.uns["spahgc"]["store"], overwrite=True)
+    with pytest.raises(ValueError, match="was overwritten: its prediction 'spahgc' is of another model"):
+        spahgc.get.predicted(stored)

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
-from spatialdata.models import ShapesModel, TableModel
+from spatialdata.models import TableModel
 
 import spahgc
 from spahgc._keys import METRICS
 
-Models = Callable[[str], spahgc.tl.Model]
+from .conftest import Models, circles, reread
+
 Trip = Callable[[ad.AnnData], ad.AnnData]
 
 
@@ -27,24 +28,11 @@ def trip(request: pytest.FixtureRequest, tmp_path: Path) -> Trip:
 
     def go(table: ad.AnnData) -> ad.AnnData:
         path = tmp_path / f"table{len(list(tmp_path.iterdir()))}.{request.param}"
+        if request.param != "spatialdata":
+            return reread(table, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            if request.param == "h5ad":
-                table.write_h5ad(path)
-                return ad.read_h5ad(path)
-            if request.param == "zarr":
-                table.write_zarr(path)
-                return ad.read_zarr(path)
-            shapes = {}
-            for slide in table.uns["spatialdata_attrs"]["region"]:
-                rows = (table.obs["region"] == slide).to_numpy()
-                shapes[slide] = ShapesModel.parse(
-                    table.obsm["spatial"][rows],
-                    geometry=0,
-                    radius=27.5,
-                    index=table.obs.loc[rows, "spot_id"].to_numpy(),
-                )
-            sd.SpatialData(tables={"table": TableModel.parse(table.copy())}, shapes=shapes).write(path)
+            sd.SpatialData(tables={"table": TableModel.parse(table.copy())}, shapes=circles(table)).write(path)
             return sd.read_zarr(path)["table"]
 
     return go

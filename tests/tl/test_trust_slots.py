@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import pandas as pd
 import pytest
 
 import spahgc
+
+from .conftest import reread
 
 COLUMNS = ["spahgc_expected_pearson", "spahgc_trust_low", "spahgc_trust_high", "spahgc_trust"]
 
@@ -41,16 +42,6 @@ def validated(_validated: ad.AnnData) -> ad.AnnData:
 @pytest.fixture
 def same(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
     return planted({"A5": "A"})
-
-
-def written(table: ad.AnnData, path: Path) -> ad.AnnData:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        if path.suffix == ".zarr":
-            table.write_zarr(path)
-            return ad.read_zarr(path)
-        table.write_h5ad(path)
-        return ad.read_h5ad(path)
 
 
 def test_the_reference_holds_it(validated: ad.AnnData) -> None:
@@ -83,7 +74,7 @@ def test_it_travels_to_the_prediction_and_through_files(
     validated: ad.AnnData, same: ad.AnnData, tmp_path: Path, suffix: str
 ) -> None:
     expected = spahgc.get.trust(validated)
-    reference = written(validated, tmp_path / f"reference{suffix}")
+    reference = reread(validated, tmp_path / f"reference{suffix}")
     pd.testing.assert_frame_equal(spahgc.get.trust(reference), expected)
     model = spahgc.tl.train(reference, method="ridge", panel=list(reference.var_names[2:22]))
     trust = model.trust
@@ -101,7 +92,7 @@ def test_it_travels_to_the_prediction_and_through_files(
 
     same = same[:, 5:].copy()
     spahgc.tl.predict(loaded, same)
-    target = written(same, tmp_path / f"target{suffix}")
+    target = reread(same, tmp_path / f"target{suffix}")
     pd.testing.assert_frame_equal(spahgc.get.trust(target), trust)
     assert spahgc.get.trust(target).attrs["other_patient"] == []
     pd.testing.assert_frame_equal(
@@ -173,7 +164,7 @@ def test_optimistic_scores_give_no_trust(validated: ad.AnnData) -> None:
     assert not set(COLUMNS) & set(validated.var)
 
 
-def test_columns_of_the_user_are_not_overwritten(validated: ad.AnnData, same: ad.AnnData) -> None:
+def test_columns_of_the_user_are_not_overreread(validated: ad.AnnData, same: ad.AnnData) -> None:
     same.var["spahgc_trust"] = 1
     with pytest.raises(ValueError, match=r"var\['spahgc_trust'\] exists already and was not written by spahgc"):
         spahgc.tl.predict(validated, same, method="ridge")
