@@ -15,7 +15,7 @@ import spatialdata as sd
 import spahgc
 from spahgc._tables._slots import difference, ensembl_id, genes_in
 from spahgc.pp import harmonize_genes
-from spahgc.pp._genes import GeneNames, is_damaged, reason
+from spahgc.pp._genes import is_damaged, read_names, reason
 
 HUMAN = {
     "ERBB2": "ENSG00000141736",
@@ -65,12 +65,12 @@ def test_what_a_spreadsheet_makes_of_a_name() -> None:
 
 
 def test_first_usable_name_of_each_kind() -> None:
-    genes = GeneNames.read([" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2"], ["", "ENSG00000145416", "", "TP53"])
-    assert genes.shown == (" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2")
-    assert genes.symbols == ("", "", "", "TP53")  # a column that is given replaces what is shown
-    genes = GeneNames.read(list(genes.shown), list(genes.shown), ["", "ENSG00000145416", "", "TP53"])
-    assert genes.symbols == ("ERBB2", "", "", "TP53")
-    assert genes.ids == ("", "ENSG00000145416", "", "ENSG00000141510")
+    shown = [" ERBB2 ", "1-Mar", "nan", "ENSG00000141510.2"]
+    adata = table(shown, mine=["", None, "", "TP53"], gene_ids=["", "ENSG00000145416", "", "TP53"])
+    genes = read_names(adata, "mine")
+    assert genes["shown"].tolist() == shown
+    assert genes["symbol"].tolist() == ["ERBB2", "", "", "TP53"]
+    assert genes["id"].tolist() == ["", "ENSG00000145416", "", "ENSG00000141510"]
 
 
 def test_difference_of_two_lists_of_names() -> None:
@@ -241,9 +241,7 @@ def test_a_column_of_another_name() -> None:
     adata = table(["0", "1", "2"], my_names=["ERBB2", "TP53", None], other=list("abc"))
     harmonize_genes(adata, column="my_names")
     assert adata.var_names.tolist() == ["ERBB2", "TP53", "2"]
-    with pytest.raises(
-        KeyError, match=r"No table has a column 'gone' in var \(column\)\. Available: adata: 'my_names'"
-    ):
+    with pytest.raises(KeyError, match=r"No table has a column 'gone' in var \(column\)\. Available: 'my_names'"):
         harmonize_genes(adata, column="gone")
 
 

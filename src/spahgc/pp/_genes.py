@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,27 +117,26 @@ def harmonize_genes(
     tables: list[Any] = list(adata) if several else [adata]
     labels = [f"adata[{i}]" if several else "adata" for i in range(len(tables))]
     _check(tables, labels, reference, ids, column)
-    given = [] if reference is None else [_read(reference, column)]
-    genes = [_read(table, column) for table in tables]
-    kinds = [kind_of(one.shown) for one in given or genes]
+    given = [] if reference is None else [read_names(reference, column)]
+    genes = [read_names(table, column) for table in tables]
+    kinds = [kind_of(one["shown"]) for one in given or genes]
     kind: Kind = ids or ("ensembl" if kinds.count("ensembl") > kinds.count("symbol") else "symbol")
-    namespace = _Namespace([*given, *genes], kind, has_reference=bool(given), ignore_case=ignore_case)
-    named = [namespace.names(one) for one in genes]
+    _name(given, genes, kind, ignore_case=ignore_case)
     plans, params = [], []
-    for i, (table, label, one, (names, remarks)) in enumerate(zip(tables, labels, genes, named, strict=True)):
-        others = (name for j, (other, _) in enumerate(named) if j != i for name in other if name)
-        target = given[0].shown if given else list(dict.fromkeys(others))
-        n_shared = _count_shared(label, one, names, target, kind, min_shared)
-        plans.append(_plan(table, one.shown, names, remarks, duplicates, label))
+    for i, (table, label, one) in enumerate(zip(tables, labels, genes, strict=True)):
+        others = (name for other in [*genes[:i], *genes[i + 1 :]] for name in other["name"] if name)
+        target = list(given[0]["shown"] if given else dict.fromkeys(others))
+        n_shared = _count_shared(label, one, target, kind, min_shared)
+        plans.append(_plan(table, one, duplicates, label))
         options = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
-        counts = {"n_before": len(names), "n_after": len(plans[-1][0]), "n_shared": n_shared}
+        counts = {"n_before": len(one), "n_after": len(plans[-1][0]), "n_shared": n_shared}
         params.append({**options, "min_shared": min_shared, **counts, "version": version("spahgc")})
     # Nothing is changed before all tables were checked.
     results = [table.copy() if copy else table for table in tables]
+    other_column, other = ("gene_ids", "id") if kind == "symbol" else ("gene_symbols", "symbol")
     for result, one, (names, group, report), label, entry in zip(results, genes, plans, labels, params, strict=True):
-        other_column, other = ("gene_ids", one.ids) if kind == "symbol" else ("gene_symbols", one.symbols)
-        if other_column not in result.var and kind_of(one.shown) != kind:
-            result.var[other_column] = list(other)
+        if other_column not in result.var and kind_of(one["shown"]) != kind:
+            result.var[other_column] = list(one[other])
         _apply(result, names, group)
         result.uns[keys.GENES] = {keys.PARAMS: entry, "report": report}
         happened = report["what"].value_counts().to_dict()
@@ -170,51 +169,35 @@ def _check(tables: list[Any], labels: list[str], reference: Any, ids: str | None
         raise ValueError(f"ids={ids!r} has no effect with a reference, whose own names are taken. Leave ids out.")
     if reference is not None and len(getattr(reference, "var_names", reference)) == 0:
         raise ValueError("`reference` has no genes.")
-    if column is not None and not any(column in table.var for table in [*tables, reference] if hasattr(table, "var")):
-        available = "; ".join(
-            f"{label}: {format_names(table.var.columns)}" for label, table in zip(labels, tables, strict=True)
-        )
-        raise KeyError(f"No table has a column {column!r} in var (column). Available: {available}.")
+    available = [name for table in [*tables, reference] if hasattr(table, "var") for name in table.var]
+    if column is not None and column not in available:
+        names = format_names(dict.fromkeys(available))
+        raise KeyError(f"No table has a column {column!r} in var (column). Available: {names}.")
 
 
-# Names as strings.
+def read_names(table: Any, column: str | None = None) -> pd.DataFrame:
+    """Names of genes as ``shown``, and the first usable ``symbol`` and ``id`` (without version); empty if unknown."""
+    is_table = hasattr(table, "var_names")
+    sources = [_text(table.var_names if is_table else table)]
+    genes = pd.DataFrame({"shown": sources[0], "symbol": "", "id": ""}, dtype=object)
+    if is_table:
+        if column is not None and column in table.var:
+            sources.insert(0, _text(table.var[column]))
+        further = [name for name in table.var if str(name).lower() in NAME_COLUMNS and name != column]
+        sources += [_text(table.var[name]) for name in further]
+    for source in sources:
+        stripped = source.str.strip()
+        ids = stripped.map(ensembl_id)
+        usable = (ids == "") & ~stripped.isin(_MISSING) & ~stripped.map(is_damaged)
+        genes["symbol"] = genes["symbol"].where(genes["symbol"] != "", stripped.where(usable, ""))
+        genes["id"] = genes["id"].where(genes["id"] != "", ids)
+    return genes
 
 
-@dataclass(frozen=True)
-class GeneNames:
-    """Names of a table's genes as shown, their symbols, and Ensembl ids without version; empty if unknown."""
-
-    shown: tuple[str, ...]
-    symbols: tuple[str, ...]
-    ids: tuple[str, ...]
-
-    @classmethod
-    def read(cls, shown: Sequence[str], *columns: Sequence[str]) -> GeneNames:
-        """Take the first usable name of each kind from columns of names of the same genes."""
-        symbols, ids = [], []
-        for names in zip(*(columns or [shown]), strict=True):
-            stripped = [name.strip() for name in names]
-            ids.append(next((ensembl_id(name) for name in stripped if ensembl_id(name)), ""))
-            usable = (n for n in stripped if n not in _MISSING and not ensembl_id(n) and not is_damaged(n))
-            symbols.append(next(usable, ""))
-        return cls(tuple(shown), tuple(symbols), tuple(ids))
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Symbol and id of the genes that have both."""
-        return ((symbol, gene) for symbol, gene in zip(self.symbols, self.ids, strict=True) if symbol and gene)
-
-
-def _read(table: Any, column: str | None) -> GeneNames:
-    """Names of the genes of a table, or of a list of names."""
-    if not hasattr(table, "var_names"):
-        return GeneNames.read([str(name) for name in table])
-    further = [table.var[name] for name in table.var if str(name).lower() in NAME_COLUMNS and name != column]
-    first = [table.var[column]] if column is not None and column in table.var else []
-    shown, *columns = (
-        ["" if missing else str(name) for name, missing in zip(values, pd.isna(values), strict=True)]
-        for values in (table.var_names, *first, table.var_names, *further)
-    )
-    return GeneNames.read(shown, *columns)
+def _text(values: Any) -> pd.Series:
+    """Values as strings; missing ones are empty."""
+    series = pd.Series(list(values), dtype=object)
+    return series.map(str).where(series.notna(), "")
 
 
 def is_damaged(name: str) -> bool:
@@ -222,76 +205,78 @@ def is_damaged(name: str) -> bool:
     return _DAMAGED.fullmatch(name) is not None
 
 
-class _Namespace:
-    """One name for each gene of several tables, in which what one table knows serves the others."""
+def _name(given: list[pd.DataFrame], tables: list[pd.DataFrame], kind: Kind, *, ignore_case: bool) -> None:
+    """Add the ``name`` of each gene (empty if none), and a ``remark`` on genes that keep another one or get none.
 
-    def __init__(self, tables: Sequence[GeneNames], kind: Kind, *, has_reference: bool, ignore_case: bool) -> None:
-        self.kind, self.ignore_case = kind, ignore_case
-        self._symbol_of: dict[str, str] = {}
-        self._ids_of: dict[str, set[str]] = {}
-        for table in tables:
-            for symbol, gene in table.pairs():
-                self._symbol_of.setdefault(gene, symbol)  # the first table's symbol counts
-                self._ids_of.setdefault(symbol, set()).add(gene)
-        self._spelling: dict[str, str] = {}
-        self._folded: dict[str, set[str]] = {}
-        if has_reference:  # its own names stay, versions and blanks included
-            for name, shown in zip(self._canonical(tables[0])[0], tables[0].shown, strict=True):
-                self._add(name, shown)
+    What one table knows serves the others.
+    """
+    pairs = _pairs(pd.concat([*given, *tables]))
+    spelling: dict[str, str] = {}
+    for reference in given:  # its own names stay, versions and blanks included
+        _canonical(reference, pairs, kind)
+        own = reference[(reference["name"] != "") & (reference["shown"] != "")].drop_duplicates("name")
+        spelling = dict(zip(own["name"], own["shown"], strict=True))
+    for one in tables:
+        _canonical(one, pairs, kind)
+        names = one["name"].copy()
+        one["name"] = names.map(spelling).fillna(names)
+        if ignore_case:
+            _match_case(one, names, spelling)
+        same = names[(names == one["name"]) & (names != "")]
+        spelling |= {name: name for name in same if name not in spelling}  # tables after this one are brought to it
 
-    def names(self, genes: GeneNames) -> tuple[list[str], dict[int, str]]:
-        """Names of a table's genes, empty for genes without one, and remarks on some genes by position."""
-        names, remarks = self._canonical(genes)
-        alike: dict[str, set[str]] = {}
-        for name in names:
-            alike.setdefault(name.casefold(), set()).add(name)
-        spellings = []
-        for i, name in enumerate(names):
-            spelling = self._spelling.get(name, name)
-            if self.ignore_case and name and name not in self._spelling:
-                own, known = alike[name.casefold()], self._folded.get(name.casefold(), set())
-                if len(known) == len(own) == 1:
-                    spelling = self._spelling[next(iter(known))]
-                elif len(known | own) > 1:
-                    same = ", ".join(sorted(known | own))
-                    remarks[i] = f"ambiguous: {same} differ in upper and lower case only"
-            spellings.append(spelling)
-        for name, spelling in zip(names, spellings, strict=True):
-            if name == spelling:  # a name that the tables after this one are brought to
-                self._add(name, spelling)
-        return spellings, remarks
 
-    def _add(self, name: str, spelling: str) -> None:
-        if name and name not in self._spelling:
-            self._spelling[name] = spelling
-            self._folded.setdefault(name.casefold(), set()).add(name)
+def _pairs(genes: pd.DataFrame) -> pd.DataFrame:
+    """Symbols and ids of the genes that have both."""
+    return genes.loc[(genes["symbol"] != "") & (genes["id"] != ""), ["symbol", "id"]].drop_duplicates()
 
-    def _canonical(self, genes: GeneNames) -> tuple[list[str], dict[int, str]]:
-        """Names of the requested kind, and remarks on genes that get another one or none."""
-        names, remarks = [], {}
-        own: dict[str, set[str]] = {}
-        for symbol, gene in genes.pairs():
-            own.setdefault(symbol, set()).add(gene)
-        for i, (shown, symbol, gene) in enumerate(zip(genes.shown, genes.symbols, genes.ids, strict=True)):
-            if not symbol and not gene:
-                name = ""
-                damaged = is_damaged(shown.strip())
-                remarks[i] = "a date or number that a spreadsheet made of a gene's name" if damaged else "no name"
-            elif self.kind == "symbol":
-                name = self._symbol_of.get(gene, symbol)
-                if symbol and name != symbol and own.get(name, {gene}) != {gene}:
-                    remarks[i] = f"ambiguous: {name} is another gene in this table"
-                    name = symbol
-                elif not name:
-                    remarks[i] = "no symbol is known"
-                    name = gene
-            else:
-                ids = {gene} if gene else self._ids_of.get(symbol, set())
-                name = next(iter(ids)) if len(ids) == 1 else symbol
-                if len(ids) != 1:
-                    remarks[i] = f"ambiguous: {', '.join(sorted(ids))}" if ids else "no Ensembl id is known"
-            names.append(name)
-        return names, remarks
+
+def _id_of_symbol(pairs: pd.DataFrame) -> pd.Series:
+    """Id by symbol; empty if there are several."""
+    ids = pairs.set_index("symbol")["id"]
+    return ids.mask(ids.index.duplicated(keep=False), "").loc[~ids.index.duplicated()]
+
+
+def _canonical(genes: pd.DataFrame, pairs: pd.DataFrame, kind: Kind) -> None:
+    """Add the names of a kind, by the symbols and ids that all tables know, and remarks."""
+    symbol, gene = genes["symbol"], genes["id"]
+    remark = pd.Series("", index=genes.index, dtype=object)
+    if kind == "symbol":
+        name = gene.map(pairs.drop_duplicates("id").set_index("id")["symbol"]).fillna(symbol)  # the first table's
+        holder = name.map(_id_of_symbol(_pairs(genes)))
+        moved = (symbol != "") & (name != symbol) & holder.notna() & (holder != gene)
+        remark[moved] = "ambiguous: " + name[moved] + " is another gene in this table"
+        name = name.mask(moved, symbol)
+        remark[name == ""] = "no symbol is known"
+        name = name.mask(name == "", gene)
+    else:
+        known = symbol.map(_id_of_symbol(pairs))
+        name = gene.mask(gene == "", known.fillna(""))
+        remark[name == ""] = "no Ensembl id is known"
+        for i in np.flatnonzero((name == "") & (known == "")):
+            remark[i] = f"ambiguous: {', '.join(sorted(pairs.loc[pairs['symbol'] == symbol[i], 'id']))}"
+        name = name.mask(name == "", symbol)
+    damaged = genes["shown"].str.strip().map(is_damaged)
+    remark[(name == "") & ~damaged] = "no name"
+    remark[(name == "") & damaged] = "a date or number that a spreadsheet made of a gene's name"
+    genes["name"], genes["remark"] = name, remark
+
+
+def _match_case(genes: pd.DataFrame, names: pd.Series, spelling: dict[str, str]) -> None:
+    """Give names that differ from one known name in upper and lower case only that name's spelling."""
+    own = set(names)
+    alike: dict[str, set[str]] = {}
+    for name in {*own, *spelling}:
+        alike.setdefault(name.casefold(), set()).add(name)
+    for i, name in names.items():
+        same = alike[name.casefold()]
+        if not name or name in spelling or len(same) == 1:
+            continue
+        (other,) = same - {name} if len(same) == 2 else [""]
+        if other in spelling and other not in own:
+            genes.loc[i, "name"] = spelling[other]
+        else:
+            genes.loc[i, "remark"] = f"ambiguous: {', '.join(sorted(same))} differ in upper and lower case only"
 
 
 def reason(shown: str, name: str) -> str:
@@ -306,18 +291,16 @@ def reason(shown: str, name: str) -> str:
     return "upper and lower case" if shown.strip().casefold() == name.casefold() else "another name of the same gene"
 
 
-def _count_shared(
-    label: str, genes: GeneNames, names: list[str], target: Sequence[str], kind: Kind, min_shared: float
-) -> int:
+def _count_shared(label: str, genes: pd.DataFrame, target: list[str], kind: Kind, min_shared: float) -> int:
     """Number of shared genes; raises if they are too few."""
-    named = [name for name in names if name]
+    named = [name for name in genes["name"] if name]
     if target:
         n, most, what = len(set(named) & set(target)), min(len(set(named)), len(set(target))), "shared"
     else:
-        n, most, what = sum(kind_of([name]) == kind for name in named), len(names), f"called by {kind!r} names"
+        n, most, what = sum(kind_of([name]) == kind for name in named), len(genes), f"called by {kind!r} names"
     if most and n >= min_shared * most:
         return n
-    examples = f"{label} has {format_names(genes.shown, most=3)}"
+    examples = f"{label} has {format_names(genes['shown'], most=3)}"
     examples += f"; the reference or the other tables have {format_names(target, most=3)}" if target else ""
     advice = {
         "kind": "One side has Ensembl ids, the other symbols, and too few genes have both in the tables: put the other "
@@ -326,7 +309,7 @@ def _count_shared(
         "ignore_case=True.",
         "damaged": "Names are missing, or dates that a spreadsheet made of them: take them from the original file.",
     }
-    cause = "damaged" if 2 * len(named) < len(names) else difference(named, target) if target else "kind"
+    cause = "damaged" if 2 * len(named) < len(genes) else difference(named, target) if target else "kind"
     unknown = "Are they of the same species, and was one table cut to few genes? min_shared lowers the limit."
     raise ValueError(
         f"Only {n} of {most} genes ({n / max(1, most):.0%}) are {what}, fewer than min_shared={min_shared:g}. "
@@ -334,53 +317,51 @@ def _count_shared(
     )
 
 
-# What becomes of the genes of a table.
-
-
 def _plan(
-    table: AnnData, shown: Sequence[str], names: list[str], remarks: dict[int, str], duplicates: str, label: str
+    table: AnnData, genes: pd.DataFrame, duplicates: str, label: str
 ) -> tuple[list[str], NDArray[np.intp], pd.DataFrame]:
     """Names that stay, in order; for each gene of the table which of them it goes into (-1: dropped); report."""
-    members: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        if name:
-            members.setdefault(name, []).append(i)
-    repeated = {name: rows for name, rows in members.items() if len(rows) > 1}
-    some = [f"{name} ({', '.join(shown[i] for i in rows[:3])})" for name, rows in list(repeated.items())[:3]]
-    examples = ", ".join(some) + (", ..." if len(repeated) > 3 else "")
-    if repeated and duplicates == "error":
-        raise ValueError(
-            f"{len(repeated)} names stand for several genes of {label}: {examples}. Pass duplicates='sum' to add their "
-            "counts, or 'first' to keep the first."
-        )
-    if repeated and duplicates == "sum":
-        columns = [i for rows in repeated.values() for i in rows]
-        for key, matrix in [("X", table.X), *((f"layers[{name!r}]", layer) for name, layer in table.layers.items())]:
-            part = None if matrix is None else matrix[:, columns]
+    named = genes["name"].mask(genes["name"] == "")
+    repeated = named.notna() & named.duplicated(keep=False)
+    if repeated.any() and duplicates != "first":
+        members = genes[repeated].groupby("name", sort=False)["shown"]
+        some = [f"{name} ({', '.join(shown[:3])})" for name, shown in itertools.islice(members, 3)]
+        examples = ", ".join(some) + (", ..." if members.ngroups > 3 else "")
+        if duplicates == "error":
+            raise ValueError(
+                f"{members.ngroups} names stand for several genes of {label}: {examples}. Pass duplicates='sum' to add "
+                "their counts, or 'first' to keep the first."
+            )
+        for key, matrix in {"X": table.X, **{f"layers[{name!r}]": table.layers[name] for name in table.layers}}.items():
+            part = None if matrix is None else matrix[:, repeated.to_numpy()]
             if part is not None and not are_counts(sp.csr_array(part) if sp.issparse(part) else np.asarray(part)):
                 raise ValueError(
                     f"Genes of {label} have the same name ({examples}), and {label}.{key} does not hold counts that "
                     "could be added up. Start from raw counts and without layers made from them, or pass "
                     "duplicates='first'."
                 )
-    group = np.full(len(names), -1, dtype=np.intp)
-    for position, rows in enumerate(members.values()):
-        group[rows if duplicates == "sum" else rows[:1]] = position
-    report: list[tuple[str, str, str, str]] = []
-    for i, (gene, name) in enumerate(zip(shown, names, strict=True)):
-        n = len(members.get(name, ()))
-        if not name:
-            report.append((gene, "", "dropped", remarks[i]))
-            continue
-        if gene != name:
-            report.append((gene, name, "renamed", reason(gene, name)))
-        if i in remarks:
-            report.append((gene, name, "kept", remarks[i]))
-        if group[i] < 0:
-            report.append((gene, "", "dropped", f"not the first of {n} genes named {name}"))
-        elif n > 1 and duplicates == "sum":
-            report.append((gene, name, "summed", f"one of {n} genes of this name"))
-    return list(members), group, pd.DataFrame(report, columns=["gene", "name", "what", "why"], dtype=object)
+    group, names = pd.factorize(named)
+    later = named.notna() & named.duplicated() & (duplicates == "first")
+    group[later] = -1
+    n = named.map(named.value_counts()).fillna(0).astype(int).astype(str)
+    why = [reason(*pair) for pair in zip(genes["shown"], genes["name"], strict=True)]
+    # In the order in which a gene that several of them happen to has them in the report.
+    events = [
+        ("dropped", named.isna(), genes["remark"]),
+        ("renamed", named.notna() & (genes["shown"] != genes["name"]), pd.Series(why)),
+        ("kept", named.notna() & (genes["remark"] != ""), genes["remark"]),
+        ("dropped", later, "not the first of " + n + " genes named " + genes["name"]),
+        ("summed", repeated & (duplicates == "sum"), "one of " + n + " genes of this name"),
+    ]
+    report = pd.concat(
+        [
+            genes[chosen].rename(columns={"shown": "gene"}).assign(what=what, why=text[chosen])
+            for what, chosen, text in events
+        ]
+    )
+    report.loc[report["what"] == "dropped", "name"] = ""
+    report = report.sort_index(kind="stable").reset_index(drop=True)[["gene", "name", "what", "why"]]
+    return list(names), group, report
 
 
 def _apply(table: AnnData, names: list[str], group: NDArray[np.intp]) -> None:
