@@ -1,9 +1,9 @@
-"""What searches for similar spots take in a cross-validation, each computed anew, or kept and shared.
+"""What the graphs of SpaHGC take in a cross-validation, computed anew for each seed, or kept for the other seeds.
 
 python benchmarks/pairs.py
 
-Four slides of Visium's size, one held out in turn, on one core. Timed are the graphs of SpaHGC's default preset, of
-both its views, and the searches of EGN and of kNN; the networks are not trained.
+Four slides of Visium's size, one held out in turn, on one core. Timed are the graphs of the default preset, of both its
+views; the networks are not trained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -22,7 +22,6 @@ from _common import RESULTS, machine, write_json  # noqa: E402
 from _search_tables import pairs_table  # noqa: E402
 
 SEEDS = 3
-EXEMPLARS, NEIGHBORS = 9, 15
 
 
 def folds() -> Iterator[tuple[Any, Any]]:
@@ -38,13 +37,13 @@ def folds() -> Iterator[tuple[Any, Any]]:
 
 
 def views(cohort: Any, target: Any) -> list[tuple[Any, Any]]:
-    """The same with the embeddings, and with the features of the two views, whose components are those of a fold."""
+    """The same with the features of the two views, whose components are those of a fold."""
     from dataclasses import replace
 
     from spahgc.methods._features import Context
     from spahgc.methods.kernel import WEIGHTS
 
-    found, context = [(cohort, target)], Context.fit(cohort.slides, weights=WEIGHTS)
+    found, context = [], Context.fit(cohort.slides, weights=WEIGHTS)
     for made in (context, context.of_spot()):
         slides = tuple(replace(slide, embedding=made(slide)) for slide in cohort)
         found.append((replace(cohort, slides=slides), replace(target, embedding=made(target))))
@@ -55,12 +54,12 @@ def graphs(cases: list[tuple[Any, Any]]) -> None:
     """All graphs of a fit of SpaHGC and of the prediction of a slide, as the method makes them."""
     from functools import partial
 
-    from spahgc.methods._presets import PRESETS
     from spahgc.methods._references import References, TrainingGraphs, cached_topk
+    from spahgc.methods.spahgc import PRESETS
     from spahgc.nn import Config, slide_graph
 
     config = Config(**PRESETS["default"].network)
-    for cohort, target in cases[1:]:
+    for cohort, target in cases:
         values = {slide.name: slide.expression for slide in cohort}
         references = References([slide.embedding for slide in cohort], config.n_references)
         TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000)
@@ -71,39 +70,6 @@ def graphs(cases: list[tuple[Any, Any]]) -> None:
         )  # fmt: skip
 
 
-def exemplars(cases: list[tuple[Any, Any]]) -> None:
-    """The searches of EGN: to choose the number of epochs on two held-out slides, to train, to predict."""
-    cohort, target = cases[0]
-    slides = list(cohort)
-    for held in slides[:2]:
-        rest = [slide for slide in slides if slide is not held]
-        for slide in rest:
-            _search(slide, [other for other in rest if other is not slide], EXEMPLARS)
-        _search(held, rest, EXEMPLARS)
-    for slide in slides:
-        _search(slide, [other for other in slides if other is not slide], EXEMPLARS)
-    _search(target, slides, EXEMPLARS)
-
-
-def neighbors(cases: list[tuple[Any, Any]]) -> None:
-    """The search of kNN."""
-    cohort, target = cases[0]
-    _search(target, list(cohort), NEIGHBORS)
-
-
-def _search(slide: Any, others: list[Any], k: int) -> None:
-    from spahgc.methods._references import References
-
-    References([other.embedding for other in others], k).search(slide.embedding)
-
-
-METHODS: dict[str, tuple[Callable[[list[tuple[Any, Any]]], None], int]] = {
-    "spahgc": (graphs, SEEDS),
-    "egn": (exemplars, SEEDS),
-    "knn": (neighbors, 1),
-}
-
-
 def main() -> None:
     """Run all, and print the table."""
     import torch
@@ -111,35 +77,31 @@ def main() -> None:
     from spahgc._disk import keeping, shared_folder
 
     torch.set_num_threads(1)
-    anew: dict[str, float] = {}
-    kept: dict[str, list[list[float]]] = {name: [[] for _ in range(n)] for name, (_, n) in METHODS.items()}
-    n_folds = 0
+    anew, n_folds = 0.0, 0
+    kept: list[list[float]] = [[] for _ in range(SEEDS)]
     with shared_folder(None) as folder:
         for cohort, target in folds():
             n_folds += 1
             cases = views(cohort, target)
-            for name, (action, n_seeds) in METHODS.items():
-                if name not in anew:  # in every fold, and for every seed, the same work
-                    anew[name] = _seconds(action, cases)
-                with keeping(folder):
-                    for seed in range(n_seeds):
-                        kept[name][seed].append(_seconds(action, cases))
-        n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            # In every fold, and for every seed, the same work.
+            anew = anew or _seconds(cases)
+            with keeping(folder):
+                for seconds in kept:
+                    seconds.append(_seconds(cases))
     content = {
         "machine": machine(),
         "folds": n_folds,
         "anew": anew,
         "kept": kept,
-        "kept_mb": n_bytes / 1e6,
     }
     write_json(RESULTS / "pairs.json", content)
     print(pairs_table(content, json.loads((RESULTS / "speed.json").read_text())))
 
 
-def _seconds(action: Callable[[list[tuple[Any, Any]]], None], cases: list[tuple[Any, Any]]) -> float:
+def _seconds(cases: list[tuple[Any, Any]]) -> float:
     """Time on the processor: others may be busy on this machine."""
     start = time.process_time()
-    action(cases)
+    graphs(cases)
     return time.process_time() - start
 
 

@@ -291,7 +291,7 @@ def stage_predict(n_spots: int, device: str, repeats: int) -> dict[str, Any]:
     from spahgc._slides import Cohort
     from spahgc._tables._cohorts import Recipe
     from spahgc.methods import Run, get_method
-    from spahgc.methods._presets import PRESETS
+    from spahgc.methods.spahgc import PRESETS
     from spahgc.tl import Model
 
     genes = tuple(f"g{i}" for i in range(300))

@@ -16,9 +16,9 @@ INTRO = (
 
 KEPT = (
     "`tl.cross_validate` caches the nearest reference spots of each slide and within graphs in a folder that is "
-    "removed at the end (or kept in `resume`). Other seeds and variants of SpaHGC reuse them, in all worker processes that see "
-    "the folder. Files are named by the content they were computed from, damaged files are recomputed, and scores are "
-    "identical to the last bit. From `benchmarks/pairs.py`:"
+    "removed at the end (or kept in `resume`). Other seeds and variants of SpaHGC reuse them, in all worker processes "
+    "that see the folder; other folds have other components and search anew. Files are named by the content they were "
+    "computed from, damaged files are recomputed, and scores are identical to the last bit. From `benchmarks/pairs.py`:"
 )
 INDEX = (
     "From `spahgc.settings.approximate_from` reference spots on ({least:,}), SpaHGC on the CPU searches similar "

@@ -9,7 +9,7 @@ import pytest
 
 from spahgc._slides import Cohort, Slide
 from spahgc.methods import KNN, METHODS, Method, Ridge, Run, SpaHGC
-from spahgc.methods._evidence import Evidence
+from spahgc.methods.base import Evidence
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 
@@ -49,10 +49,8 @@ def test_of_spahgc_are_the_spots_that_it_retrieves(cohort: Cohort, target: Slide
     evidence = method.evidence(target)
     assert evidence is not None
     np.testing.assert_allclose(evidence.weight.sum(axis=1), 1, rtol=1e-5)
-    part = method._part
     for view in ("context", "components"):
-        features = part.node_features(target, view).embedding
-        retrieved = part.references[view].search(features)
+        retrieved = method._references[view].search(np.asarray(method._node_features(target, view)))
         for i in range(len(target)):
             assert set(retrieved[i]) <= set(evidence.index[i])
     # Two views of five each.
@@ -71,7 +69,7 @@ def test_weights_of_networks_are_averaged(cohort: Cohort, target: Slide) -> None
     evidence = method.evidence(target)
     assert evidence is not None
     of_view = {
-        view: method._part.references[view].search(method._part.node_features(target, view).embedding)
+        view: method._references[view].search(np.asarray(method._node_features(target, view)))
         for view in ("context", "components")
     }
     for i in range(len(target)):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from spahgc import settings
 from spahgc._slides import Cohort, Slide
 from spahgc.methods import ContextKernel, ContextRidge, Ridge, Run, SpaHGC
 from spahgc.methods._features import GeneScale
+from spahgc.methods._references import TrainingGraphs
 
 SMALL = {"epochs": 2, "hidden": 16, "n_references": 5}
 
@@ -40,7 +40,7 @@ def test_networks_take_turns_in_what_they_see(cohort: Cohort, target: Slide) -> 
     run = Run(split_by="slide")
     both = fit(cohort, run, n_seeds=2)
     widths = [network.n_features for network in both._networks]
-    assert widths == [both._part.nodes["context"].slides[0].embedding.shape[1], target.embedding.shape[1]]
+    assert widths == [both._references["context"].slides[0].shape[1], target.embedding.shape[1]]
     assert widths[0] > widths[1]
     one = fit(cohort, run, n_seeds=2, changes={"views": ["spot"]})
     assert [network.n_features for network in one._networks] == [target.embedding.shape[1]] * 2
@@ -67,17 +67,17 @@ def test_one_slide_is_the_kernel_alone(cohort: Cohort, target: Slide, caplog: py
 
 
 @pytest.mark.parametrize("max_nodes", [10_000, 12])
-def test_a_network_refers_to_other_slides_only(cohort: Cohort, max_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_refers_to_other_slides_only(cohort: Cohort, max_nodes: int) -> None:
     """The nodes of a training graph, of a slide or of a block, hold no expression of the slide that is the target."""
-    monkeypatch.setattr(settings, "max_nodes", max_nodes)
-    part = fit(cohort, Run(split_by="slide"), n_seeds=1)._part
-    graphs = part.graphs("context", torch.device("cpu"))
+    method = fit(cohort, Run(split_by="slide"), n_seeds=1)
+    references = method._references["context"]
+    graphs = TrainingGraphs(cohort, method._values, method._config, references=references, max_nodes=max_nodes)
     cores = dict.fromkeys((slide.name for slide in cohort), 0)
     for name, (graph, values) in zip(graphs.names, graphs, strict=True):
-        slide = next(slide for slide in part.nodes["context"] if slide.name == name.split(",")[0])
-        own = {tuple(row) for row in np.round(part.values[slide.name], 4)}
+        slide = next(slide for slide in cohort if slide.name == name.split(",")[0])
+        own = {tuple(row) for row in np.round(method._values[slide.name], 4)}
         joint = graph.reference.numpy().astype(np.float64)
-        assert not own & {tuple(row) for row in np.round(joint[:, slide.embedding.shape[1] :], 4)}
+        assert not own & {tuple(row) for row in np.round(joint[:, references.slides[0].shape[1] :], 4)}
         assert {tuple(row) for row in np.round(values.numpy().astype(np.float64), 4)} <= own
         cores[slide.name] += len(values) if graph.core is None else len(graph.core)
     assert cores == {slide.name: len(slide) for slide in cohort}

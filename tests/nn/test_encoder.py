@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spahgc.nn import Config, HeteroEncoder, TargetEncoder
-from spahgc.nn.encoder import complementary_views
+from spahgc.nn.model import complementary_views
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_config_is_the_paper_and_survives_json():
     assert (config.mask_target, config.mask_reference) == (0.1, 0.9)
     assert (config.weight_pearson, config.weight_target, config.weight_reference) == (0.5, 0.2, 0.1)
     assert (config.learning_rate, config.weight_decay, config.epochs) == (1e-4, 1e-4, 200)
-    assert Config(**json.loads(json.dumps(config.to_dict()))) == config
+    assert Config(**json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,9 @@ def test_not_started_by_torchrun(planted, monkeypatch):
 
 
 def test_a_method_that_trains_alone(planted):
-    with pytest.raises(ValueError, match=r"Method 'ridge' trains in one process. Methods that support distributed=True: 'spahgc'"):
+    with pytest.raises(
+        ValueError, match=r"Method 'ridge' trains in one process. Methods that support distributed=True: 'spahgc'"
+    ):
         spahgc.tl.train(planted(TABLE), panel=8, method="ridge", distributed=True)
 
 

@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .._slides import Cohort, Slide
-from ._evidence import Evidence
-from .base import BUILT_IN, METHODS, Method, Run, check_needs, get_method, parameters, register
+from .base import BUILT_IN, METHODS, Evidence, Method, Run, check_needs, get_method, parameters, register
 
 if TYPE_CHECKING:
     from .bleep import BLEEP

@@ -17,8 +17,7 @@ from .._disk import cached, digest
 from .._geometry import spatial_knn
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Rows, Stack
-from ..nn import ApproximateIndex, Config, GraphTensors, cosine_topk, spatial_blocks
-from ..nn.graph import joint_features, reference_nodes
+from ..nn import ApproximateIndex, Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
 
 logger = logging.getLogger("spahgc")
 
@@ -43,7 +42,7 @@ class References:
     """Search for the `k` most similar among the spots of the reference slides."""
 
     def __init__(self, slides: Sequence[NDArray | Rows], k: int) -> None:
-        self._slides, self._k = list(slides), k
+        self.slides, self._k = list(slides), k
         self._starts: list[int] = np.cumsum([0, *map(len, slides)]).tolist()
 
     def search(
@@ -63,16 +62,15 @@ class References:
         def search() -> dict[str, NDArray]:
             if approximate and self._index is not None:
                 return {"rows": self._index.search(query, without=without)[0]}
-            others = [slide for i, slide in enumerate(self._slides) if i != without]
+            others = [slide for i, slide in enumerate(self.slides) if i != without]
             found = cosine_topk(query, Stack(others), self._k, device=device)[0]
             if without is not None:
                 start, stop = self._starts[without : without + 2]
                 found += (stop - start) * (found >= start)
             return {"rows": found}
 
-        return cached(lambda: digest("rows", query, *self._digests, self._k, f"{without} {approximate}"), search)[
-            "rows"
-        ]
+        name = f"{without} {approximate}"
+        return cached(lambda: digest("rows", query, *self._digests, self._k, name), search)["rows"]
 
     def record(self) -> dict[str, Any]:
         """Search method: ``"exact"``, or ``"approximate"`` with the recall and size of the index."""
@@ -84,27 +82,22 @@ class References:
 
     @cached_property
     def _digests(self) -> list[str]:
-        return [digest(slide) for slide in self._slides]
+        return [digest(slide) for slide in self.slides]
 
     @cached_property
     def _index(self) -> ApproximateIndex | None:
         """Approximate index; `None` without faiss, or if it needs so many lists for its recall that it does not pay."""
+        n = self._starts[-1]
         if find_spec("faiss") is None:
             logger.info(
-                "Exact search among %d reference spots. An approximate index is faster: pip install 'spahgc[ann]'",
-                self._starts[-1],
+                "Exact search among %d reference spots. An approximate index is faster: pip install 'spahgc[ann]'", n
             )
             return None
-        index = ApproximateIndex(self._slides, self._k)
+        index = ApproximateIndex(self.slides, self._k)
         pays = index.n_probed <= _LARGEST_SHARE * index.n_lists
-        logger.info(
-            "Index of %d reference spots: recall %.4f with %d of %d lists; %s.",
-            self._starts[-1],
-            index.recall,
-            index.n_probed,
-            index.n_lists,
-            "it is used" if pays else "the exact search is faster, and used",
-        )
+        verdict = "it is used" if pays else "the exact search is faster, and used"
+        lists = f"{index.n_probed} of {index.n_lists} lists"
+        logger.info("Index of %d reference spots: recall %.4f with %s; %s.", n, index.recall, lists, verdict)
         return index if pays else None
 
 
@@ -116,7 +109,7 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
 
     def __init__(
         self,
-        nodes: Cohort,
+        cohort: Cohort,
         values: Mapping[str, Float64 | Rows],
         config: Config,
         *,
@@ -124,24 +117,29 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         max_nodes: int,
         device: str | torch.device = "cpu",
     ) -> None:
-        self._embedding = nodes.embedding()
-        self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in nodes])
-        self._graphs: list[tuple[NDArray[Any], ...]] = []
+        embedding = np.concatenate([np.asarray(slide) for slide in references.slides])
+        self._expression: Float32 = np.concatenate([np.asarray(values[slide.name], np.float32) for slide in cohort])
+        self._graphs: list[tuple[SlideGraph, NDArray[np.intp], Tensor | None]] = []
         self.names: list[str] = []  # slide of each item, and number of the block
         first = 0
-        for i, slide in enumerate(nodes):
-            retrieved = references.search(slide.embedding, n_queries=nodes.n_spots, without=i, device=device)
+        for i, slide in enumerate(cohort):
+            features = references.slides[i]
+            retrieved = references.search(np.asarray(features), n_queries=cohort.n_spots, without=i, device=device)
             blocks = spatial_blocks(slide.coordinates, max_nodes, n_near=config.n_near, hops=config.n_layers)
             for number, (rows, core) in enumerate(blocks, start=1):
-                found = reference_nodes(
+                near = spatial_knn(slide.coordinates[rows], config.n_near)
+                graph = SlideGraph.of(
+                    Rows(features, rows),
+                    near,
                     retrieved[rows],
-                    self._embedding,
+                    embedding,
                     self._expression,
                     config.n_close,
                     device=device,
                     topk=cached_topk,
                 )
-                self._graphs.append((first + rows, core, spatial_knn(slide.coordinates[rows], config.n_near), *found))
+                whole = len(core) == len(rows)
+                self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))
                 self.names.append(slide.name if len(blocks) == 1 else f"{slide.name}, block {number}")
             first += len(slide)
 
@@ -149,13 +147,5 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         return len(self._graphs)
 
     def __getitem__(self, i: Any) -> Any:
-        rows, core, near, index, references, close = self._graphs[i]
-        graph = GraphTensors.of(
-            torch.from_numpy(self._embedding[rows]),
-            torch.from_numpy(joint_features(self._embedding, self._expression, index)),
-            near=torch.from_numpy(near),
-            close=torch.from_numpy(close),
-            references=torch.from_numpy(references),
-            core=None if len(core) == len(rows) else torch.from_numpy(core),
-        )
-        return graph, torch.from_numpy(self._expression[rows])
+        graph, rows, core = self._graphs[i]
+        return graph.tensors(core), torch.from_numpy(self._expression[rows])

@@ -12,8 +12,7 @@ from sklearn.preprocessing import normalize
 
 from .._checks import at_least
 from .._slides import Cohort, Float32, Rows, Slide, Stack, expression_of
-from ._evidence import Evidence
-from .base import Method, Run, State, parameters
+from .base import Evidence, Method, Run, State, parameters
 
 
 @parameters(n_neighbors=at_least(1))

@@ -4,26 +4,90 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import cycle
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .._checks import at_least, format_names
 from .._run import Progress, no_progress, weighted, with_progress
 from .._settings import settings
-from .._slides import Cohort, Float32, Rows, Slide, Stack, blocks, expression_of
-from ..nn import Config, SpaHGCNetwork, predict, train
-from ._evidence import Evidence
-from ._part import Part
-from ._presets import PRESETS, VIEWS, Preset
-from .base import Method, Output, Run, State, parameters
+from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of
+from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
+from ._features import ContextRows, GeneScale, leading_axes
+from ._references import References, TrainingGraphs, cached_topk
+from .base import Evidence, Method, Output, Run, State, parameters
 from .kernel import ContextKernel
-from .linear import Ridge, mean_pearson
+from .linear import ContextRidge, Ridge, mean_pearson
 
 logger = logging.getLogger("spahgc")
+
+_LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
+VIEWS = ("spot", "components", "context")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset sets.
+
+    Parameters
+    ----------
+    network
+        Fields of :class:`spahgc.nn.Config` that differ from the paper's.
+    relative
+        Train on expression scaled to mean 0 and variance 1 per gene and slide, instead of expression as it is.
+    views
+        What the nodes carry, in turn for the networks that are averaged: ``"spot"``, the embedding; ``"components"``,
+        its 128 leading components; or ``"context"``, the components of the spot and of its surroundings
+        (:class:`~spahgc.methods.ContextKernel`).
+    kernel
+        Share of kernel ridge regression over the reference spots (:class:`~spahgc.methods.ContextKernel`) in the
+        average with the networks, 0 to 1. Above 0 it needs `relative`.
+    linear_for_new
+        Average further with ridge and context ridge, a third each, where targets are of new patients
+        (``Run.split_by="patient"``): what bends less carries over better. Needs `relative`.
+    n_components
+        Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
+    n_seeds
+        Networks that are trained and averaged; 0, with a `kernel`, for the kernel alone.
+    """
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    relative: bool = False
+    views: tuple[str, ...] = ("spot",)
+    kernel: float = 0.0
+    linear_for_new: bool = False
+    n_components: int | None = None
+    n_seeds: int = 1
+
+
+_SMALL = {
+    "hidden": 128,
+    "n_layers": 2,
+    "dropout": 0.4,
+    "n_references": 15,
+    "n_near": 12,
+    "learning_rate": 1.5e-3,
+    "epochs": 30,
+    "weight_target": 0.0,
+    "weight_reference": 0.0,
+}
+PRESETS = {
+    "paper": Preset(),
+    "default": Preset(
+        network=_SMALL,
+        relative=True,
+        views=("context", "components"),
+        kernel=1 / 3,
+        linear_for_new=True,
+        n_components=32,
+        n_seeds=4,
+    ),
+}
 
 
 @parameters(n_seeds=at_least(0))
@@ -94,8 +158,8 @@ class SpaHGC(Method):
         return self._history
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
-        n_networks = self._preset.n_seeds
-        if len(cohort) == 1 and self._preset.kernel:
+        preset, n_networks = self._preset, self._preset.n_seeds
+        if len(cohort) == 1 and preset.kernel:
             logger.warning(
                 "There is only one reference slide, %r, so spahgc trains no network (its graph has no other slide to "
                 "refer to) and predicts with kernel ridge regression.",
@@ -104,13 +168,24 @@ class SpaHGC(Method):
             n_networks = 0
         if n_networks:
             _check(cohort, self._config)
-        seeds = [int(s) for s in np.random.SeedSequence(run.seed).generate_state(n_networks)]
-        views = self._preset.views[:n_networks]
+        views = preset.views[:n_networks]
+        kinds = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
         self._device, self._networks = settings.torch_device(run.device), []
-        self._part = part = Part.prepare(cohort, replace(self._preset, views=views), self._config, run)
-        components = part.components(self._preset.n_components)
-        graphs = {view: part.graphs(view, self._device) for view in views}
+        self._scale = GeneScale.fit(cohort) if preset.relative else GeneScale.identity(cohort)
+        self._kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or views != ("spot",) else None
+        self._linear = [kind(relative=True).fit(cohort, run) for kind in kinds]
+        values = self._scale.values(cohort)
+        self._prepare(cohort, values, views, {})
+        components = None
+        if preset.n_components is not None:
+            components = torch.from_numpy(leading_axes(np.concatenate(list(values.values())), preset.n_components))
+        placement: Any = {"max_nodes": settings.max_nodes, "device": self._device}
+        graphs = {
+            view: TrainingGraphs(cohort, values, self._config, references=references, **placement)
+            for view, references in self._references.items()
+        }
         curves: list[dict[str, list[float]]] = []
+        seeds = np.random.SeedSequence(run.seed).generate_state(n_networks).tolist()
         for seed, view in zip(seeds, cycle(views), strict=False):
             network, history = train(
                 graphs[view],
@@ -130,37 +205,83 @@ class SpaHGC(Method):
             self._history["chosen_epoch"] = [float(np.argmax(self._history["validation"]) + 1)]
         return self
 
+    def _prepare(
+        self,
+        cohort: Cohort,
+        values: Mapping[str, Float64 | Rows],
+        views: tuple[str, ...],
+        saved: Mapping[str, np.ndarray],
+    ) -> None:
+        """Prepare the reference slides for the networks; `saved` has features of the nodes by view, if any."""
+        self._values, self._level, self._std = values, self._scale.mean.mean(axis=0), self._scale.std.mean(axis=0)
+        self._references: dict[str, References] = {}
+        for view in views:
+            features: list[NDArray | Rows]
+            if view == "spot":
+                features = [slide.embedding for slide in cohort]
+            elif view in saved:
+                features = [Rows(part) for part in cohort.split(saved[view])]
+            else:
+                features = [np.asarray(self._node_features(slide, view)) for slide in cohort]
+            self._references[view] = References(features, self._config.n_references)
+
+    def _node_features(self, slide: Slide, view: str) -> Float32 | ContextRows:
+        """Features of the nodes of a slide: its embedding, or components of the kernel with a mean square of 1."""
+        if view == "spot":
+            return slide.embedding
+        if self._kernel is None:
+            raise ValueError(f"View {view!r} consists of components of the kernel, but there is none.")
+        context = self._kernel.context if view == "context" else self._kernel.context.of_spot()
+        return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
+
+    def _graph(self, slide: Slide, view: str, *, progress: Progress = no_progress) -> SlideGraph:
+        """Graph of a slide to predict, with references from all reference slides."""
+        references, config = self._references[view], self._config
+        return slide_graph(
+            self._node_features(slide, view),
+            slide.coordinates,
+            Stack(references.slides),
+            Stack(list(self._values.values())),
+            n_references=config.n_references,
+            n_near=config.n_near,
+            n_close=config.n_close,
+            device=self._device,
+            search=partial(references.search, n_queries=len(slide), device=self._device),
+            topk=cached_topk,
+            progress=progress,
+        )
+
     def searches(self) -> dict[str, dict[str, Any]]:
-        return {view: references.record() for view, references in self._part.references.items()}
+        return {view: references.record() for view, references in self._references.items()}
 
     def to(self, device: str | None) -> Self:
         self._device = settings.torch_device(device)
         return self
 
     def predict(self, slide: Slide) -> Float32:
-        out = np.empty((len(slide), len(self._part.level)), np.float32)
+        out = np.empty((len(slide), len(self._level)), np.float32)
         SpaHGC.predict_into(self, slide, out)  # A subclass may define predict_into by predict.
         return out
 
     def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        part, networks = self._part, self._by_view()
+        networks = self._by_view()
         # The kernel is alone if there is no network.
-        kernel = 0.0 if part.kernel is None else self._preset.kernel if self._networks else 1.0
-        blend = 1 / (1 + len(part.linear))
-        others: list[tuple[float, Ridge | ContextKernel]] = [(blend, method) for method in part.linear]
-        if kernel > 0 and part.kernel is not None:
-            others.append((blend * kernel, part.kernel))
+        kernel = 0.0 if self._kernel is None else self._preset.kernel if self._networks else 1.0
+        blend = 1 / (1 + len(self._linear))
+        others: list[tuple[float, Ridge | ContextKernel]] = [(blend, method) for method in self._linear]
+        if kernel > 0 and self._kernel is not None:
+            others.append((blend * kernel, self._kernel))
         # A graph takes about as long as a network.
         once = weighted(progress, 1 / (len(networks) + len(self._networks) + len(others)))
         for rows in blocks(len(slide)):
-            out[rows] = np.zeros((rows.stop - rows.start, len(part.level)), np.float32)
+            out[rows] = np.zeros((rows.stop - rows.start, len(self._level)), np.float32)
         share = blend * (1 - kernel) / max(len(self._networks), 1)
 
         def add(rows: slice, values: Float32) -> None:
             out[rows] += share * values
 
         for view, of_view in networks.items():
-            graph = part.graph(slide, view, self._device, progress=once)
+            graph = self._graph(slide, view, progress=once)
             for network in of_view:
                 predict(network.to(self._device), graph, add, progress=once)
                 network.cpu()
@@ -169,7 +290,7 @@ class SpaHGC(Method):
             for rows in with_progress(len(slide), once):
                 out[rows] += weight * relative(rows)
         for rows in blocks(len(slide)):
-            out[rows] = out[rows] * part.std + part.level
+            out[rows] = out[rows] * self._std + self._level
 
     def _by_view(self) -> dict[str, list[SpaHGCNetwork]]:
         views = self._preset.views
@@ -178,7 +299,7 @@ class SpaHGC(Method):
     def evidence(self, slide: Slide) -> Evidence | None:
         parts = []
         for view, networks in self._by_view().items():
-            graph = self._part.graph(slide, view, self._device)
+            graph = self._graph(slide, view)
             weight = np.zeros(graph.references.shape, np.float32)
 
             def add(rows: slice, attention: Float32, weight: Float32 = weight) -> None:
@@ -192,31 +313,34 @@ class SpaHGC(Method):
         return Evidence.merged(parts) if any(weight.any() for _, weight in parts) else None
 
     def state(self) -> State:
-        arrays = {
-            f"network{i}.{name}": tensor.detach().cpu().numpy()
-            for i, network in enumerate(self._networks)
-            for name, tensor in network.state_dict().items()
-        }
-        return {**arrays, **self._part.arrays()}
+        state = {"mean": self._scale.mean, "std": self._scale.std}
+        for i, network in enumerate(self._networks):
+            state |= {f"network{i}.{name}": value.cpu().numpy() for name, value in network.state_dict().items()}
+        for method in (*self._linear, *([] if self._kernel is None else [self._kernel])):
+            state |= {f"{method.name}.{key}": value for key, value in method.state().items()}
+        return state
 
     def reference_rows(self) -> Mapping[str, Rows]:
-        nodes = self._part.nodes.items()
         # A spot's own embedding is in the reference already.
-        return {f"nodes.{view}": Stack([slide.embedding for slide in of]) for view, of in nodes if view != "spot"}
+        return {f"nodes.{view}": Stack(of.slides) for view, of in self._references.items() if view != "spot"}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
-        saved: dict[str, dict[str, torch.Tensor]] = {}
-        for key in state:
+        parts: dict[str, State] = {}
+        for key, array in state.items():
             part, _, name = key.partition(".")
-            if part.startswith("network"):
-                saved.setdefault(part, {})[name] = torch.from_numpy(state[key].copy())
-        views = self._preset.views[: len(saved)]
-        self._part = Part.restore(state, cohort, views, self._config)
+            parts.setdefault(part, {})[name] = array
+        n_networks = sum(part.startswith("network") for part in parts)
+        views, kernel = self._preset.views[:n_networks], parts.get(ContextKernel.name)
         self._device, self._networks = settings.torch_device(), []
-        for i, view in zip(range(len(saved)), cycle(views), strict=False):
-            weights, n_features = saved[f"network{i}"], self._part.nodes[view].slides[0].embedding.shape[1]
-            components = weights.get("components")
-            network = SpaHGCNetwork(n_features, len(cohort.genes), self._config, components=components)
+        self._scale = GeneScale(state["mean"], state["std"])
+        self._kernel = None if kernel is None else ContextKernel().restore(kernel, cohort)
+        fitted = [kind for kind in _LINEAR if kind.name in parts]
+        self._linear = [kind(relative=True).restore(parts[kind.name], cohort) for kind in fitted]
+        self._prepare(cohort, self._scale.rows(cohort), views, parts.get("nodes", {}))
+        for i, view in zip(range(n_networks), cycle(views), strict=False):
+            weights = {name: torch.from_numpy(array.copy()) for name, array in parts[f"network{i}"].items()}
+            n_features = self._references[view].slides[0].shape[1]
+            network = SpaHGCNetwork(n_features, len(cohort.genes), self._config, components=weights.get("components"))
             network.load_state_dict(weights)
             self._networks.append(network.eval())
         return self
@@ -225,7 +349,7 @@ class SpaHGC(Method):
         """Score of a network on the very slide that is scored: how the published checkpoint was chosen."""
         if slide is None:
             return None
-        measured, graph = expression_of(slide), self._part.graph(slide.without_expression(), "spot", self._device)
+        measured, graph = expression_of(slide), self._graph(slide.without_expression(), "spot")
         predicted = np.empty(measured.shape)
 
         def score(network: SpaHGCNetwork) -> float:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from .._geometry import SpatialNeighbors, spatial_knn
 from .attention import CrossNodeAttentionPooling, CrossNodeDualAttention
-from .config import Config
-from .encoder import HeteroEncoder, TargetEncoder
 from .graph import GraphTensors, SlideGraph, build_graph, slide_graph, spatial_blocks
 from .inference import predict
 from .layers import Edges
 from .loss import contrastive_loss, pearson_loss, pearson_per_gene
-from .model import SpaHGCNetwork
+from .model import Config, HeteroEncoder, SpaHGCNetwork, TargetEncoder
 from .retrieval import ApproximateIndex, cosine_topk
 from .training import fit, train
 

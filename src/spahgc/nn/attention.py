@@ -64,14 +64,7 @@ class CrossNodeDualAttention(nn.Module):
 
     Target spots attend to their references, whose keys and values come from [x_r | LayerNorm(y_r)]. Reference spots
     attend back to the target spots that retrieved them. Where the paper is silent, our choice: each side queries with
-    its own state, and no map follows the heads.
-
-    Parameters
-    ----------
-    hidden
-        Width of all states.
-    heads
-        Number of heads; divides `hidden`.
+    its own state, and no map follows the heads. All states have the width `hidden`, a multiple of `heads`.
     """
 
     def __init__(self, hidden: int, heads: int = 4) -> None:
@@ -98,14 +91,7 @@ class CrossNodeDualAttention(nn.Module):
 class CrossNodeAttentionPooling(nn.Module):
     """Linear map of each target spot's state, plus its attention over its reference spots (DESIGN section 2.4).
 
-    Parameters
-    ----------
-    hidden
-        Width of all states.
-    heads
-        Number of heads; divides `hidden`.
-    use_attention
-        Without it, the linear map alone.
+    All states have the width `hidden`, a multiple of `heads`. Without `use_attention`, it is the linear map alone.
     """
 
     def __init__(self, hidden: int, heads: int = 4, *, use_attention: bool = True) -> None:
@@ -116,9 +102,7 @@ class CrossNodeAttentionPooling(nn.Module):
     def forward(self, target: Tensor, answer: Tensor | None, refer: Edges) -> Tensor:
         """Pooled states of target spots, (n, hidden); `answer` is from :meth:`answer`."""
         pooled = self.state(target)
-        if self.attention is None or answer is None:
-            return pooled
-        return pooled + self.attention(target, answer, refer)
+        return pooled if self.attention is None else pooled + self.attention(target, answer, refer)
 
     def answer(self, reference: Tensor) -> Tensor | None:
         """Keys and values of the reference spots, (m, 2 hidden), if they are attended to."""

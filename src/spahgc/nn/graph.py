@@ -14,11 +14,12 @@ from torch_geometric.data import HeteroData
 from .._checks import at_least, checked, matrix, real
 from .._geometry import SpatialNeighbors
 from .._run import Progress, no_progress, with_progress
-from .._slides import Rows
+from .._slides import Float32, Rows
 from .layers import Edges
 from .retrieval import cosine_topk
 
-Search = Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]]
+Search = Callable[..., tuple[NDArray[np.int64], Float32]]
+"""Search with the parameters of :func:`cosine_topk`."""
 
 
 class GraphTensors(NamedTuple):
@@ -51,12 +52,9 @@ class GraphTensors(NamedTuple):
             Embeddings of the target spots, (n, n_features).
         reference
             Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes).
-        near
-            Spatial neighbors of each target spot, (n, Q).
-        close
-            Neighbors of each reference node among the reference nodes, (m, k).
-        references
-            Reference nodes of each target spot, (n, K).
+        near, close, references
+            Spatial neighbors of each target spot, (n, Q); neighbors of each reference node among the reference nodes,
+            (m, k); reference nodes of each target spot, (n, K).
         core
             Target spots for the supervised loss, int64 (n_core,); `None` for all. In a slide that is trained in blocks
             (:func:`spatial_blocks`), the others surround the block.
@@ -77,7 +75,7 @@ class GraphTensors(NamedTuple):
 
 
 class SlideGraph(NamedTuple):
-    """Graph of a slide as arrays; see :func:`slide_graph`.
+    """Graph of a slide as arrays; features are read when they are needed. See :func:`slide_graph`.
 
     Parameters
     ----------
@@ -89,24 +87,57 @@ class SlideGraph(NamedTuple):
         Reference nodes of each target spot, (n, K).
     nodes
         Row of each reference node among all reference spots, (m,).
-    joint
-        Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes).
     close
         Neighbors of each reference node, (m, k).
+    embedding, expression
+        Embeddings, (n_reference, n_features), and expression, (n_reference, n_genes), of all reference spots.
     """
 
     features: Any
-    near: NDArray[np.int32]
-    references: NDArray[np.int32]
+    near: NDArray[np.integer]
+    references: NDArray[np.integer]
     nodes: NDArray[np.int64]
-    joint: Tensor
-    close: Tensor
+    close: NDArray[np.int64]
+    embedding: NDArray | Rows
+    expression: NDArray | Rows
 
-    def tensors(self) -> GraphTensors:
+    @classmethod
+    def of(
+        cls,
+        features: Any,
+        near: NDArray[np.integer],
+        retrieved: NDArray[np.integer],
+        embedding: NDArray | Rows,
+        expression: NDArray | Rows,
+        n_close: int,
+        *,
+        device: str | torch.device = "cpu",
+        topk: Search = cosine_topk,
+    ) -> SlideGraph:
+        """Connect the reference spots that were retrieved for each target spot, (n, K), with their nearest."""
+        # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
+        used = np.zeros(len(embedding), dtype=bool)
+        used[retrieved.reshape(-1)] = True
+        nodes = np.flatnonzero(used)
+        references = (np.cumsum(used, dtype=retrieved.dtype) - 1)[retrieved]
+        k, close = min(n_close, len(nodes) - 1), np.empty((len(nodes), 0), np.int64)
+        graph = cls(features, near, references, nodes, close, embedding, expression)
+        if k < 1:
+            return graph
+        joint = graph.joint.numpy()
+        return graph._replace(close=topk(joint, joint, k, exclude_self=True, device=device)[0])
+
+    @property
+    def joint(self) -> Tensor:
+        """Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes)."""
+        features = self.embedding[self.nodes], self.expression[self.nodes]
+        return torch.from_numpy(np.concatenate(features, axis=1, dtype=np.float32))
+
+    def tensors(self, core: Tensor | None = None) -> GraphTensors:
         """The graph as tensors, with all features read."""
-        near, references = torch.from_numpy(self.near), torch.from_numpy(self.references)
+        near, close, references = map(torch.from_numpy, (self.near, self.close, self.references))
         features = torch.from_numpy(np.array(self.features[:], dtype=np.float32))
-        return GraphTensors.of(features, self.joint, near=near, close=self.close, references=references)
+        return GraphTensors.of(features, self.joint, near=near, close=close, references=references, core=core)
 
 
 @checked(n_references=at_least(1), n_near=at_least(1), n_close=at_least(1))
@@ -120,7 +151,7 @@ def slide_graph(
     n_near: int = 5,
     n_close: int = 3,
     device: str | torch.device = "cpu",
-    search: Callable[[NDArray[np.float32]], NDArray[np.integer]] | None = None,
+    search: Callable[[Float32], NDArray[np.integer]] | None = None,
     topk: Search = cosine_topk,
     progress: Progress = no_progress,
 ) -> SlideGraph:
@@ -153,10 +184,6 @@ def slide_graph(
     progress
         Called with the share of the spots that was processed, each time some were.
 
-    Returns
-    -------
-    The graph.
-
     Raises
     ------
     ValueError
@@ -171,13 +198,8 @@ def slide_graph(
     (9, 7)
     """
     target: Any = real(features, "features") if isinstance(features, np.ndarray | Sequence) else features
-    z_r, y_r = (
-        values if isinstance(values, Rows) else matrix(values, name)
-        for values, name in (
-            (reference_embedding, "reference_embedding"),
-            (reference_expression, "reference_expression"),
-        )
-    )
+    z_r = _matrix_or_rows(reference_embedding, "reference_embedding")
+    y_r = _matrix_or_rows(reference_expression, "reference_expression")
     neighbors, n = SpatialNeighbors(coordinates), target.shape[0]
     if not n:
         raise ValueError(f"features is empty: its shape is {target.shape}.")
@@ -191,39 +213,11 @@ def slide_graph(
         near[rows] = neighbors(n_near, rows)
         some = target[rows]
         retrieved[rows] = search(some) if search else cosine_topk(some, z_r, n_references, device=device)[0]
-    index, references, close = reference_nodes(retrieved, z_r, y_r, n_close, device=device, topk=topk)
-    joint = torch.from_numpy(joint_features(z_r, y_r, index))
-    return SlideGraph(target, near, references.astype(np.int32), index, joint, torch.from_numpy(close))
+    return SlideGraph.of(target, near, retrieved, z_r, y_r, n_close, device=device, topk=topk)
 
 
-def joint_features(z_r: NDArray | Rows, y_r: NDArray | Rows, index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Joint features [z_r | y_r] of some reference spots, (m, n_features + n_genes)."""
-    return np.concatenate([z_r[index], y_r[index]], axis=1, dtype=np.float32)
-
-
-def reference_nodes(
-    retrieved: NDArray[np.integer],
-    z_r: NDArray[np.float32] | Rows,
-    y_r: NDArray[np.float32] | Rows,
-    n_close: int,
-    *,
-    device: str | torch.device = "cpu",
-    topk: Search = cosine_topk,
-) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.int64]]:
-    """Rows of the retrieved reference spots, (m,), the nodes of each target spot, (n, K), and their neighbors, (m, k).
-
-    `retrieved` holds the rows of the reference that each target spot retrieves, (n, K).
-    """
-    # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
-    used = np.zeros(len(z_r), dtype=bool)
-    used[retrieved.reshape(-1)] = True
-    index = np.flatnonzero(used)
-    references = (np.cumsum(used, dtype=retrieved.dtype) - 1)[retrieved]
-    k = min(n_close, len(index) - 1)
-    if k < 1:
-        return index, references, np.empty((len(index), 0), dtype=np.int64)
-    joint = joint_features(z_r, y_r, index)
-    return index, references, topk(joint, joint, k, exclude_self=True, device=device)[0]
+def _matrix_or_rows(values: ArrayLike | Rows, name: str) -> NDArray | Rows:
+    return values if isinstance(values, Rows) else matrix(values, name)
 
 
 def build_graph(
@@ -242,10 +236,8 @@ def build_graph(
 
     Parameters
     ----------
-    target_embedding, target_coordinates, reference_embedding, reference_expression
-        Arrays, as `features`, `coordinates` and so on of :func:`slide_graph`.
-    n_references, n_near, n_close
-        As in :func:`slide_graph`.
+    target_embedding, target_coordinates, reference_embedding, reference_expression, n_references, n_near, n_close
+        As the parameters of :func:`slide_graph`, in its order.
 
     Returns
     -------
@@ -267,12 +259,12 @@ def build_graph(
     data["target"].x, data["reference"].x = tensors.target, tensors.reference
     data["reference"].y = tensors.reference[:, tensors.target.shape[1] :]
     data["reference"].index = torch.from_numpy(graph.nodes)
-    for edge_type, edges in (
-        (("target", "near", "target"), tensors.near),
-        (("reference", "refer", "target"), tensors.refer),
-        (("reference", "close", "reference"), tensors.close),
+    for source, kind, receiver, edges in (
+        ("target", "near", "target", tensors.near),
+        ("reference", "refer", "target", tensors.refer),
+        ("reference", "close", "reference", tensors.close),
     ):
-        data[edge_type].edge_index = torch.stack([edges.sender, edges.receiver])
+        data[source, kind, receiver].edge_index = torch.stack([edges.sender, edges.receiver])
     return data
 
 
@@ -288,8 +280,8 @@ def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops:
     """Cut a slide into blocks of at most `max_spots` spots, each with its surroundings.
 
     The slide is halved at the median of its longer side until every part is small enough. Each part gets the spots
-    that can be reached in `hops` steps to spatial neighbors: with as many as the network has layers, a spot of the
-    block gathers over the block what it would gather over the whole slide.
+    that can be reached in `hops` steps to `n_near` spatial neighbors: with as many as the network has layers, a spot of
+    the block gathers over the block what it would gather over the whole slide.
 
     Parameters
     ----------
@@ -297,10 +289,8 @@ def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops:
         Positions, (n_spots, 2), in any unit.
     max_spots
         Most spots of a block, surroundings not counted.
-    n_near
-        Spatial neighbors per spot (Q).
-    hops
-        Steps that the surroundings reach.
+    n_near, hops
+        Spatial neighbors per spot (Q), and steps that the surroundings reach.
 
     Returns
     -------

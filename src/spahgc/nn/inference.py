@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from .._run import Progress, no_progress, weighted, with_progress
-from .encoder import SLOPE, HeteroLayer
+from .._slides import Float32
 from .graph import SlideGraph
 from .layers import Edges, RunningAttention, neighbor_mean
-from .model import SpaHGCNetwork
+from .model import SLOPE, HeteroLayer, SpaHGCNetwork
 
 CHUNK = 8192
 """Target spots to process at once."""
@@ -34,9 +34,9 @@ IN_MEMORY = 2**31
 def predict(
     network: SpaHGCNetwork,
     graph: SlideGraph,
-    write: Callable[[slice, NDArray[np.float32]], None] | None = None,
+    write: Callable[[slice, Float32], None] | None = None,
     *,
-    attended: Callable[[slice, NDArray[np.float32]], None] | None = None,
+    attended: Callable[[slice, Float32], None] | None = None,
     progress: Progress = no_progress,
 ) -> None:
     """Predict the target spots of a graph, some at a time.
@@ -66,7 +66,8 @@ def predict(
     """
     encoder, n = network.encoder, graph.features.shape[0]
     device, hidden = network.head.weight.device, network.config.hidden
-    joint, close = graph.joint.to(device), Edges.of(graph.close, len(graph.joint)).to(device)
+    joint = graph.joint.to(device)
+    close = Edges.of(_table(graph.close), len(joint)).to(device)
     expression = encoder.expression(joint[:, encoder.n_features :])
     reference = encoder.reference(joint)
     once = weighted(progress, 1 / (2 + len(encoder.layers)))
@@ -119,5 +120,5 @@ def _states(n: int, hidden: int) -> Iterator[Tensor]:
         yield torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(n, hidden)))
 
 
-def _table(rows: NDArray[np.int32], device: torch.device | str = "cpu") -> Tensor:
+def _table(rows: NDArray[np.integer], device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(rows).to(device, torch.int64)

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from .._slides import Float32
+
+Int64 = NDArray[np.int64]
 _FLAGS = {"reassoc", "contract", "nsz"}
 _SMALL = 2_000_000
 """Edges times width below which a second thread does not pay."""
@@ -191,14 +194,7 @@ def _add(out: Any, i: Any, out_low: Any, factor: Any, b: Any, j: Any, b_low: Any
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
 def _forward(
-    query: NDArray[np.float32],
-    both: NDArray[np.float32],
-    start: NDArray[np.int64],
-    sender: NDArray[np.int64],
-    out: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    first: int,
-    last: int,
+    query: Float32, both: Float32, start: Int64, sender: Int64, out: Float32, weights: Float32, first: int, last: int
 ) -> None:
     """Attention of the receivers first..last - 1 into `out`, and the weights of their edges, (n_edges, heads)."""
     width, heads = query.shape[1], weights.shape[1]
@@ -229,13 +225,13 @@ def _forward(
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
 def _to_receivers(
-    both: NDArray[np.float32],
-    start: NDArray[np.int64],
-    sender: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    gradient: NDArray[np.float32],
-    to_scores: NDArray[np.float32],
-    to_query: NDArray[np.float32],
+    both: Float32,
+    start: Int64,
+    sender: Int64,
+    weights: Float32,
+    gradient: Float32,
+    to_scores: Float32,
+    to_query: Float32,
     first: int,
     last: int,
 ) -> None:
@@ -263,14 +259,14 @@ def _to_receivers(
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
 def _to_senders(
-    query: NDArray[np.float32],
-    sent_start: NDArray[np.int64],
-    sent: NDArray[np.int64],
-    receiver: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    gradient: NDArray[np.float32],
-    to_scores: NDArray[np.float32],
-    to_both: NDArray[np.float32],
+    query: Float32,
+    sent_start: Int64,
+    sent: Int64,
+    receiver: Int64,
+    weights: Float32,
+    gradient: Float32,
+    to_scores: Float32,
+    to_both: Float32,
     first: int,
     last: int,
 ) -> None:
@@ -289,15 +285,7 @@ def _to_senders(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _sums(
-    values: NDArray[np.float32],
-    start: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    factor: np.float32,
-    out: NDArray[np.float32],
-    first: int,
-    last: int,
-) -> None:
+def _sums(values: Float32, start: Int64, rows: Int64, factor: np.float32, out: Float32, first: int, last: int) -> None:
     """Sums of the lists of rows first..last - 1, times `factor`."""
     for i in range(first, last):
         out[i] = 0

@@ -91,7 +91,11 @@ def cosine_topk(
             found, at = scores.topk(min(size, scores.shape[1]), dim=1)
             best[rows], order = torch.cat([best[rows], found], dim=1).topk(size, dim=1)
             candidates[rows] = torch.cat([candidates[rows], at + block.start], dim=1).gather(1, order)
-    return _best_of(query, bank, candidates.cpu().numpy(), k)
+    nearest = candidates.cpu().numpy()
+    # All rows tie for a query of zeros: the first ones, whatever the device takes.
+    for i in np.flatnonzero(~query.any(axis=1)):
+        nearest[i] = np.delete(np.arange(size + 1), i if exclude_self and i <= size else size)
+    return _best_of(query, bank, nearest, k)
 
 
 def _best_of(
@@ -204,8 +208,8 @@ class ApproximateIndex:
         selected = self._faiss.IDSelectorNot(self._faiss.IDSelectorRange(start, stop))
         parameters = self._faiss.SearchParametersIVF(nprobe=self.n_probed, sel=selected)
         candidates = self._index.search(_units(query, "query", 0).numpy(), size, params=parameters)[1]
-        # Lists that hold fewer than `size` spots: compare with all.
-        few = np.flatnonzero(candidates.min(axis=1, initial=0) < 0)
+        # Lists that hold fewer than `size` spots, or a query of zeros, which is as near to all: compare with all.
+        few = np.flatnonzero((candidates.min(axis=1, initial=0) < 0) | ~query.any(axis=1))
         candidates[few] = 0
         index, similarity = _best_of(query, self._bank, candidates, self._k)
         if len(few):

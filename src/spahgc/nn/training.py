@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import Config
-from .encoder import TargetEncoder
 from .graph import GraphTensors
 from .loss import Measured, supervised_terms, supervised_terms_by_components
-from .model import SpaHGCNetwork
+from .model import Config, SpaHGCNetwork, TargetEncoder
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -62,10 +60,9 @@ def fit(
         Seed of the order of the slides.
     label
         Text of the progress bar; empty for no bar.
-    after_step
-        Called after each step.
-    after_epoch
-        Called after each epoch with the history, to which it may add; training stops if it returns `True`.
+    after_step, after_epoch
+        Called after each step; after each epoch, with the history, to which it may add. Training stops if `after_epoch`
+        returns `True`.
     fabric
         A launched ``lightning.fabric.Fabric``, to train with several processes; see :func:`train`.
 
@@ -303,14 +300,13 @@ class StepLoss(nn.Module):
 
     def forward(self, graph: GraphTensors, expression: Tensor | Measured) -> dict[str, Tensor]:
         """MSE + 0.5 (1 - Pearson) + 0.2 L_target + 0.1 L_reference, with the weights of the config, and its terms."""
-        config, device = self.model.config, graph.target.device
+        model, config, device = self.model, self.model.config, graph.target.device
         contrast = None
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            output = self.model.head_output(graph)
+            output = model.output(model.pooled(graph), genes=False)
             if self.target_encoder is not None:
-                contrast = self.model.contrast(graph, self.target_encoder, self.masks)
-        if graph.core is not None:
-            output = output.index_select(0, graph.core)
+                contrast = model.contrast(graph, self.target_encoder, self.masks)
+        output = output if graph.core is None else output.index_select(0, graph.core)
         if isinstance(expression, Measured):
             mse, pearson = supervised_terms_by_components(output, expression)
         else:

@@ -17,8 +17,8 @@ from .._tables import _slots as check
 from .._tables._cohorts import target_slides
 from .._tables._predictions import evidence_slots, read_prediction, write_evidence
 from ..methods import METHODS, Method
-from ..methods._evidence import Evidence
 from ..methods._features import GeneScale
+from ..methods.base import Evidence
 from ._model import Model
 
 if TYPE_CHECKING:
