@@ -92,7 +92,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
         one = slide(f"R{start:08d}", f"R{start}", rows.stop - start, d=d, g=g, seed=start)
         embedding[rows], expression[rows] = one.embedding, one.expression
         for name, features in nodes.items():
-            features[rows] = method._part.node_features(standardize(one), name.removeprefix("nodes.")).embedding
+            features[rows] = method._node_features(standardize(one), name.removeprefix("nodes."))
         slides.append(Slide(one.name, one.patient, Rows(embedding[rows]), one.coordinates, Rows(expression[rows])))
     reference = Cohort.in_order(slides, genes)
     scale = GeneScale.fit(reference)
