@@ -15,7 +15,7 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-from spahgc.encoders import _texture, _texture_scales, texture, texture_names
+from spahgc.encoders import _texture, texture, texture_names
 
 
 def _nuclei_tile(seed: int = 0, size: int = 64, n: int = 12) -> NDArray[np.uint8]:
@@ -54,7 +54,7 @@ def test_every_feature_is_written(tile: NDArray[np.uint8], planes: NDArray[np.fl
     for names, run in [
         (_texture.COLOR_NAMES, lambda out: _texture.color(tile, planes, out)),
         (_texture.PATTERN_NAMES, lambda out: _texture.patterns(planes, out)),
-        (_texture_scales.SCALE_NAMES, lambda out: _texture_scales.scales(planes, out)),
+        (_texture.SCALE_NAMES, lambda out: _texture.scales(planes, out)),
     ]:
         n = len(names)
         out = np.full(n + 9, np.nan)
@@ -109,7 +109,7 @@ def test_lbp_is_that_of_skimage(planes: NDArray[np.float32]) -> None:
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
 def test_cooccurrence_is_that_of_skimage(planes: NDArray[np.float32], distance: int) -> None:
-    levels = _texture.quantize(planes[2], 0.3)
+    levels = np.minimum(planes[2] * (_texture.LEVELS / 0.3), _texture.LEVELS - 1).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     each = graycomatrix(levels, [distance], angles, levels=_texture.LEVELS, symmetric=True, normed=True)
     expected = each.mean(axis=3, keepdims=True)
@@ -125,21 +125,21 @@ def test_cooccurrence_is_that_of_skimage(planes: NDArray[np.float32], distance: 
             assert value == pytest.approx(graycoprops(expected, name)[0, 0]), name
 
 
-@pytest.mark.parametrize("sigma", _texture_scales.SIGMAS)
+@pytest.mark.parametrize("sigma", _texture.SIGMAS)
 def test_blur_is_that_of_scipy(planes: NDArray[np.float32], sigma: int) -> None:
     expected = ndimage.gaussian_filter(planes[2].astype(np.float64), sigma, truncate=3.0, mode="reflect")
-    np.testing.assert_allclose(_texture_scales.blur(planes[2], _texture_scales._taps(sigma)), expected, atol=1e-6)
+    np.testing.assert_allclose(_texture.blur(planes[2], _texture._taps(sigma)), expected, atol=1e-6)
 
 
 def test_blobs_and_threshold_are_those_of_skimage(planes: NDArray[np.float32]) -> None:
-    smooth = _texture_scales.blur(planes[2], _texture_scales._TAPS1)
-    step = _texture_scales.STAIN_TOP / 256
-    threshold = _texture_scales.otsu(smooth)
+    smooth = _texture.blur(planes[2], _texture._TAPS1)
+    step = _texture.STAIN_TOP / 256
+    threshold = _texture.otsu(smooth)
     assert threshold == pytest.approx(threshold_otsu(smooth, nbins=256), abs=3 * step)
     mask = smooth > threshold
     areas = [region.area for region in regionprops(label(mask, connectivity=1))]
-    expected = sorted(area for area in areas if area >= _texture_scales.SMALLEST)
-    assert sorted(_texture_scales.blob_areas(mask)) == expected
+    expected = sorted(area for area in areas if area >= _texture.SMALLEST)
+    assert sorted(_texture.blob_areas(mask)) == expected
     assert len(expected) > 5
 
 
@@ -151,7 +151,7 @@ def test_blobs_of_a_difficult_shape() -> None:
     comb[:, ::2] = True
     comb[8] = True
     for mask in (spiral, comb):
-        assert _texture_scales.blob_areas(mask).tolist() == [mask.sum()]
+        assert _texture.blob_areas(mask).tolist() == [mask.sum()]
 
 
 def test_peaks() -> None:
@@ -159,14 +159,14 @@ def test_peaks() -> None:
     band[5, 5], band[5, 12], band[14, 3], band[0, 0] = 0.03, 0.05, 0.001, 1.0
     band[15, 15] = band[15, 16] = 0.015  # a plateau is one peak
     out = np.empty(4)
-    _texture_scales.count_peaks(band, out)
+    _texture.count_peaks(band, out)
     assert out.tolist() == [3, 3, 2, 1]
 
 
 def test_gradient_of_a_ramp() -> None:
     ramp = np.tile(np.arange(30, dtype=np.float32) * 0.01, (30, 1))
     out = np.empty(3)
-    _texture_scales.gradient_statistics(ramp, out)
+    _texture.gradient_statistics(ramp, out)
     np.testing.assert_allclose(out, [0.01, 0, 1], atol=1e-4)
 
 

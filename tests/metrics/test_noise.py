@@ -109,14 +109,12 @@ def test_seed_and_unit() -> None:
 
 def test_bad_input() -> None:
     counts = np.ones((5, 3))
-    for bad in (counts * 0.5, -counts, counts * np.nan, sp.csr_array(counts * 0.5)):
-        with pytest.raises(ValueError, match="must be raw counts to be split, but has negative, missing or fractional"):
+    for bad in (counts * 0.5, -counts, counts * np.nan, sp.csr_array(counts * 0.5), counts[0]):
+        with pytest.raises(ValueError, match=r"matrix \(n_obs, n_vars\) of raw counts .* without negative, missing or"):
             metrics.noise_ceiling(bad)
-    with pytest.raises(ValueError, match=r"matrix \(n_obs, n_vars\)"):
-        metrics.noise_ceiling(counts[0])
     with pytest.raises(ValueError, match="`n_splits` must be an integer of at least 1, got 0"):
         metrics.noise_ceiling(counts, n_splits=0)
-    with pytest.raises(ValueError, match="cannot be split"):
+    with pytest.raises(ValueError, match="only counts can be split"):
         metrics.noise_ceiling(counts, normalize="none")
     with pytest.raises(ValueError, match="contains a column twice"):
         metrics.noise_ceiling(counts, genes=np.array([1, 1]))

@@ -106,15 +106,12 @@ def test_nearest_spots(k: int) -> None:
 def test_bad_input() -> None:
     xy, x = slide(0)
     index = metrics.spatial_knn(xy, 6)
-    for bad in (index[:-1], index.astype(float), index[:, 0], xy):
-        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\) for 80 spots.*spatial_knn"):
+    for bad in (index.astype(float), index[:, 0], xy, index + 1, index - 1):
+        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\), 0 to 79, got .*spatial_knn"):
             metrics.morans_i(x, bad)
-    with pytest.raises(ValueError, match="row numbers outside 0 to 79"):
-        metrics.morans_i(x, index + 1)
-    with pytest.raises(ValueError, match=r"shape \(3, 3\) for 80 spots"):
-        metrics.morans_i(x, sp.eye_array(3, format="csr"))
-    with pytest.raises(ValueError, match="at least one pair"):
-        metrics.morans_i(x, sp.csr_array((80, 80)))
+    for bad in (index[:-1], sp.eye_array(3, format="csr"), sp.csr_array((80, 80))):
+        with pytest.raises(ValueError, match=r"a row for each of 80 spots and at least one pair of .*, got \d+ pairs"):
+            metrics.morans_i(x, bad)
     with pytest.raises(ValueError, match="`values` must be a matrix"):
         metrics.morans_i(x[:, 0], index)
     with pytest.raises(ValueError, match="`method` must be one of 'pearson', 'spearman', got 'kendall'"):

@@ -15,12 +15,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ._base import Encoder, Precision
-from ._network import from_network
+from ._base import Encoder
 
 EXTRA = "pip install 'spahgc[models]'"
-TIMEOUT = 5.0  # Seconds that the hub has to answer whether a model may be downloaded.
-
 # Training resolution in micrometers per pixel: H-optimus-0 by its card, the others by the spacings in the
 # documentation of slide2vec. Models with several (Virchow2, Midnight, MUSK, CONCH, ...) or unknown ones are not listed.
 MPP = dict.fromkeys(
@@ -48,7 +45,7 @@ REQUIRES = {
 # How a model is built from a local file or folder. Exported programs, by their path in the repository:
 EXPORTED = {"chief": "CHIEF/CHIEF_patch_encoder_exported.pt2", "ctranspath": "CTransPath/CTransPath_exported.pt2"}
 # Classes that read a file (plip: a folder) themselves:
-READ_FILES = {"conch", "conch-madeleine", "crisp", "crown", "omiclip", "plip"}
+READ_FILES = {"conch", "conch-madeleine", "crisp", "crown", "gigapath-flash", "omiclip", "plip"}
 # Models of transformers: classes of the network and of the image processor.
 TRANSFORMERS = {
     "medsiglip": ("SiglipModel", "AutoProcessor"),
@@ -56,27 +53,12 @@ TRANSFORMERS = {
     "phikon": ("ViTModel", "AutoImageProcessor"),
     "phikonv2": ("Dinov2Model", "AutoImageProcessor"),
 }
-# Architectures of timm for which the weights are enough; other networks of timm need the config.json of their folder.
+# Architectures of models for which the weights are enough; others of timm need the config.json of their folder.
 ARCHITECTURES = {
-    "gigapath-flash": "vit_small_patch16_224",
     "gpfm": "vit_large_patch14_dinov2.lvd142m",
     "uni": "vit_large_patch16_224",
     "uni2": "vit_giant_patch14_224",
 }
-# Options of timm.create_model that lazyslide-models passes besides (a test compares both).
-OPTIONS: dict[str, dict[str, Any]] = {
-    "gigapath-flash": {"img_size": 224, "mlp_ratio": 2048 / 384.0, "init_values": 1e-5},
-    "gpfm": {"img_size": 224, "init_values": 1e-5},
-    **dict.fromkeys(("h-optimus-0", "h-optimus-1", "path_orchestra"), {"init_values": 1e-5, "dynamic_img_size": False}),
-    "mstar": {"init_values": 1e-5, "dynamic_img_size": True},
-    "uni": {"img_size": 224, "patch_size": 16, "init_values": 1e-5, "dynamic_img_size": True},
-    "uni2": {
-        **{"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536, "reg_tokens": 8},
-        **{"mlp_ratio": 2.66667 * 2, "init_values": 1e-5, "no_embed_class": True, "dynamic_img_size": True},
-    },
-}
-
-SWIGLU = {"gigapath-flash", "h0-mini", "uni2", "virchow", "virchow2"}  # with SwiGLUPacked and SiLU
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pt2", ".pth", ".safetensors")
 # Weights in a folder of the Hugging Face hub, by preference.
@@ -108,7 +90,7 @@ def repository_of(name: str, model: Any) -> str:
     return REPOSITORIES.get(name) or "/".join(str(model.hf_url).rstrip("/").split("/")[-2:])
 
 
-def load_registered(name: str, *, weights: Path | None, device: str | None, precision: Precision | None) -> Encoder:
+def load_registered(name: str, *, weights: Path | None, **computed: Any) -> Encoder:
     """Load an encoder of :func:`registry`."""
     model = registry(name)[name]
     from lazyslide_models import TimmModel  # importable once `registry` has returned
@@ -119,10 +101,10 @@ def load_registered(name: str, *, weights: Path | None, device: str | None, prec
     built = from_file(weights) if weights else _from_hub(name, repository, model, cached)
     # lazyslide-models pools the output of the network, which may change between its versions.
     origin = {"source": "lazyslide-models", "versions": {"lazyslide-models": version("lazyslide-models")}}
-    return _encoder(name, built, {**origin, "repository": repository}, model.encode_dim, device, precision)
+    return _encoder(name, built, {**origin, "repository": repository}, model.encode_dim, **computed)
 
 
-def load_timm(name: str, *, weights: Path | None, device: str | None, precision: Precision | None) -> Encoder:
+def load_timm(name: str, *, weights: Path | None, **computed: Any) -> Encoder:
     """Load a network of timm by its name there, such as ``resnet50`` or ``vit_small_patch16_224.dino``."""
     registry(f"timm:{name}")
     import timm
@@ -150,18 +132,14 @@ def load_timm(name: str, *, weights: Path | None, device: str | None, precision:
         with _explained(file, name):
             return TimmModel(name, pretrained_cfg_overlay=_overlay(read_state(file), config.classifier))
 
-    built = from_file(weights) if weights else _from_hub(name, repository, lambda: TimmModel(name), from_file)
-    return _encoder(name, built, {"source": "timm", "repository": repository}, None, device, precision)
+    built = from_file(weights) if weights else _from_hub(name, repository, partial(TimmModel, name), from_file)
+    return _encoder(name, built, {"source": "timm", "repository": repository}, None, **computed)
 
 
-def _encoder(
-    name: str,
-    built: Any,
-    origin: dict[str, Any],
-    width: int | None,
-    device: str | None,
-    precision: Precision | None,
-) -> Encoder:
+def _encoder(name: str, built: Any, origin: dict[str, Any], width: int | None, **computed: Any) -> Encoder:
+    """Wrap a model of lazyslide-models, and record its transform and pooling in the recipe."""
+    from ._network import from_network
+
     transform = built.get_transform()
     if transform is None:  # Models of transformers call their processor in encode_image.
         processor = getattr(built, "img_processor", None) or built.processor
@@ -178,11 +156,10 @@ def _encoder(
         prepare=transform or (lambda tiles: tiles),
         forward=built.encode_image,
         tile_px=tile_px,
-        device=device,
-        precision=precision,
         recipe={**origin, "model": name, "transform": text, "pooling": pooling},
         width=width,
         microns_per_pixel=MPP.get(name),
+        **computed,
     )
 
 
@@ -210,7 +187,6 @@ def _from_hub(
 ) -> Any:
     """Build a model from the cache of the hub, without contacting the hub if `from_folder` can, or by downloading."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
 
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
@@ -218,11 +194,8 @@ def _from_hub(
             return from_folder(folder)
     except FileNotFoundError:  # The cache holds nothing of it, or not all.
         check_access(name, repository)
-    try:
-        with _weights_only():
-            return download()
-    except GatedRepoError:  # The hub may know the repository under another name.
-        raise _refused(name, repository) from None
+    with _weights_only():
+        return download()
 
 
 def _from_file(name: str, model: Any, weights: Path) -> Any:
@@ -241,8 +214,12 @@ def _from_file(name: str, model: Any, weights: Path) -> Any:
             return model(model_path=str(file.parent if name == "plip" else file))
         if name in TRANSFORMERS:
             return _load_transformers(name, built, state, file.parent)
-        if name in ARCHITECTURES or issubclass(model, TimmModel):
-            return _load_timm(name, built, state, file.parent)
+        if name == "gpfm":
+            options = {"img_size": 224, "init_values": 1e-5, "pretrained_cfg_overlay": _overlay(state, "head")}
+            built.model = TimmModel(ARCHITECTURES[name], **options).model
+            return built
+        if issubclass(model, TimmModel):
+            return _load_timm(name, model, state, file.parent)
     raise ValueError(
         f"Encoder {name!r} cannot be loaded from {file}, because its class only reads the cache of the hub. Load it by "
         f"name on a machine with a network, copy the folder models--{repository_of(name, model).replace('/', '--')} of "
@@ -250,22 +227,23 @@ def _from_file(name: str, model: Any, weights: Path) -> Any:
     )
 
 
-def _load_timm(name: str, built: Any, state: dict[str, Any], folder: Path) -> Any:
-    """Construct a model on the architecture that is known for it, or that the config.json of its folder describes."""
-    import timm
-    from lazyslide_models import TimmModel, TimmViTModel
-    from torch import nn
+def _load_timm(name: str, model: Any, state: dict[str, Any], folder: Path) -> Any:
+    """Construct a model with the options of its class, but with local weights instead of those on the hub."""
+    from lazyslide_models import TimmModel
 
     source, classifier = ARCHITECTURES.get(name), "head"
     if source is None:
         source = f"local-dir:{folder}"
-        config = json.loads(_needed(folder / "config.json", name, type(built)).read_text())
+        config = json.loads(_needed(folder / "config.json", name, model).read_text())
         classifier = config.get("pretrained_cfg", config).get("classifier")
-    swiglu = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU} if name in SWIGLU else {}
-    base: Any = TimmViTModel if isinstance(built, TimmViTModel) else TimmModel
-    # The constructor of the class itself would download the weights.
-    base.__init__(built, source, pretrained_cfg_overlay=_overlay(state, classifier), **OPTIONS.get(name, {}), **swiglu)
-    return built
+
+    class Local(TimmModel):  # type: ignore[misc]
+        """Constructor that the class of the model calls in place of the one of TimmModel."""
+
+        def __init__(self, repository: str, **options: Any) -> None:
+            super().__init__(source, pretrained_cfg_overlay=_overlay(state, classifier), **options)
+
+    return type(model.__name__, (model, Local), {})()
 
 
 def _overlay(state: dict[str, Any], classifier: Any) -> dict[str, Any]:
@@ -331,7 +309,10 @@ def _explained(file: Path, name: str) -> Iterator[None]:
     except Exception as error:
         why = shorten(str(error), 300, placeholder=" ...").rstrip(".") or type(error).__name__
         if "weights_only" in why or "Weights only" in why:
-            why = "it is damaged, or contains code that would run when it is loaded. It was not loaded"
+            why = (
+                "it is no weight file (damaged, a web page or a pointer of Git LFS), or contains code that would run "
+                "when it is loaded. It was not loaded"
+            )
         raise ValueError(
             f"{file} ({file.stat().st_size} bytes) does not hold the weights of encoder {name!r}: {why}. If it is "
             "damaged or truncated, download it again; if it belongs to another model, pass the right file."
@@ -359,10 +340,6 @@ def read_state(path: Path) -> dict[str, Any]:
     import torch
     from timm.models import load_state_dict
 
-    with path.open("rb") as file:
-        head = file.read(512).lstrip()
-    if not head or head.startswith((b"<", b"version https://git-lfs")):
-        raise ValueError("it is empty, a web page, or a pointer of Git LFS (run `git lfs pull`)")
     state = load_state_dict(str(path), device="cpu", weights_only=True)
     odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd or not state:
@@ -387,26 +364,23 @@ def _refused(name: str, repository: str) -> PermissionError:
 def check_access(name: str, repository: str) -> None:
     """Ask the hub once whether the weights of a model may be downloaded; raise an error that says what to do if not."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError
 
     # Errors are not chained (`from None`): a request holds the token it was made with.
     try:
-        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5.0)
     except EntryNotFoundError:
         return  # Not every repository has this file; the answer shows that access is granted.
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
+    except Exception as error:  # noqa: BLE001 (the type depends on the HTTP client of huggingface_hub)
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if status in {401, 403, 404}:  # 404 for hidden repositories, 401 for an invalid token
             raise _refused(name, repository) from None
-        raise ConnectionError(
-            f"The Hugging Face hub answered {status} when asked for the weights of encoder {name!r} ({repository}). "
-            "Try again later."
-        ) from None
-    except Exception:  # noqa: BLE001 (the type depends on the HTTP client of huggingface_hub)
-        reason = "is switched off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        reason = f"answered {status}" if status else "cannot be reached"
+        if constants.HF_HUB_OFFLINE:
+            reason = "is switched off (HF_HUB_OFFLINE is set)"
         raise ConnectionError(
             f"The weights of encoder {name!r} are not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) "
-            f"{reason}. On a machine with a network run `hf download {repository} --local-dir "
+            f"{reason}. Try again later, or on a machine with a network run `hf download {repository} --local-dir "
             f"{repository.split('/')[-1]}`, copy that folder here and pass it: spahgc.encoders.load({name!r}, "
             "weights=<the folder>). encoder='texture' needs no weights."
         ) from None

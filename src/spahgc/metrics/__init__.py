@@ -13,6 +13,8 @@ from ._scores import (
     GOOD,
     depth_only,
     mae,
+    morans_i,
+    morans_i_agreement,
     noise_ceiling,
     pearson,
     pearson_depth_removed,
@@ -22,7 +24,6 @@ from ._scores import (
     structure,
     structure_agreement,
 )
-from ._spatial import morans_i, morans_i_agreement
 
 __all__ = [
     "GOOD",

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from .._checks import at_least, between, checked, format_names
 from ._scores import Scores
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MIN_PATIENTS = 5
 _LEVELS = ["method", "patient", "slide", "gene"]
@@ -70,22 +68,13 @@ def bootstrap(
     values
         Value per slide, (n_slides,), such as its mean score over genes. Slides without a value (NaN) are left out.
     patients
-        Patient of each slide.
+        Patient of each slide, (n_slides,).
     level
         Fraction of the resampled means inside the interval.
     n_resamples
         Number of resamples.
     rng
         Seed or generator.
-
-    Returns
-    -------
-    The mean and its interval.
-
-    Raises
-    ------
-    ValueError
-        If `values` and `patients` differ in length.
 
     Examples
     --------
@@ -98,12 +87,10 @@ def bootstrap(
         raise ValueError(
             f"`values` and `patients` must have one entry per slide, got shapes {of_slide.shape} and {labels.shape}."
         )
-    defined = ~np.isnan(of_slide)
-    of_slide, labels = of_slide[defined], labels[defined]
+    of_slide, labels = of_slide[~np.isnan(of_slide)], labels[~np.isnan(of_slide)]
     names, patient, n_slides = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
-    mean, low, high = np.nan, np.nan, np.nan
-    if len(of_slide):
-        mean = (np.bincount(patient, of_slide) / n_slides).mean()
+    mean = (np.bincount(patient, of_slide) / n_slides).mean() if len(of_slide) else np.nan
+    low = high = np.nan
     if len(of_slide) > 1:
         tail = (1 - level) / 2
         low, high = np.quantile(_resampled(of_slide, patient, n_resamples, rng), [tail, 1 - tail])
@@ -145,24 +132,18 @@ def paired_difference(
 ) -> Interval:
     """Mean difference of a method from a baseline, paired by gene and slide.
 
-    Seeds are averaged first; then the difference is taken for each gene of a slide and averaged over genes, slides and
-    patients. Genes and slides that lack a score of either are left out.
+    Genes and slides that lack a score of either are left out. Negative values are lower than the baseline, which is
+    better for errors.
 
     Parameters
     ----------
     table
         Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value``, and ``seed`` if there
         are several.
-    method, baseline
-        Methods of the table.
-    metric
-        Metric of the table.
+    method, baseline, metric
+        Methods and metric of the table.
     level, n_resamples, rng
         See :func:`bootstrap`.
-
-    Returns
-    -------
-    The mean difference and its interval. Negative values are lower than the baseline, which is better for errors.
 
     Raises
     ------
@@ -178,7 +159,7 @@ def paired_difference(
     >>> round(spahgc.metrics.paired_difference(table.assign(metric="pearson", value=[0.5, 0.25]), "knn").mean, 2)
     -0.25
     """
-    scores = _by_method(_rows(table, metric))
+    scores, _ = _by_method(table, metric)
     return _interval(_of(scores, method) - _of(scores, baseline), level=level, n_resamples=n_resamples, rng=rng)
 
 
@@ -194,16 +175,8 @@ def summarize(
 ) -> pd.DataFrame:
     """Summarize each method in one row: mean score and paired difference to a baseline, with their intervals.
 
-    Parameters
-    ----------
-    table
-        See :func:`paired_difference`.
-    baseline
-        Method that the others are compared with; `None` leaves the comparison NaN.
-    metric
-        Metric of the table.
-    level, n_resamples, rng
-        See :func:`bootstrap`.
+    The table must have the columns that :func:`paired_difference` describes; the other parameters and the errors are
+    the same. Without a `baseline`, the comparison is NaN.
 
     Returns
     -------
@@ -219,13 +192,6 @@ def summarize(
     - ``meaningful``: False if either interval rests on fewer than five patients;
     - ``unit``: ``"patient"``, or ``"slide"`` if all slides are from one patient.
 
-    Raises
-    ------
-    KeyError
-        If a column, the metric or the baseline is not in the table.
-    ValueError
-        If the table contains a score twice.
-
     Examples
     --------
     >>> import pandas as pd, spahgc
@@ -233,11 +199,7 @@ def summarize(
     >>> spahgc.metrics.summarize(table.assign(metric="pearson", value=[0.3, 0.2])).index.tolist()
     ['ridge', 'knn']
     """
-    import pandas as pd
-
-    chosen = _rows(table, metric)
-    scores = _by_method(chosen)
-    undefined = chosen["value"].isna().groupby(chosen["method"], observed=True).mean()
+    scores, undefined = _by_method(table, metric)
     rows = {}
     for method in map(str, scores.columns):
         of_method, base = scores[method], _of(scores, method if baseline is None else baseline)
@@ -263,8 +225,8 @@ def summarize(
     return summary.sort_values("mean", ascending=metric in {"rmse", "mae"}, kind="stable")
 
 
-def _rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of one metric, or an error if columns are missing or scores occur twice."""
+def _by_method(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Mean score over seeds by patient, slide and gene, a column per method; and the fraction of NaN per method."""
     missing = [column for column in (*_LEVELS, "metric", "value") if column not in table]
     if missing:
         raise KeyError(f"The table has no column {', '.join(missing)}. Available: {format_names(table.columns)}.")
@@ -281,12 +243,8 @@ def _rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
             f"The table has {metric} of {first['method']!r} twice for gene {first['gene']!r} of slide "
             f"{first['slide']!r}. Keep the rows of one setting, and number repeats in a column 'seed'."
         )
-    return rows
-
-
-def _by_method(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, with a row per patient, slide and gene, and a column per method; NaN if there is no score."""
-    return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean().unstack("method")
+    undefined = rows["value"].isna().groupby(rows["method"], observed=True).mean()
+    return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean().unstack("method"), undefined
 
 
 def _of(scores: pd.DataFrame, method: str) -> pd.Series:

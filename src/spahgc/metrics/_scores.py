@@ -1,8 +1,12 @@
-"""Scores of each gene over the spots of one slide, and the highest score that counting noise allows."""
+"""Scores of each gene over the spots of one slide, their spatial pattern, and the highest score that noise allows.
+
+`measured` and `predicted` are matrices (n_obs, n_vars) of the same shape with at least two spots. Scores of genes are
+float64 (n_vars,), NaN for a gene that is constant in either matrix or has a NaN.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -45,20 +49,13 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     >>> spahgc.metrics.pearson([[0, 1], [1, 1], [2, 4]], [[0, 3], [2, 3], [4, 0]]).round(2)
     array([ 1., -1.])
     """
-    a, b = pair(measured, predicted)
-    return _cosine(centered(a), centered(b))
+    a, b = _pair(measured, predicted)
+    return _cosine(_centered(a), _centered(b))
 
 
 @checked()
 def spearman(measured: ArrayLike, predicted: ArrayLike) -> Scores:
-    """Spearman rank correlation of each gene over spots; ties take their mean rank.
-
-    Parameters, returned values and errors are those of :func:`pearson`.
-
-    Parameters
-    ----------
-    measured, predicted
-        Expression (n_obs, n_vars), in any unit.
+    """Spearman rank correlation of each gene over spots; ties take their mean rank. See :func:`pearson`.
 
     Examples
     --------
@@ -66,24 +63,15 @@ def spearman(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     >>> spahgc.metrics.spearman([[0], [1], [2]], [[0], [1], [50]])
     array([1.])
     """
-    a, b = pair(measured, predicted)
+    a, b = _pair(measured, predicted)
     # Constant genes are found on the values, because ranks of rounding noise would look like a signal.
-    undefined = np.isnan(centered(a)).any(axis=0) | np.isnan(centered(b)).any(axis=0)
+    undefined = np.isnan(_centered(a) + _centered(b)).any(axis=0)
     return np.where(undefined, np.nan, pearson(rankdata(a, axis=0), rankdata(b, axis=0)))
 
 
 @checked()
 def rmse(measured: ArrayLike, predicted: ArrayLike) -> Scores:
-    """Root mean squared error of each gene, in the unit of the expression.
-
-    Parameters
-    ----------
-    measured, predicted
-        Expression (n_obs, n_vars), in the same unit.
-
-    Returns
-    -------
-    float64 (n_vars,)
+    """Root mean squared error of each gene, in the unit of both matrices. See :func:`pearson`.
 
     Examples
     --------
@@ -91,22 +79,13 @@ def rmse(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     >>> spahgc.metrics.rmse([[0, 1], [0, 1]], [[3, 1], [3, 1]])
     array([3., 0.])
     """
-    a, b = pair(measured, predicted)
+    a, b = _pair(measured, predicted)
     return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=0)))
 
 
 @checked()
 def mae(measured: ArrayLike, predicted: ArrayLike) -> Scores:
-    """Mean absolute error of each gene, in the unit of the expression.
-
-    Parameters
-    ----------
-    measured, predicted
-        Expression (n_obs, n_vars), in the same unit.
-
-    Returns
-    -------
-    float64 (n_vars,)
+    """Mean absolute error of each gene, in the unit of both matrices. See :func:`pearson`.
 
     Examples
     --------
@@ -114,7 +93,7 @@ def mae(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     >>> spahgc.metrics.mae([[0, 1], [0, 1]], [[3, 1], [1, 1]])
     array([2., 0.])
     """
-    a, b = pair(measured, predicted)
+    a, b = _pair(measured, predicted)
     return np.asarray(np.mean(np.abs(a - b), axis=0))
 
 
@@ -127,14 +106,14 @@ def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: Arra
     Parameters
     ----------
     measured, predicted
-        Expression (n_obs, n_vars), in any unit.
+        See :func:`pearson`.
     depth
         Total counts of each spot over all genes, (n_obs,).
 
     Returns
     -------
-    float64 (n_vars,). NaN for a gene that is constant in either matrix or fully explained by depth; plain Pearson if
-    all spots have the same depth; all NaN if the depth of any spot is unknown (NaN).
+    float64 (n_vars,). NaN also for a gene that is fully explained by depth, and for all genes if the depth of any spot
+    is unknown (NaN); plain Pearson if all spots have the same depth.
 
     Raises
     ------
@@ -148,32 +127,22 @@ def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: Arra
     >>> spahgc.metrics.pearson_depth_removed(values, values, depth).round(2)
     array([1.])
     """
-    a, b = pair(measured, predicted)
+    a, b = _pair(measured, predicted)
     values = _log_depth(depth, a.shape[0])
     if np.isnan(values).any():
         return np.full(a.shape[1], np.nan)
-    log_depth = centered(values[:, None])
+    log_depth = _centered(values)
     if np.isnan(log_depth).any():
         return pearson(a, b)
-    return _cosine(_residual(centered(a), log_depth), _residual(centered(b), log_depth))
+    return _cosine(_residual(_centered(a), log_depth), _residual(_centered(b), log_depth))
 
 
 @checked()
 def depth_only(measured: ArrayLike, depth: ArrayLike) -> Scores:
     """Pearson correlation of each gene with the log sequencing depth: the score of a prediction of depth alone.
 
-    If it is high, a correlation with measured expression says little about the gene.
-
-    Parameters
-    ----------
-    measured
-        Expression (n_obs, n_vars).
-    depth
-        Total counts of each spot over all genes, (n_obs,).
-
-    Returns
-    -------
-    float64 (n_vars,)
+    If it is high, a correlation with measured expression says little about the gene. See
+    :func:`pearson_depth_removed`.
 
     Examples
     --------
@@ -182,26 +151,15 @@ def depth_only(measured: ArrayLike, depth: ArrayLike) -> Scores:
     array([1.])
     """
     a = np.asarray(measured, dtype=np.float64)
-    return pearson(a, np.broadcast_to(_log_depth(depth, a.shape[0])[:, None], a.shape))
+    return pearson(a, np.broadcast_to(_log_depth(depth, a.shape[0]), a.shape))
 
 
 @checked()
 def share_above(scores: ArrayLike, threshold: float = GOOD) -> float:
-    """Fraction of the genes with a score that exceed a threshold.
+    """Fraction (0 to 1) of the genes whose score exceeds a threshold; NaN if no gene has a score.
 
     Genes without a score (NaN), such as constant ones, are left out. To compare methods, leave out the same genes for
     all of them.
-
-    Parameters
-    ----------
-    scores
-        Score per gene, (n_vars,).
-    threshold
-        Threshold; scores equal to it do not exceed it.
-
-    Returns
-    -------
-    0 to 1; NaN if no gene has a score.
 
     Examples
     --------
@@ -219,17 +177,8 @@ def structure(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     """Structural agreement of each gene: whether its correlations with the other genes are those measured.
 
     Pearson correlation of the row of a gene in the gene-gene correlation matrix of the measurement with its row in
-    that of the prediction, without the gene itself. Both matrices are Pearson correlations over the spots of the slide.
-
-    Parameters
-    ----------
-    measured, predicted
-        Expression (n_obs, n_vars), in any unit.
-
-    Returns
-    -------
-    float64 (n_vars,). NaN for a gene that is constant in either matrix, which is left out of the rows of the others,
-    and if fewer than two other genes are left.
+    that of the prediction, without the gene itself. Genes without a score (see :func:`pearson`) are left out of the
+    rows of the others; all are NaN if fewer than two other genes are left.
 
     Examples
     --------
@@ -243,16 +192,9 @@ def structure(measured: ArrayLike, predicted: ArrayLike) -> Scores:
 
 @checked()
 def structure_agreement(measured: ArrayLike, predicted: ArrayLike) -> float:
-    """Structural agreement of a slide: correlation of all measured and predicted gene-gene correlations.
+    """Structural agreement of a slide: Pearson correlation of all measured and predicted gene-gene correlations.
 
-    Parameters
-    ----------
-    measured, predicted
-        Expression (n_obs, n_vars), in any unit.
-
-    Returns
-    -------
-    Pearson correlation over all pairs of genes that vary in both; NaN with fewer than three of these genes.
+    Over all pairs of genes that vary in both; NaN with fewer than three of these genes. See :func:`structure`.
 
     Examples
     --------
@@ -262,6 +204,76 @@ def structure_agreement(measured: ArrayLike, predicted: ArrayLike) -> float:
     1.0
     """
     return float(_correlation(np.nansum(_row_sums(measured, predicted), axis=1, keepdims=True))[0])
+
+
+@checked()
+def morans_i(values: ArrayLike, neighbors: Any) -> Scores:
+    """Moran's I of each gene: similarity of neighboring spots, at most 1, and about 0 without a spatial pattern.
+
+    The weights of the neighbors of a spot sum to one (row-standardized). A spot without neighbors only contributes to
+    the mean and the variance of a gene.
+
+    Parameters
+    ----------
+    values
+        Expression of one slide, (n_obs, n_vars), in any unit.
+    neighbors
+        Neighbors of each spot: row numbers (n_obs, k) from :func:`spatial_knn`, or a sparse matrix of weights
+        (n_obs, n_obs), such as squidpy's ``obsp["spatial_connectivities"]``.
+
+    Returns
+    -------
+    float64 (n_vars,). NaN for a gene that is constant or has a NaN.
+
+    Raises
+    ------
+    ValueError
+        If `values` is not a matrix, or `neighbors` does not fit its spots or is empty.
+
+    References
+    ----------
+    Moran, P. A. P. (1950). Notes on continuous stochastic phenomena. Biometrika 37, 17-23.
+
+    Examples
+    --------
+    >>> import numpy as np, spahgc
+    >>> position = np.arange(20.0)[:, None]
+    >>> neighbors = spahgc.metrics.spatial_knn(np.hstack([position, 0 * position]), 2)
+    >>> spahgc.metrics.morans_i(position, neighbors).round(1)
+    array([1.])
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"`values` must be a matrix (n_obs, n_vars), got shape {x.shape}.")
+    weights = _weights(neighbors, x.shape[0])
+    z = _centered(x)
+    return np.asarray((z * (weights @ z)).sum(axis=0) / (z * z).sum(axis=0) * (x.shape[0] / weights.sum()))
+
+
+@checked()
+def morans_i_agreement(
+    measured: ArrayLike, predicted: ArrayLike, neighbors: Any, *, method: Literal["pearson", "spearman"] = "pearson"
+) -> float:
+    """Correlation (-1 to 1) over genes of the Moran's I of measured and predicted expression, for one slide.
+
+    High if the spatially organized genes of the prediction are those of the tissue. Levels are not compared:
+    predictions contain no sampling noise, so their Moran's I is higher throughout. NaN with fewer than two genes that
+    vary in both, or if their values are all equal. See :func:`morans_i`.
+
+    Examples
+    --------
+    >>> import numpy as np, spahgc
+    >>> rng = np.random.default_rng(0)
+    >>> xy, values = rng.normal(size=(30, 2)), rng.normal(size=(30, 5))
+    >>> round(spahgc.metrics.morans_i_agreement(values, 2 * values, spahgc.metrics.spatial_knn(xy, 6)), 2)
+    1.0
+    """
+    a, b = (morans_i(values, neighbors) for values in _pair(measured, predicted))
+    defined = ~np.isnan(a + b)
+    if defined.sum() < 2:
+        return float("nan")
+    score = pearson if method == "pearson" else spearman
+    return float(score(a[defined, None], b[defined, None])[0])
 
 
 @checked(n_splits=at_least(1))
@@ -320,14 +332,14 @@ def noise_ceiling(
     (2,)
     """
     if normalize == "none":
-        raise ValueError(
-            "normalize='none' has no noise ceiling: expression that is not counts cannot be split into halves."
-        )
+        raise ValueError("normalize='none' has no noise ceiling: only counts can be split into halves.")
     values = counts.data if sp.issparse(counts) else np.asarray(counts)
-    if getattr(counts, "ndim", 0) != 2:
-        raise ValueError(f"`counts` must be a matrix (n_obs, n_vars), got {getattr(counts, 'ndim', 0)} dimensions.")
-    if values.size and (not np.isfinite(values).all() or values.min() < 0 or (values != np.rint(values)).any()):
-        raise ValueError("`counts` must be raw counts to be split, but has negative, missing or fractional values.")
+    raw = not values.size or (np.isfinite(values).all() and values.min() >= 0 and (values == np.rint(values)).all())
+    if getattr(counts, "ndim", 0) != 2 or not raw:
+        raise ValueError(
+            "`counts` must be a matrix (n_obs, n_vars) of raw counts to be split, without negative, missing or "
+            "fractional values."
+        )
     columns = np.arange(counts.shape[1]) if genes is None else np.asarray(genes, dtype=np.intp)
     if len(np.unique(columns)) < len(columns):
         raise ValueError("`genes` contains a column twice.")
@@ -356,19 +368,18 @@ def noise_ceiling(
     return np.asarray(np.sqrt(reliability))
 
 
-def pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[Scores, Scores]:
     """Convert measured and predicted expression to float64, or raise if they are not matrices of the same shape."""
     a, b = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    if a.ndim != 2 or a.shape != b.shape:
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
         raise ValueError(
-            f"`measured` and `predicted` must be matrices (n_obs, n_vars) of one shape, got {a.shape} and {b.shape}."
+            "`measured` and `predicted` must be matrices (n_obs, n_vars) of one shape with at least two spots, got "
+            f"{a.shape} and {b.shape}."
         )
-    if a.shape[0] < 2:
-        raise ValueError(f"A score over spots needs at least two spots, got {a.shape[0]}.")
     return a, b
 
 
-def centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _centered(values: Scores) -> Scores:
     """Subtract the mean of each column; a constant column becomes NaN."""
     rest = values - values.mean(axis=0)
     scale = np.abs(values).max(axis=0)
@@ -376,30 +387,30 @@ def centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(constant, np.nan, rest)
 
 
-def _log_depth(depth: ArrayLike, n_obs: int) -> NDArray[np.float64]:
-    values = np.asarray(depth, dtype=np.float64).ravel()
-    if values.shape[0] != n_obs:
-        raise ValueError(f"`depth` has {values.shape[0]} values for {n_obs} spots.")
-    if (values < 0).any():
-        raise ValueError("`depth` must be the total count of each spot, but has negative values.")
+def _log_depth(depth: ArrayLike, n_obs: int) -> Scores:
+    values = np.asarray(depth, dtype=np.float64).reshape(-1, 1)
+    if len(values) != n_obs or (values < 0).any():
+        raise ValueError(
+            f"`depth` must be the total count of each of {n_obs} spots, at least 0, got {len(values)} values."
+        )
     return np.log(values + 1.0)
 
 
-def _residual(values: NDArray[np.float64], covariate: NDArray[np.float64]) -> NDArray[np.float64]:
+def _residual(values: Scores, covariate: Scores) -> Scores:
     rest = values - covariate * (covariate * values).sum(axis=0) / (covariate**2).sum()
     explained = np.sqrt((rest**2).sum(axis=0)) <= CONSTANT * np.sqrt((values**2).sum(axis=0))
     return np.where(explained, np.nan, rest)
 
 
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> Scores:
+def _cosine(a: Scores, b: Scores) -> Scores:
     norms = np.sqrt((a * a).sum(axis=0)) * np.sqrt((b * b).sum(axis=0))
     return np.clip((a * b).sum(axis=0) / norms, -1.0, 1.0)
 
 
-def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
+def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     """Sums over the correlations of each gene with the others: n, a, b, aa, bb, ab (6, n_vars), in blocks of genes."""
-    a, b = (centered(values) for values in pair(measured, predicted))
-    kept = np.flatnonzero(~np.isnan(a).any(axis=0) & ~np.isnan(b).any(axis=0))
+    a, b = (_centered(values) for values in _pair(measured, predicted))
+    kept = np.flatnonzero(~np.isnan(a + b).any(axis=0))
     a, b = (values[:, kept] / np.sqrt((values[:, kept] ** 2).sum(axis=0)) for values in (a, b))
     sums = np.full((6, np.shape(measured)[1]), np.nan)
     for start in range(0, len(kept), _BLOCK):
@@ -412,10 +423,32 @@ def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
     return sums
 
 
-def _correlation(sums: NDArray[np.float64]) -> Scores:
+def _correlation(sums: Scores) -> Scores:
     """Pearson correlation from the sums of :func:`_row_sums`; NaN if either side does not vary."""
     n = np.where(sums[0] > 1, sums[0], np.nan)
     a, b, aa, bb, ab = sums[1:] / n
     std_a, std_b = np.sqrt(np.maximum(aa - a * a, 0)), np.sqrt(np.maximum(bb - b * b, 0))
     constant = (std_a <= CONSTANT) | (std_b <= CONSTANT)
     return np.clip((ab - a * b) / np.where(constant, np.nan, std_a * std_b), -1.0, 1.0)
+
+
+def _weights(neighbors: Any, n_obs: int) -> Any:
+    """Row-standardized weights, sparse (n_obs, n_obs)."""
+    if sp.issparse(neighbors):
+        weights = sp.csr_array(neighbors).astype(np.float64)
+    else:
+        index = np.asarray(neighbors)
+        if index.ndim != 2 or index.dtype.kind not in "iu" or not ((index >= 0) & (index < n_obs)).all():
+            raise ValueError(
+                f"`neighbors` must be row numbers (n_obs, k), 0 to {n_obs - 1}, got {index.dtype} {index.shape}. Use "
+                "spatial_knn(coordinates, k), or a sparse matrix of weights."
+            )
+        start = np.arange(len(index) + 1) * index.shape[1]
+        weights = sp.csr_array((np.ones(index.size), index.ravel(), start), shape=(len(index), n_obs))
+    if weights.shape != (n_obs, n_obs) or not weights.sum():
+        raise ValueError(
+            f"`neighbors` must have a row for each of {n_obs} spots and at least one pair of neighboring spots, got "
+            f"{weights.nnz} pairs of {weights.shape[0]} spots."
+        )
+    sums = weights.sum(axis=1)
+    return sp.diags_array(np.divide(1.0, sums, out=np.zeros(n_obs), where=sums > 0)) @ weights
