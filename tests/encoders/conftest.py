@@ -26,6 +26,14 @@ def tiles() -> Any:
 
 
 @pytest.fixture(scope="session")
+def models(torchvision: None) -> Any:
+    """The module of encoders with weights, which imports timm and lazyslide-models."""
+    from spahgc.encoders import _hub
+
+    return _hub
+
+
+@pytest.fixture(scope="session")
 def lunit_folder(torchvision: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as ``hf download 1aurent/vit_small_patch16_224.lunit_dino`` leaves it, with random weights (22M)."""
     import timm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,31 +11,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spahgc.encoders import load, texture, texture_names
+from spahgc.encoders import load, table, texture, texture_names
 from spahgc.encoders._base import check_embeddings, check_key
 from spahgc.encoders._table import resolve
 
 
-def test_a_name() -> None:
-    found = resolve("texture")
-    assert (found.name, found.encode, found.fields_of_view, found.tile_px) == ("texture", texture, (1, 2, 4), 112)
-
-
-def test_a_callable() -> None:
+def test_names_and_callables() -> None:
     def mean_color(tiles: Any) -> Any:
         return tiles.mean(axis=(2, 3))
 
+    found = resolve("texture")
+    assert (found.name, found.encode, found.fields_of_view, found.tile_px) == ("texture", texture, (1, 2, 4), 112)
+    assert found.recipe == {"source": "spahgc", "model": "texture", "revision": 1, "width": len(texture_names())}
     found = resolve(mean_color)
     assert (found.name, found.encode, found.fields_of_view, found.tile_px) == ("mean_color", mean_color, (1,), 224)
+    assert (found.threads, found.recipe) == (False, {"source": "callable", "model": "mean_color"})
     assert resolve(partial(mean_color)).name == "partial"
 
 
 def test_unknown_encoders(torchvision: None) -> None:
     with pytest.raises(ValueError, match=r"Unknown encoder 'uni9'. Similar: 'uni2?', 'uni2?'.*obsm\['image_uni9'\]"):
         resolve("uni9")
-    with pytest.raises(ValueError, match="Unknown encoder 'titan'. 'conch_v1.5' is its tile encoder"):
-        resolve("titan")
-    with pytest.raises(ValueError, match="timm has no network 'resnet9000'.*Similar: .*resnet"):
+    # A weight file does not say what model it belongs to.
+    for name in ("titan", "weights/uni.bin", "model.safetensors", "ctranspath.pt2"):
+        with pytest.raises(ValueError, match=rf"Unknown encoder '{name}'.*load\(<model>, weights=<file>\)"):
+            resolve(name)
+    with pytest.raises(TypeError, match=r"load\('uni2', weights='a.bin'\)"):
+        resolve(Path("a.bin"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="timm has no pretrained network 'resnet9000'.*Similar: .*resnet"):
         resolve("timm:resnet9000")
     with pytest.raises(TypeError, match="got an object of type int"):
         resolve(3)  # type: ignore[arg-type]
@@ -42,21 +46,17 @@ def test_unknown_encoders(torchvision: None) -> None:
         load(lambda tiles: tiles)  # type: ignore[arg-type]
 
 
-def test_a_path_is_no_encoder() -> None:
-    """A weight file does not say what model it belongs to."""
-    for path in ("weights/uni.bin", "model.safetensors", "ctranspath.pt2"):
-        with pytest.raises(ValueError, match=rf"'{path}' is a path.*load\(<model>, weights='{path}'\)"):
-            resolve(path)
-    with pytest.raises(TypeError, match=r"load\('uni2', weights='a.bin'\)"):
-        resolve(Path("a.bin"))  # type: ignore[arg-type]
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lazyslide_models", None)
+@pytest.mark.parametrize("package", ["lazyslide_models", "torch", "timm"])
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: str) -> None:
+    monkeypatch.delitem(sys.modules, "spahgc.encoders._hub", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
     for name in ("uni2", "resnet50", "timm:resnet18"):
-        with pytest.raises(ImportError, match=rf"'(timm:)?{name}' requires .*pip install 'spahgc\[models\]'"):
-            resolve(name)
+        with pytest.raises(ImportError, match=rf"'{name}' requires .*{package}.*pip install 'spahgc\[models\]'"):
+            load(name)
     assert resolve("texture").name == "texture"
+    with caplog.at_level(logging.WARNING, logger="spahgc"):
+        assert list(table().index) == ["texture"]
+    assert "pip install 'spahgc[models]'" in caplog.text
 
 
 def test_what_has_been_loaded_is_taken_as_it_is() -> None:
@@ -71,12 +71,6 @@ def test_what_has_been_loaded_is_taken_as_it_is() -> None:
         load("texture", weights="a.bin")
     with pytest.raises(ValueError, match="does not apply to encoder '<lambda>', which is not a torch network"):
         resolve(lambda tiles: tiles, precision="bfloat16")
-
-
-def test_recipes_of_what_has_no_weights() -> None:
-    recipe = load("texture").recipe
-    assert recipe == {"source": "spahgc", "model": "texture", "revision": 1, "width": len(texture_names())}
-    assert resolve(len).recipe == {"source": "callable", "model": "len"}
 
 
 def test_keys() -> None:
@@ -115,9 +109,6 @@ def test_what_comes_back_is_checked() -> None:
     ]:
         with pytest.raises(error, match=message):
             check_embeddings(output, 3, name="mine")
-
-
-def test_width() -> None:
-    np.testing.assert_array_equal(check_embeddings(np.ones((2, 3)), 2, name="uni", width=3), np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"'uni' was given 2 tiles and should return floats \(2, 4\).*shape \(2, 3\)"):
-        check_embeddings(np.ones((2, 3)), 2, name="uni", width=4)
+    np.testing.assert_array_equal(check_embeddings(good + 1, 3, name="uni", width=4), good + 1)
+    with pytest.raises(ValueError, match=r"'uni' was given 3 tiles and should return floats \(3, 5\).*shape \(3, 4\)"):
+        check_embeddings(good, 3, name="uni", width=5)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import sys
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spahgc.encoders import _hub, _table, load, table, texture_names
-from spahgc.encoders._hub import MPP, NOT_TILES, REPOSITORIES, describe_transform, registry
+from spahgc.encoders import _table, load, table, texture_names
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_table(torchvision: None, no_network: None) -> None:
+def test_table(models: Any, no_network: None) -> None:
     found = table()
     assert found.index.name == "encoder"
     assert found.index.is_unique
@@ -45,38 +44,36 @@ def test_table(torchvision: None, no_network: None) -> None:
     assert {str(kind) for kind in found.dtypes} == {"int64", "float64", "bool", "object"}
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(sys.modules, "lazyslide_models", None)
-    with caplog.at_level(logging.WARNING, logger="spahgc"):
-        found = table()
-    assert list(found.index) == ["texture"]
-    assert "pip install 'spahgc[models]'" in found.attrs["missing"]
-    assert "pip install 'spahgc[models]'" in caplog.text
-
-
-def test_what_is_said_of_models_is_of_models_that_there_are(torchvision: None) -> None:
-    names = set(registry())
-    tables = [_table.SIDES, _table.REMOTE_CODE, _hub.REQUIRES, MPP, REPOSITORIES, _hub.EXPORTED, _hub.READ_FILES]
-    tables += [_hub.TRANSFORMERS, _hub.ARCHITECTURES, _hub.OPTIONS, _hub.SWIGLU]
+def test_what_is_said_of_models_is_of_models_that_there_are(models: Any) -> None:
+    names = set(models.registry())
+    tables = [
+        _table.SIDES,
+        _table.REMOTE_CODE,
+        models.REQUIRES,
+        models.MPP,
+        models.REPOSITORIES,
+        models.EXPORTED,
+        models.READ_FILES,
+    ]
+    tables += [models.TRANSFORMERS, models.ARCHITECTURES]
     assert set().union(*tables) - names == {"resnet50"}
-    assert set(NOT_TILES.values()) <= names
-    assert all(value > 0 for value in MPP.values())
+    assert all(value > 0 for value in models.MPP.values())
 
 
-def test_models_that_run_code_of_the_hub(torchvision: None) -> None:
+def test_models_that_run_code_of_the_hub(models: Any) -> None:
     """Those whose class, or a class it inherits from, hands code of a repository to Python."""
 
     def runs_code(model: Any) -> bool:
         sources = [inspect.getsource(cls) for cls in model.__mro__ if cls.__module__.startswith("lazyslide_models.")]
         return any("trust_remote_code=True" in source or "torch.hub.load" in source for source in sources)
 
-    assert {name for name, model in registry().items() if runs_code(model)} == _table.REMOTE_CODE
+    assert {name for name, model in models.registry().items() if runs_code(model)} == _table.REMOTE_CODE
 
 
-def test_sides_of_tiles_are_those_of_the_transforms(torchvision: None) -> None:
+def test_sides_of_tiles_are_those_of_the_transforms(models: Any) -> None:
     """Of every model whose transform can be asked for without its weights."""
     held = {}
-    for name, model in registry().items():
+    for name, model in models.registry().items():
         bare = object.__new__(model)
         bare.img_size = (224, 224)
         try:
@@ -84,16 +81,17 @@ def test_sides_of_tiles_are_those_of_the_transforms(torchvision: None) -> None:
         except AttributeError:  # it asks the network, or its processor
             continue
         if transform is not None:
-            held[name] = describe_transform(transform)[0]
+            held[name] = models.describe_transform(transform)[0]
     assert len(held) > 30
     found = table()["tile_px"]
     assert {name: (found[name], side) for name, side in held.items() if found[name] != side} == {}
 
 
-def test_options_of_timm_are_those_of_lazyslide_models(torchvision: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models built from files get the options that their class passes to timm when it downloads them."""
+def test_models_of_timm_are_built_from_files_with_the_options_of_their_class(
+    models: Any, monkeypatch: pytest.MonkeyPatch, tiny_file: Path, tmp_path: Path
+) -> None:
+    """What reaches timm is what the class passes when it downloads, except for the source of the weights."""
     import timm
-    import torch
     from lazyslide_models import TimmModel
 
     asked: dict[str, Any] = {}
@@ -103,28 +101,27 @@ def test_options_of_timm_are_those_of_lazyslide_models(torchvision: None, monkey
         raise KeyError  # nothing is built
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    layers = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
-    common = {"pretrained": True, "num_classes": 0}
+    file = Path(shutil.copy(tiny_file, tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     compared = 0
-    for name, model in registry().items():
-        if name in _hub.READ_FILES or not issubclass(model, TimmModel):
+    for name, model in models.registry().items():
+        if name in models.READ_FILES or not issubclass(model, TimmModel):
             continue
-        asked.clear()
         with pytest.raises(KeyError):
-            model(**({"model_path": "a.bin"} if name in {"uni", "uni2"} else {}))
-        source = _hub.ARCHITECTURES.get(name, asked["name"])
-        expected = {**common, **_hub.OPTIONS.get(name, {}), **(layers if name in _hub.SWIGLU else {})}
-        assert set(expected) <= set(asked), name
-        # What gigapath-flash repeats of its architecture.
-        same = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "reg_tokens": 0, "class_token": True}
-        expected = {"global_pool": "token", **same, **expected, "name": source}
-        differs = {key: value for key, value in asked.items() if expected.get(key) != value}
-        assert differs == ({"pretrained": False} if name in _hub.ARCHITECTURES else {}), name
+            model()
+        expected = asked | {"name": models.ARCHITECTURES.get(name, f"local-dir:{tmp_path}")}
+        asked.clear()
+        with pytest.raises(ValueError, match="KeyError"):
+            load(name, weights=file)
+        overlay = asked.pop("pretrained_cfg_overlay")
+        assert (asked, overlay["source"], overlay["custom_load"]) == (expected, "", False), name
+        assert asked["pretrained"]
+        asked.clear()
         compared += 1
     assert compared > 15
 
 
-def test_a_transform_as_text() -> None:
+def test_a_transform_as_text(models: Any) -> None:
     class Step:
         def __init__(self, text: str, **kwargs: Any) -> None:
             self.text = text
@@ -136,7 +133,7 @@ def test_a_transform_as_text() -> None:
     class Transform:
         transforms = [Step("Resize(256)", size=[256]), Step("CenterCrop(224)", size=(224, 224)), Step("ToDtype()")]
 
-    assert describe_transform(Transform) == (256, "Resize(256); CenterCrop(224); ToDtype()")
+    assert models.describe_transform(Transform) == (256, "Resize(256); CenterCrop(224); ToDtype()")
     Transform.transforms = [Step("Resize", size=[224, 448])]
     with pytest.raises(ValueError, match="tiles are square"):
-        describe_transform(Transform)
+        models.describe_transform(Transform)

@@ -157,7 +157,7 @@ def _download(names: Sequence[str], root: Path, show: bool) -> None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         # The hub does not tell hidden files from missing ones, and may refuse a bad token.
         if status in {401, 403, 404}:
-            from ..encoders._hub import no_access
+            from ..encoders._base import no_access
 
             raise no_access("HEST-1k", PAGE, by_hand) from None
         reason = type(error).__name__ if status is None else f"status {status}"

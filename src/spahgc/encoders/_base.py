@@ -14,6 +14,7 @@ from .._slides import Float32
 
 Tiles = NDArray[np.uint8]
 Encode = Callable[[Tiles], Any]
+EXTRA = "pip install 'spahgc[models]'"
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -43,9 +44,9 @@ class Encoder:
 
     name: str
     encode: Encode
-    fields_of_view: tuple[float, ...]
-    tile_px: int
-    threads: bool
+    fields_of_view: tuple[float, ...] = (1.0,)
+    tile_px: int = 224
+    threads: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
     microns_per_pixel: float | None = None
     precision: Precision = "float32"
@@ -53,8 +54,7 @@ class Encoder:
 
 def check_embeddings(output: Any, n_tiles: int, *, name: str, width: int | None = None) -> Float32:
     """Convert the output of an encoder to float32 (n_tiles, width), or raise if it is not one finite row per tile."""
-    wanted = "width" if width is None else width
-    expected = f"Encoder {name!r} was given {n_tiles} tiles and should return floats ({n_tiles}, {wanted})"
+    expected = f"Encoder {name!r} was given {n_tiles} tiles and should return floats ({n_tiles}, {width or 'width'})"
     try:
         values = np.asarray(output)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -82,3 +82,12 @@ def check_key(key: str) -> str:
             "key_added='image_<name>'."
         )
     return key
+
+
+def no_access(what: str, page: str, alternative: str) -> PermissionError:
+    """Error for gated files of the hub: conditions not accepted, or not logged in with the account that did."""
+    return PermissionError(
+        f"The Hugging Face hub refuses to give {what} to this machine: access is gated, and no account that accepted "
+        f"the conditions is logged in here (or its token is no longer valid). Accept them on {page}, then run `hf auth "
+        f"login` (`huggingface-cli login` before huggingface_hub 0.34) here with a token of that account. {alternative}"
+    )

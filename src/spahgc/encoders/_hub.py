@@ -15,9 +15,15 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ._base import Encoder
+import timm
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+from lazyslide_models import MODEL_REGISTRY, ModelTask, TimmModel
 
-EXTRA = "pip install 'spahgc[models]'"
+from ._base import EXTRA, Encoder, no_access
+from ._network import from_network
+
 # Training resolution in micrometers per pixel: H-optimus-0 by its card, the others by the spacings in the
 # documentation of slide2vec. Models with several (Virchow2, Midnight, MUSK, CONCH, ...) or unknown ones are not listed.
 MPP = dict.fromkeys(
@@ -32,8 +38,6 @@ REPOSITORIES = {
     "hibou-l": "histai/hibou-l",
     "uni": "MahmoodLab/uni",
 }
-# A slide encoder whose tile encoder has another name.
-NOT_TILES = {"titan": "conch_v1.5"}
 # Packages that a model requires and lazyslide-models does not install.
 REQUIRES = {
     **dict.fromkeys(("conch", "conch-madeleine"), "conch (github.com/mahmoodlab/CONCH)"),
@@ -67,19 +71,12 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _LOCK = threading.RLock()
 
 
-def registry(wanted: str = "") -> dict[str, Any]:
-    """Classes of lazyslide-models that embed tiles, by name; raises for the encoder `wanted` if it is not installed."""
-    try:
-        from lazyslide_models import MODEL_REGISTRY, ModelTask
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
-        raise ImportError(
-            (f"Encoder {wanted!r} requires" if wanted else "All encoders but 'texture' require")
-            + f" lazyslide-models, which cannot be imported ({error}). Run: {EXTRA}"
-        ) from error
+def registry() -> dict[str, Any]:
+    """Classes of lazyslide-models that embed tiles, by name."""
     return {
         name: model
         for name, model in MODEL_REGISTRY.items()
-        if name not in NOT_TILES
+        if name != "titan"  # a slide encoder; conch_v1.5 is its tile encoder
         and callable(getattr(model, "encode_image", None))
         and {ModelTask.vision, ModelTask.multimodal} & set(model.task if isinstance(model.task, list) else [model.task])
     }
@@ -92,12 +89,10 @@ def repository_of(name: str, model: Any) -> str:
 
 def load_registered(name: str, *, weights: Path | None, **computed: Any) -> Encoder:
     """Load an encoder of :func:`registry`."""
-    model = registry(name)[name]
-    from lazyslide_models import TimmModel  # importable once `registry` has returned
-
+    model = registry()[name]
     repository, from_file = repository_of(name, model), partial(_from_file, name, model)
-    timm = issubclass(model, TimmModel) and name not in READ_FILES
-    cached = from_file if timm or name in {*EXPORTED, *TRANSFORMERS, *ARCHITECTURES} else None
+    from_cache = issubclass(model, TimmModel) or name in {*EXPORTED, *TRANSFORMERS, *ARCHITECTURES}
+    cached = from_file if from_cache and name not in READ_FILES else None
     built = from_file(weights) if weights else _from_hub(name, repository, model, cached)
     # lazyslide-models pools the output of the network, which may change between its versions.
     origin = {"source": "lazyslide-models", "versions": {"lazyslide-models": version("lazyslide-models")}}
@@ -106,25 +101,16 @@ def load_registered(name: str, *, weights: Path | None, **computed: Any) -> Enco
 
 def load_timm(name: str, *, weights: Path | None, **computed: Any) -> Encoder:
     """Load a network of timm by its name there, such as ``resnet50`` or ``vit_small_patch16_224.dino``."""
-    registry(f"timm:{name}")
-    import timm
-    from lazyslide_models import TimmModel
-
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        similar = ", ".join(timm.list_models(f"*{architecture[:6]}*")[:8])
-        raise ValueError(
-            f"timm has no network {architecture!r} (encoder 'timm:{name}'). Similar: {similar or 'none'}. All: "
-            "timm.list_models()."
-        )
-    config = timm.get_pretrained_cfg(name if tag else architecture)
-    repository = str(config.hf_hub_id or "")
+    config = timm.get_pretrained_cfg(name)
+    repository = str(getattr(config, "hf_hub_id", None) or "")
+    architecture = name.partition(".")[0]
     if repository.endswith("/"):
         repository += f"{architecture}.{config.tag}"
-    if not (weights or repository):
+    if config is None or not (weights or repository):
         raise ValueError(
-            f"The hub has no pretrained weights of timm's {name!r}. Pass a file: "
-            f"spahgc.encoders.load('timm:{name}', weights=...)."
+            f"timm has no pretrained network {name!r} (encoder 'timm:{name}'). Similar: "
+            f"{', '.join(timm.list_models(f'*{architecture[:6]}*')[:8]) or 'none'}. All: timm.list_models("
+            "pretrained=True). For other networks, pass a weight file: spahgc.encoders.load(..., weights=...)."
         )
 
     def from_file(path: Path) -> Any:
@@ -138,8 +124,6 @@ def load_timm(name: str, *, weights: Path | None, **computed: Any) -> Encoder:
 
 def _encoder(name: str, built: Any, origin: dict[str, Any], width: int | None, **computed: Any) -> Encoder:
     """Wrap a model of lazyslide-models, and record its transform and pooling in the recipe."""
-    from ._network import from_network
-
     transform = built.get_transform()
     if transform is None:  # Models of transformers call their processor in encode_image.
         processor = getattr(built, "img_processor", None) or built.processor
@@ -186,8 +170,6 @@ def _from_hub(
     name: str, repository: str, download: Callable[[], Any], from_folder: Callable[[Path], Any] | None
 ) -> Any:
     """Build a model from the cache of the hub, without contacting the hub if `from_folder` can, or by downloading."""
-    from huggingface_hub import snapshot_download
-
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
         if from_folder is not None:
@@ -200,9 +182,6 @@ def _from_hub(
 
 def _from_file(name: str, model: Any, weights: Path) -> Any:
     """Build a model of lazyslide-models from a weight file, or from a folder made by ``hf download``."""
-    import torch
-    from lazyslide_models import TimmModel
-
     file = find_file(weights, model=name)
     built = object.__new__(model)  # Most constructors download the weights.
     with _explained(file, name):
@@ -229,16 +208,14 @@ def _from_file(name: str, model: Any, weights: Path) -> Any:
 
 def _load_timm(name: str, model: Any, state: dict[str, Any], folder: Path) -> Any:
     """Construct a model with the options of its class, but with local weights instead of those on the hub."""
-    from lazyslide_models import TimmModel
-
     source, classifier = ARCHITECTURES.get(name), "head"
     if source is None:
         source = f"local-dir:{folder}"
         config = json.loads(_needed(folder / "config.json", name, model).read_text())
         classifier = config.get("pretrained_cfg", config).get("classifier")
 
-    class Local(TimmModel):  # type: ignore[misc]
-        """Constructor that the class of the model calls in place of the one of TimmModel."""
+    class Local(TimmModel):
+        """Base class of the model that is constructed from the weights given here."""
 
         def __init__(self, repository: str, **options: Any) -> None:
             super().__init__(source, pretrained_cfg_overlay=_overlay(state, classifier), **options)
@@ -321,51 +298,27 @@ def _explained(file: Path, name: str) -> Iterator[None]:
 
 def find_file(path: Path, *, model: str) -> Path:
     """Weight file at a path: the file itself, or the one in a folder made by ``hf download``."""
-    if not path.exists():
-        raise FileNotFoundError(f"Weight file {path} of encoder {model!r} does not exist.")
-    found = [path]
-    if path.is_dir():
-        usual = [path / name for name in (EXPORTED.get(model, ""), *NAMES) if (path / name).is_file()]
-        found = usual[:1] or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"The folder {path} contains no file {', '.join(SUFFIXES)} for encoder {model!r}.")
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    usual = [path / name for name in (EXPORTED.get(model, ""), *NAMES) if (path / name).is_file()]
+    files = [path] if path.is_file() else usual[:1] or sorted(f for f in path.glob("*") if f.suffix in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{path} is no file or folder with a file {', '.join(SUFFIXES)} for encoder {model!r}.")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise ValueError(f"The folder {path} contains several weight files: {names}. Pass the one of {model!r}.")
-    return found[0]
+    return files[0]
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Tensors of a weight file by name, from safetensors or ``torch.save``; never runs code in the file."""
-    import torch
-    from timm.models import load_state_dict
-
-    state = load_state_dict(str(path), device="cpu", weights_only=True)
+    state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd or not state:
         raise ValueError(f"it is not a state dict: {', '.join(odd[:3]) or 'nothing'} in place of tensors")
     return state
 
 
-def no_access(what: str, page: str, alternative: str) -> PermissionError:
-    """Error for gated files of the hub: conditions not accepted, or not logged in with the account that did."""
-    return PermissionError(
-        f"The Hugging Face hub refuses to give {what} to this machine: access is gated, and no account that accepted "
-        f"the conditions is logged in here (or its token is no longer valid). Accept them on {page}, then run `hf auth "
-        f"login` (`huggingface-cli login` before huggingface_hub 0.34) here with a token of that account. {alternative}"
-    )
-
-
-def _refused(name: str, repository: str) -> PermissionError:
-    alternative = f"If you have the files: spahgc.encoders.load({name!r}, weights=<file or folder>)."
-    return no_access(f"the weights of encoder {name!r}", f"https://huggingface.co/{repository}", alternative)
-
-
 def check_access(name: str, repository: str) -> None:
     """Ask the hub once whether the weights of a model may be downloaded; raise an error that says what to do if not."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-
     # Errors are not chained (`from None`): a request holds the token it was made with.
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5.0)
@@ -374,7 +327,8 @@ def check_access(name: str, repository: str) -> None:
     except Exception as error:  # noqa: BLE001 (the type depends on the HTTP client of huggingface_hub)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in {401, 403, 404}:  # 404 for hidden repositories, 401 for an invalid token
-            raise _refused(name, repository) from None
+            files = f"If you have the files: spahgc.encoders.load({name!r}, weights=<file or folder>)."
+            raise no_access(f"the weights of encoder {name!r}", f"https://huggingface.co/{repository}", files) from None
         reason = f"answered {status}" if status else "cannot be reached"
         if constants.HF_HUB_OFFLINE:
             reason = "is switched off (HF_HUB_OFFLINE is set)"

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,37 +29,31 @@ def precision_on(device: torch.device, precision: Precision | None) -> Precision
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
-@dataclass(frozen=True, eq=False)
-class Network:
-    """Map tiles, uint8 (n, 3, h, w), through a torch module to embeddings, float32 (n, width).
-
-    `prepare` maps a uint8 tensor on the device to the input of `forward`.
-    """
-
-    name: str
-    prepare: Callable[[Any], Any]
-    forward: Callable[[Any], Any]
-    device: torch.device
-    precision: Precision
-    width: int | None = None
-
-    def __call__(self, tiles: Tiles) -> Float32:
-        """Embed tiles; raise if the result is not one finite row of `width` values per tile."""
-        batch = torch.from_numpy(np.ascontiguousarray(tiles))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True)
-        half = self.precision != "float32"
-        with torch.inference_mode():
-            ready = self.prepare(batch)
-            with torch.autocast(self.device.type, dtype=getattr(torch, self.precision), enabled=half):
-                out = self.forward(ready)
-        if not isinstance(out, torch.Tensor):
-            raise TypeError(
-                f"Encoder {self.name!r} should return a tensor ({len(tiles)}, width), but returned "
-                f"{type(out).__name__}. Wrap it in a function that returns the embedding alone."
-            )
-        return check_embeddings(out.float().cpu().numpy(), len(tiles), name=self.name, width=self.width)
+def _embed(
+    tiles: Tiles,
+    *,
+    name: str,
+    prepare: Callable[[Any], Any],
+    forward: Callable[[Any], Any],
+    device: torch.device,
+    precision: Precision,
+    width: int | None,
+) -> Float32:
+    """Map tiles, uint8 (n, 3, h, w), to embeddings, one finite row of `width` values per tile."""
+    batch = torch.from_numpy(np.ascontiguousarray(tiles))
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    batch = batch.to(device, non_blocking=True)
+    with torch.inference_mode():
+        ready = prepare(batch)
+        with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
+            out = forward(ready)
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(
+            f"Encoder {name!r} should return a tensor ({len(tiles)}, width), but returned {type(out).__name__}. Wrap "
+            "it in a function that returns the embedding alone."
+        )
+    return check_embeddings(out.float().cpu().numpy(), len(tiles), name=name, width=width)
 
 
 def from_network(
@@ -77,24 +71,22 @@ def from_network(
 ) -> Encoder:
     """Wrap a network as an encoder and test it on one gray tile, which reveals NaN weights or a wrong width early.
 
-    The recipe gains the fingerprint of the weights, the width and the side of the tiles.
+    `prepare` maps uint8 tiles on the device to the input of `forward`. The recipe gains the fingerprint of the
+    weights, the width and the side of the tiles.
     """
     on = settings.torch_device(device)
     chosen = precision_on(on, precision)
-    if network.training:
-        with suppress(NotImplementedError):  # Exported programs have no modes.
-            network.eval()
+    with suppress(NotImplementedError):  # Exported programs have no modes.
+        network.eval()
     sha256 = state_sha256(network)
     network.to(on)
-    encode = Network(name, prepare, forward, on, chosen, width)
-    found = encode(np.full((1, 3, tile_px, tile_px), 128, np.uint8)).shape[1]
+    embed = partial(_embed, name=name, prepare=prepare, forward=forward, device=on, precision=chosen)
+    width = embed(np.full((1, 3, tile_px, tile_px), 128, np.uint8), width=width).shape[1]
     return Encoder(
         name,
-        replace(encode, width=found),
-        fields_of_view=(1.0,),
+        partial(embed, width=width),
         tile_px=tile_px,
-        threads=False,
-        recipe={**recipe, "weights_sha256": sha256, "width": found, "tile_px": tile_px},
+        recipe={**recipe, "weights_sha256": sha256, "width": width, "tile_px": tile_px},
         microns_per_pixel=microns_per_pixel,
         precision=chosen,
     )
@@ -127,20 +119,22 @@ def from_module(module: torch.nn.Module, *, device: str | None = None, precision
                 return model.forward_head(model.forward_features(images), pre_logits=True)
 
         name = str(config.get("architecture") or name)
-        pooling = f"timm, global_pool={getattr(module, 'global_pool', '')!s}"
-        recipe = {"source": "timm", "model": name, "pooling": pooling}
+        recipe = {
+            "source": "timm",
+            "model": name,
+            "pooling": f"timm, global_pool={getattr(module, 'global_pool', '')!s}",
+        }
     shift, scale = (torch.tensor(tuple(map(float, values))).view(1, 3, 1, 1) for values in (mean, std))
 
     def prepare(tiles: torch.Tensor) -> torch.Tensor:
-        if tile_px != side:
-            top, left = ((length - side) // 2 for length in tiles.shape[-2:])
-            tiles = tiles[..., top : top + side, left : left + side]
-        return (tiles.float() / 255 - shift.to(tiles.device)) / scale.to(tiles.device)
+        top, left = ((length - side) // 2 for length in tiles.shape[-2:])
+        center = tiles[..., top : top + side, left : left + side] if tile_px != side else tiles
+        return (center.float() / 255 - shift.to(tiles.device)) / scale.to(tiles.device)
 
     cut = "" if tile_px == side else f"center crop {side}; "
     recipe["transform"] = f"{cut}scale to 0..1; normalize mean {tuple(mean)} sd {tuple(std)}"
-    options: dict[str, Any] = {"prepare": prepare, "forward": forward, "tile_px": tile_px, "recipe": recipe}
-    return from_network(name, module, device=device, precision=precision, **options)
+    computed: dict[str, Any] = {"device": device, "precision": precision}
+    return from_network(name, module, prepare=prepare, forward=forward, tile_px=tile_px, recipe=recipe, **computed)
 
 
 def state_sha256(network: Any) -> str:

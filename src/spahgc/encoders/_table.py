@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from .._checks import checked, format_names
-from ._base import Encode, Encoder, Precision
+from ._base import EXTRA, Encode, Encoder, Precision
 from ._texture import texture, texture_names
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger("spahgc")
 
@@ -68,8 +68,7 @@ def resolve(
         return from_module(given, device=device, precision=precision)
     name = str(getattr(given, "__name__", type(given).__name__))
     _check_no_network(name, precision)
-    recipe = {"source": "callable", "model": name}
-    return Encoder(name, given, fields_of_view=(1.0,), tile_px=224, threads=False, recipe=recipe)
+    return Encoder(name, given, recipe={"source": "callable", "model": name})
 
 
 @checked()
@@ -116,8 +115,8 @@ def load(
     ConnectionError
         If the weights are not on this machine and the hub cannot be reached.
     ValueError
-        If the name is unknown, a weight file is damaged, malicious or of another model, the embeddings have another
-        width than published or are not finite, or the device or precision does not exist.
+        If the name, device or precision does not exist, a weight file is damaged, malicious or of another model, or
+        the embeddings have another width than published or are not finite.
 
     Examples
     --------
@@ -134,26 +133,27 @@ def load(
         # Increase `revision` when the statistics change, so that embeddings of both versions are not mixed.
         recipe = {"source": "spahgc", "model": name, "revision": 1, "width": len(texture_names())}
         return Encoder(name, texture, fields_of_view=(1.0, 2.0, 4.0), tile_px=112, threads=True, recipe=recipe)
-    from ._hub import NOT_TILES, SUFFIXES, load_registered, load_timm, registry
-
+    hub = _hub(f"Encoder {name!r} requires")
     full = ALIASES.get(name, name)
     if full.startswith("timm:"):
-        return load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
-    if Path(name).suffix in SUFFIXES or "/" in name or "\\" in name:
-        raise ValueError(
-            f"{name!r} is a path, but weights do not say which model they belong to. Pass the result of "
-            f"spahgc.encoders.load(<model>, weights={name!r}), with a name in spahgc.encoders.table(). For an exported "
-            "program (.pt2), pass torch.export.load(<file>).module()."
-        )
-    names = ["texture", *ALIASES, *registry(name)]
+        return hub.load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
+    names = ["texture", *ALIASES, *hub.registry()]
     if name not in names:
-        similar = f"Similar: {format_names(get_close_matches(name.lower(), names, n=3, cutoff=0.5))}"
-        known = f"{NOT_TILES[name]!r} is its tile encoder" if name in NOT_TILES else similar
+        similar = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         raise ValueError(
-            f"Unknown encoder {name!r}. {known}. All: spahgc.encoders.table(), and 'timm:<name>' for any network of "
-            f"timm. Store existing embeddings in adata.obsm['image_{name}']."
+            f"Unknown encoder {name!r}. Similar: {format_names(similar)}. All: spahgc.encoders.table(), and "
+            "'timm:<name>' for any network of timm. Weights from a file: spahgc.encoders.load(<model>, "
+            f"weights=<file>). Store existing embeddings in adata.obsm['image_{name}']."
         )
-    return load_registered(name, weights=path, device=device, precision=precision)
+    return hub.load_registered(name, weights=path, device=device, precision=precision)
+
+
+def _hub(who: str) -> Any:
+    """Import the module of encoders with weights, whose packages are optional."""
+    try:
+        return importlib.import_module("spahgc.encoders._hub")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
+        raise ImportError(f"{who} lazyslide-models, which cannot be imported ({error}). Run: {EXTRA}") from error
 
 
 def _check_no_network(name: str, precision: Precision | None) -> None:
@@ -191,7 +191,7 @@ def table() -> pd.DataFrame:
     ``page``
         Web page of the model.
 
-    Without lazyslide-models, only ``texture`` is listed, and ``attrs["missing"]`` (and the log) says what to install.
+    Without lazyslide-models, only ``texture`` is listed, and the log says what to install.
 
     Examples
     --------
@@ -200,45 +200,36 @@ def table() -> pd.DataFrame:
     >>> encoders.loc["texture", ["license", "page"]].tolist()
     ['BSD-3-Clause', '']
     """
-    import pandas as pd
-
-    row: dict[str, Any] = {
+    texture_row: dict[str, Any] = {
         **{"encoder": "texture", "width": len(texture_names()), "tile_px": 112, "microns_per_pixel": float("nan")},
         **{"license": "BSD-3-Clause", "commercial": True, "gated": False, "download": False, "parameters": 0.0},
         **{"remote_code": False, "requires": "", "page": ""},
     }
-    rows, missing = [row], ""
+    rows = [texture_row]
     try:
-        from ._hub import MPP, REQUIRES, registry, repository_of
-
-        models = registry()
+        hub = _hub("All encoders but 'texture' require")
     except ImportError as error:
-        models, missing = {}, str(error)
-        logger.warning("%s", missing)
-    if models:
-        resnet = {"encoder": "resnet50", "width": 2048, "license": "Apache-2.0", "download": True, "parameters": 25.6e6}
-        page = "https://huggingface.co/timm/resnet50.a1_in1k"
-        rows.append({**row, **resnet, "tile_px": SIDES["resnet50"], "page": page})
-    for name in sorted(models):
-        card = models[name]
+        logger.warning("%s", error)
+        return pd.DataFrame(rows).set_index("encoder")
+    resnet = {"encoder": "resnet50", "width": 2048, "license": "Apache-2.0", "download": True, "parameters": 25.6e6}
+    page = "https://huggingface.co/timm/resnet50.a1_in1k"
+    rows.append({**texture_row, **resnet, "tile_px": SIDES["resnet50"], "page": page})
+    for name, card in sorted(hub.registry().items()):
         size = re.fullmatch(r"([\d.]+)([MB])", str(card.param_size))
         rows.append(
             {
                 "encoder": name,
                 "width": card.encode_dim or -1,
                 "tile_px": SIDES.get(name, 224),
-                "microns_per_pixel": MPP.get(name, float("nan")),
+                "microns_per_pixel": hub.MPP.get(name, float("nan")),
                 "license": " and ".join(card.license if isinstance(card.license, list) else [card.license]),
                 "commercial": bool(card.commercial),
                 "gated": bool(card.is_gated),
                 "download": True,
                 "parameters": float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]] if size else float("nan"),
                 "remote_code": name in REMOTE_CODE,
-                "requires": REQUIRES.get(name, ""),
-                "page": card.hf_url or card.github_url or f"https://huggingface.co/{repository_of(name, card)}",
+                "requires": hub.REQUIRES.get(name, ""),
+                "page": card.hf_url or card.github_url or f"https://huggingface.co/{hub.repository_of(name, card)}",
             }
         )
-    found = pd.DataFrame(rows).set_index("encoder")
-    if missing:
-        found.attrs["missing"] = missing
-    return found
+    return pd.DataFrame(rows).set_index("encoder")

@@ -445,10 +445,10 @@ def _weights(neighbors: Any, n_obs: int) -> Any:
             )
         start = np.arange(len(index) + 1) * index.shape[1]
         weights = sp.csr_array((np.ones(index.size), index.ravel(), start), shape=(len(index), n_obs))
-    if weights.shape != (n_obs, n_obs) or not weights.sum():
+    sums = weights.sum(axis=1)
+    if weights.shape != (n_obs, n_obs) or not sums.any():
         raise ValueError(
             f"`neighbors` must have a row for each of {n_obs} spots and at least one pair of neighboring spots, got "
             f"{weights.nnz} pairs of {weights.shape[0]} spots."
         )
-    sums = weights.sum(axis=1)
     return sp.diags_array(np.divide(1.0, sums, out=np.zeros(n_obs), where=sums > 0)) @ weights
