@@ -96,7 +96,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
         slides.append(Slide(one.name, one.patient, Rows(embedding[rows]), one.coordinates, Rows(expression[rows])))
     reference = Cohort.in_order(slides, genes)
     scale = GeneScale.fit(reference)
-    state = {**method.state(), "mean": scale.mean, "spread": scale.std, **nodes}
+    state = {**method.state(), "mean": scale.mean, "std": scale.std, **nodes}
     method.restore(state, reference.standardized())
     recipe = Recipe(genes, "none", "image_made", d, None)
     spahgc.tl.Model(method, reference, recipe, params={}).save(folder / "model", half=True)

@@ -129,13 +129,6 @@ def test_every_weight_gets_a_gradient(states):
         assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 
 
-def test_large_scores_stay_finite(states):
-    target, reference, expression, references = states
-    module = randomize(CrossNodeDualAttention(HIDDEN, HEADS))
-    for part in dual(module, target * 1e4, reference * 1e4, expression, references):
-        assert part.isfinite().all()
-
-
 @pytest.mark.parametrize("module", [CrossNodeDualAttention, CrossNodeAttentionPooling])
 def test_heads_divide_the_width(module):
     with pytest.raises(ValueError, match=r"hidden \(12\) is not a multiple of heads \(5\)"):

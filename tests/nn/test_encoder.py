@@ -29,16 +29,6 @@ def test_views_are_complementary_to_the_element(cohort, ratio):
     assert first.near is second.near is graph.near
 
 
-def test_views_come_from_the_generator(cohort, small):
-    graph = cohort()[0][0]
-    config = replace(small, mask_target=0.5)
-    first, again, other = (
-        complementary_views(graph, config, torch.Generator().manual_seed(seed))[0].target for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 def test_target_encoder_follows_by_the_formula_and_gets_no_gradient(cohort, small):
     graph = cohort()[0][0]
     torch.manual_seed(0)

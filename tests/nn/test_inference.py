@@ -127,8 +127,3 @@ def test_attention_is_handed_over(arrays, small, monkeypatch, switch):
         assert calls == N * (n_layers + (0 if switch == "use_pooling" else 1))
         inference.predict(model, graph, None, attended=lambda rows, weights: None)
     np.testing.assert_allclose(told[13], told[10_000], atol=1e-5)
-
-
-def test_nodes_are_rows_of_the_reference(arrays, small):
-    graph = slide_graph(*arrays, **numbers(small))
-    np.testing.assert_array_equal(graph.joint[:, :N_FEATURES].numpy(), arrays[2][graph.nodes])

@@ -58,6 +58,16 @@ def test_cosine_topk_of_very_many_ties_is_reproducible():
     np.testing.assert_array_equal(cosine_topk(bank[:20], bank, 40)[0], index)
 
 
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_cosine_topk_of_zeros_are_the_first_rows(exclude_self):
+    bank = np.random.default_rng(4).normal(size=(40, 3))
+    bank[[0, 7, 30]] = 0
+    for k in (4, 39):
+        found = cosine_topk(bank, bank, k, exclude_self=exclude_self)[0]
+        for i in (0, 7, 30):
+            assert found[i].tolist() == [j for j in range(40) if j != i or not exclude_self][:k]
+
+
 def test_cosine_topk_does_not_depend_on_the_chunk(monkeypatch):
     rng = np.random.default_rng(3)
     bank, query = (rng.normal(size=(n, 40)).astype(np.float32) for n in (300, 57))

@@ -21,10 +21,8 @@ from ..nn import ApproximateIndex, Config, GraphTensors, SlideGraph, cosine_topk
 
 logger = logging.getLogger("spahgc")
 
-FEWEST_QUERIES = 30_000
-"""Smallest number of queries for an approximate index: building one takes about as long as searching for these."""
-_LARGEST_SHARE = 0.2
-"""Share of the lists of an index beyond which looking into them takes longer than the exact search."""
+FEWEST_QUERIES = 30_000  # for an approximate index: building one takes about as long as searching for these
+_LARGEST_SHARE = 0.2  # of the lists of an index, beyond which looking into them takes longer than the exact search
 
 
 def cached_topk(query: NDArray, bank: NDArray, k: int, **options: Any) -> tuple[NDArray[np.int64], Float32]:

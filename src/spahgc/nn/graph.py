@@ -18,8 +18,7 @@ from .._slides import Float32, Rows
 from .layers import Edges
 from .retrieval import cosine_topk
 
-Search = Callable[..., tuple[NDArray[np.int64], Float32]]
-"""Search with the parameters of :func:`cosine_topk`."""
+Search = Callable[..., tuple[NDArray[np.int64], Float32]]  # with the parameters of `cosine_topk`
 
 
 class GraphTensors(NamedTuple):

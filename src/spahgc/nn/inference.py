@@ -24,10 +24,8 @@ from .graph import SlideGraph
 from .layers import Edges, RunningAttention, neighbor_mean
 from .model import SLOPE, HeteroLayer, SpaHGCNetwork
 
-CHUNK = 8192
-"""Target spots to process at once."""
-IN_MEMORY = 2**31
-"""Bytes of hidden states up to which they stay in memory; beyond, they are in a temporary file."""
+CHUNK = 8192  # target spots to process at once
+IN_MEMORY = 2**31  # bytes of hidden states up to which they stay in memory; beyond, they are in a temporary file
 
 
 @torch.inference_mode()

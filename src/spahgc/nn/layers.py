@@ -23,8 +23,7 @@ from .._slides import Float32
 
 Int64 = NDArray[np.int64]
 _FLAGS = {"reassoc", "contract", "nsz"}
-_SMALL = 2_000_000
-"""Edges times width below which a second thread does not pay."""
+_SMALL = 2_000_000  # edges times width below which a second thread does not pay
 _STEPS = 2**16
 
 

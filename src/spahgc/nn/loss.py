@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
-_CONSTANT = 1e-6
-"""Largest deviation from the mean, relative to the largest value, of a gene that counts as constant."""
+_CONSTANT = 1e-6  # largest deviation from the mean, relative to the largest value, of a gene that counts as constant
 
 
 def supervised_terms(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +60,7 @@ def supervised_terms_by_components(weights: Tensor, measured: Measured) -> tuple
 
 
 def pearson_per_gene(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
-    """Pearson correlation of each gene over spots.
-
-    Parameters
-    ----------
-    prediction, expression
-        (n_spots, n_genes).
+    """Pearson correlation of each gene over spots, from prediction and expression, (n_spots, n_genes) each.
 
     Returns
     -------
@@ -100,13 +94,7 @@ def _center(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pearson_loss(prediction: Tensor, expression: Tensor) -> Tensor:
-    """1 - mean per-gene Pearson correlation over the genes for which it is defined; 0 if there are none.
-
-    Parameters
-    ----------
-    prediction, expression
-        (n_spots, n_genes).
-    """
+    """1 - mean per-gene Pearson correlation over the genes for which it is defined; 0 if there are none."""
     return _one_minus_mean(*pearson_per_gene(prediction, expression))
 
 

@@ -13,14 +13,10 @@ from .._checks import at_least, checked, finite, real
 from .._slides import Rows, Stack, blocks
 
 _DECIMALS = 9
-_MARGIN = 9
-"""Candidates beyond the k nearest that are compared exactly."""
-_BLOCK, _CHUNK = 16384, 256
-"""Rows of the bank, and queries, per matrix product."""
-_PER_LIST, _ROUNDS, _FEWEST_PROBED = 32, 10, 8
-"""Rows per list to compute its center from, rounds of k-means, and lists to start from."""
-_SLIDES, _SPOTS = 8, 64
-"""Slides, and spots of each, to measure the recall with."""
+_MARGIN = 9  # candidates beyond the k nearest that are compared exactly
+_BLOCK, _CHUNK = 16384, 256  # rows of the bank, and queries, per matrix product
+_PER_LIST, _ROUNDS, _FEWEST_PROBED = 32, 10, 8  # rows per list for its center, rounds of k-means, lists to start from
+_SLIDES, _SPOTS = 8, 64  # slides, and spots of each, to measure the recall with
 
 
 @checked(k=at_least(1))

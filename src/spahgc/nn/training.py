@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 
 History = dict[str, list[float]]
 
-KEEP = 2**31
-"""Bytes of graphs that stay on the device between epochs."""
+KEEP = 2**31  # bytes of graphs that stay on the device between epochs
+# Work that pays for another thread. Below it, threads wait for each other: on two cores, 800 nodes of width 64 take a
+# tenth longer with two threads than with one, and more than twenty times as long if other programs use the cores.
 _NODES_X_WIDTH_PER_THREAD = 250_000
-"""Work that pays for another thread. Below it, threads wait for each other: on two cores, 800 nodes of width 64 take a
-tenth longer with two threads than with one, and more than twenty times as long if other programs use the cores."""
 
 
 def fit(
@@ -199,10 +198,9 @@ def train(
     bfloat16 (autocast), the output layer and the losses in float32, and sums over edges are not reproducible to the
     last bit.
 
-    With `fabric`, N processes train one network together. Each calls this function with the same arguments. In every
-    step each takes a different slide, gradients are averaged, and the weights stay identical. An epoch has 1/N of the
-    steps, rounded up, and every slide counts once. Masks and dropout differ between processes; those of the first
-    process are what `seed` gives without `fabric`.
+    With `fabric`, N processes call this function with the same arguments and train one network together. In every step
+    each takes a different slide, and gradients are averaged. An epoch has 1/N of the steps, rounded up, and every slide
+    counts once. Masks and dropout differ between processes; the first has those of `seed` without `fabric`.
 
     Parameters
     ----------
