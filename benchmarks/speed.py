@@ -164,14 +164,16 @@ def stage_graphs(device: str, repeats: int) -> dict[str, Any]:
     profile.enable()
     build()
     profile.disable()
-    steps = {"cosine_topk": "retrieval and reference edges", "_best_of": "of it exact scores",
-             "reference_nodes": "reference side, its edges included",
-             "__call__": "spatial neighbours"}  # fmt: skip
+    steps = {
+        ("retrieval.py", "cosine_topk"): "retrieval and reference edges",
+        ("retrieval.py", "_best_of"): "of it exact scores",
+        ("_geometry.py", "__call__"): "spatial neighbors",
+    }
     total = pstats.Stats(profile).total_tt
     shares = {
-        steps[name]: cumulative / total
+        steps[Path(path).name, name]: cumulative / total
         for (path, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items()
-        if name in steps and "/nn/" in path and (name != "__call__" or "neighbors" in path)
+        if (Path(path).name, name) in steps
     }
     return {"seconds": seconds, "memory_mb": used, "reference_nodes": sizes, "shares": shares}
 
