@@ -118,24 +118,23 @@ def test_gated(server: Hub, caplog: pytest.LogCaptureFixture, capfd: pytest.Capt
     assert not any("SecretThat" in text for text in (message, shown, caplog.text, printed))
 
 
-def test_a_repository_that_refuses_the_token(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hub hides it says not to be there."""
-    monkeypatch.setattr(
-        Answer,
-        "do_GET",
-        lambda self: (self.send_response(401), self.send_header("Content-Length", "0"), self.end_headers()),
-    )
-    with pytest.raises(PermissionError, match="or its token is no longer valid"):
-        load("uni2")
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (401, PermissionError, "or its token is no longer valid"),  # what the hub hides it says not to be there
+        (500, ConnectionError, "hub .* answered 500. Try again later, .*MahmoodLab/UNI2-h"),
+    ],
+)
+def test_a_hub_that_refuses_or_fails(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception], message: str
+) -> None:
+    def answer(self: Answer) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-
-def test_a_hub_in_trouble(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Answer,
-        "do_GET",
-        lambda self: (self.send_response(500), self.send_header("Content-Length", "0"), self.end_headers()),
-    )
-    with pytest.raises(ConnectionError, match="hub .* answered 500. Try again later, .*MahmoodLab/UNI2-h"):
+    monkeypatch.setattr(Answer, "do_GET", answer)
+    with pytest.raises(error, match=message):
         load("uni2")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.encoders import Encoder, load
+from spahgc.encoders import load
 from spahgc.encoders._network import state_sha256
 from spahgc.encoders._table import resolve
 
@@ -96,6 +96,7 @@ def test_a_network_of_timm(tiny_file: Path, tiles: Any) -> None:
     encoder = load("timm:test_vit.r160_in1k", weights=tiny_file)
     assert (encoder.name, encoder.recipe["source"], encoder.recipe["width"]) == ("test_vit.r160_in1k", "timm", 64)
     assert encoder.recipe["repository"] == "timm/test_vit.r160_in1k"
+    assert json.loads(json.dumps(encoder.recipe)) == encoder.recipe
     import timm
 
     module = timm.create_model("test_vit", num_classes=0)
@@ -287,8 +288,3 @@ def test_files_that_are_not_there(tmp_path: Path, tiny_file: Path) -> None:
         load("conch", weights=tiny_file)
     with pytest.raises(ValueError, match="'keep' cannot be loaded from .*models--Astaxanthin--KEEP.*HF_HUB_OFFLINE"):
         load("keep", weights=tiny_file)
-
-
-def test_recipes_survive_json(tiny_file: Path) -> None:
-    encoder: Encoder = load("timm:test_vit", weights=tiny_file)
-    assert json.loads(json.dumps(encoder.recipe)) == encoder.recipe

@@ -47,6 +47,9 @@ def test_one_row_a_tile_one_column_a_name(tile: NDArray[np.uint8]) -> None:
     assert len(set(texture_names())) == len(texture_names())
     np.testing.assert_array_equal(values[0], values[1])
     assert (values[0] != values[2]).mean() > 0.9
+    assert texture(np.empty((0, 3, 64, 64), np.uint8)).shape == (0, len(texture_names()))
+    last = np.ascontiguousarray(np.moveaxis(tile, 0, -1))  # tiles that are not contiguous
+    np.testing.assert_array_equal(texture(np.moveaxis(last, -1, 0)[None]), values[:1])
 
 
 def test_every_feature_is_written(tile: NDArray[np.uint8], planes: NDArray[np.float32]) -> None:
@@ -61,10 +64,6 @@ def test_every_feature_is_written(tile: NDArray[np.uint8], planes: NDArray[np.fl
         run(out)
         assert np.isfinite(out[:n]).all(), names
         assert np.isnan(out[n:]).all(), names
-
-
-def test_no_tiles() -> None:
-    assert texture(np.empty((0, 3, 64, 64), np.uint8)).shape == (0, len(texture_names()))
 
 
 def test_planes_are_those_of_skimage(tile: NDArray[np.uint8]) -> None:
@@ -215,11 +214,6 @@ def test_noise_of_a_white_tile_has_no_shape() -> None:
     for name, value in values.items():
         if "skew" in name or "coherence" in name or "contrast" in name:
             assert abs(value) < 1e-2, name
-
-
-def test_takes_tiles_that_are_not_contiguous(tile: NDArray[np.uint8]) -> None:
-    last = np.ascontiguousarray(np.moveaxis(tile, 0, -1))
-    np.testing.assert_array_equal(texture(np.moveaxis(last, -1, 0)[None]), texture(tile[None]))
 
 
 def test_needs_no_torch() -> None:

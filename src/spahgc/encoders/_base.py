@@ -30,14 +30,12 @@ class Encoder:
         Maps tiles, uint8 (n, 3, h, w), to embeddings, float (n, d).
     fields_of_view
         Sides of its fields of view as multiples of the tile side; their embeddings are concatenated.
-    tile_px
-        Side of its tiles in pixels.
+    tile_px, microns_per_pixel
+        Side of its tiles in pixels, and the resolution of its training tiles; `None` if unknown.
     threads
         Whether it runs on one core without the interpreter lock, so that calls from several threads run in parallel.
     recipe
         Everything that decides whether two embeddings are comparable: str, bool, int, float, lists and dicts.
-    microns_per_pixel
-        Resolution of its training tiles in micrometers per pixel; `None` if unknown.
     precision
         Precision in which its network computes; it always returns float32.
     """

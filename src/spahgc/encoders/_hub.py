@@ -130,8 +130,7 @@ def _encoder(name: str, built: Any, origin: dict[str, Any], width: int | None, *
         tile_px, text = describe_processor(getattr(processor, "image_processor", processor))
     else:
         tile_px, text = describe_transform(transform)
-    encode = type(built).encode_image
-    pooling = f"{encode.__module__}.{encode.__qualname__}"
+    pooling = f"{built.encode_image.__module__}.{built.encode_image.__qualname__}"
     if isinstance(getattr(built.model, "global_pool", None), str):
         pooling += f", timm global_pool={built.model.global_pool}"
     return from_network(

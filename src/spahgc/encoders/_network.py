@@ -96,8 +96,7 @@ def from_module(module: torch.nn.Module, *, device: str | None = None, precision
     """Wrap a module of the user as an encoder.
 
     A timm model (with a ``pretrained_cfg``) gets tiles of its own size and normalization, and returns pooled features
-    even if it has a classifier. Any other module gets tiles of 224 pixels, normalized with ImageNet statistics. The
-    module itself, not a copy, is set to evaluation mode and moved to the device.
+    even if it has a classifier. Any other module gets tiles of 224 pixels, normalized with ImageNet statistics.
     """
     config = getattr(module, "pretrained_cfg", None)
     model: Any = module

@@ -87,9 +87,8 @@ def load(
     Parameters
     ----------
     name
-        A name in :func:`table` (``"texture"``, ``"uni2"``, ``"h-optimus-1"``, ``"resnet50"``, ...), or ``"timm:"`` and
-        the name of any network of timm. All but ``"texture"`` require lazyslide-models
-        (``pip install 'spahgc[models]'``).
+        A name in :func:`table` (``"texture"``, ``"uni2"``, ...), or ``"timm:"`` and the name of any network of timm.
+        All but ``"texture"`` require lazyslide-models (``pip install 'spahgc[models]'``).
     weights
         Weight file of that model as published (``pytorch_model.bin``, ``model.safetensors``, ``.pth``, ``.pt2``), or
         the folder made by ``hf download <repository> --local-dir <folder>``. `None`: from the hub.
@@ -106,14 +105,10 @@ def load(
 
     Raises
     ------
-    ImportError
-        If the model requires a package that is not installed.
-    FileNotFoundError
-        If the weight file or folder does not exist, or lacks a file that the model requires.
-    PermissionError
-        If the model is gated and this machine has no access to it.
-    ConnectionError
-        If the weights are not on this machine and the hub cannot be reached.
+    ImportError, FileNotFoundError
+        If a package is not installed that the model requires, or a file is missing.
+    PermissionError, ConnectionError
+        If this machine has no access to a gated model, or cannot reach the hub for weights that it does not have.
     ValueError
         If the name, device or precision does not exist, a weight file is damaged, malicious or of another model, or
         the embeddings have another width than published or are not finite.
@@ -170,26 +165,16 @@ def table() -> pd.DataFrame:
     -------
     A table with one row per encoder (index ``encoder``) and the columns
 
-    ``width``
-        Length of an embedding of one field of view, -1 if the card of the model does not say.
-    ``tile_px``
-        Side of a tile in pixels; the model may use only its center.
-    ``microns_per_pixel``
-        Resolution at which the model was trained; NaN if unknown or several.
-    ``license``, ``commercial``
-        License on the card of the model, and whether it allows commercial use.
-    ``gated``
-        Whether its conditions must be accepted on ``page`` once, with an account.
-    ``download``
-        Whether it has weights, which come from the Hugging Face hub unless they are on this machine.
-    ``parameters``
-        Number of weights, NaN if the card does not say.
-    ``remote_code``
-        Whether loading it runs Python code of its repository on the hub.
-    ``requires``
-        Package that it requires besides ``spahgc[models]``, or "".
-    ``page``
-        Web page of the model.
+    - ``width``: length of an embedding of one field of view, -1 if the card of the model does not say;
+    - ``tile_px``: side of a tile in pixels; the model may use only its center;
+    - ``microns_per_pixel``: resolution at which the model was trained; NaN if unknown or several;
+    - ``license``, ``commercial``: license on the card of the model, and whether it allows commercial use;
+    - ``gated``: whether its conditions must be accepted on ``page`` once, with an account;
+    - ``download``: whether it has weights, which come from the Hugging Face hub unless they are on this machine;
+    - ``parameters``: number of weights, NaN if the card does not say;
+    - ``remote_code``: whether loading it runs Python code of its repository on the hub;
+    - ``requires``: package that it requires besides ``spahgc[models]``, or "";
+    - ``page``: web page of the model.
 
     Without lazyslide-models, only ``texture`` is listed, and the log says what to install.
 

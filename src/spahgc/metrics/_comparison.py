@@ -24,14 +24,12 @@ _LEVELS = ["method", "patient", "slide", "gene"]
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over patients and its percentile interval.
+    """Mean over slides within a patient, then over patients, and its percentile interval.
 
     Attributes
     ----------
-    mean
-        Mean over slides within a patient, then over patients.
-    low, high
-        Ends of the interval; NaN if there are fewer than two slides.
+    mean, low, high
+        Mean and ends of the interval, which are NaN if there are fewer than two slides.
     level
         Fraction of the resampled means inside.
     n_patients, n_slides
@@ -71,10 +69,8 @@ def bootstrap(
         Patient of each slide, (n_slides,).
     level
         Fraction of the resampled means inside the interval.
-    n_resamples
-        Number of resamples.
-    rng
-        Seed or generator.
+    n_resamples, rng
+        Number of resamples, and their seed or generator.
 
     Examples
     --------
@@ -147,10 +143,8 @@ def paired_difference(
 
     Raises
     ------
-    KeyError
-        If a column, the metric or a method is not in the table.
-    ValueError
-        If the table contains a score twice.
+    KeyError, ValueError
+        If a column, the metric or a method is not in the table, or the table contains a score twice.
 
     Examples
     --------

@@ -115,11 +115,6 @@ def pearson_depth_removed(measured: ArrayLike, predicted: ArrayLike, depth: Arra
     float64 (n_vars,). NaN also for a gene that is fully explained by depth, and for all genes if the depth of any spot
     is unknown (NaN); plain Pearson if all spots have the same depth.
 
-    Raises
-    ------
-    ValueError
-        If the shapes differ or the depth of a spot is negative.
-
     Examples
     --------
     >>> import spahgc
@@ -228,7 +223,7 @@ def morans_i(values: ArrayLike, neighbors: Any) -> Scores:
     Raises
     ------
     ValueError
-        If `values` is not a matrix, or `neighbors` does not fit its spots or is empty.
+        If `neighbors` does not fit the spots of `values` or is empty.
 
     References
     ----------
@@ -302,12 +297,10 @@ def noise_ceiling(
         Raw counts of one slide, (n_obs, n_vars), dense or SciPy sparse.
     genes
         Columns to return; depth is the sum over all columns.
-    n_splits
-        Number of random splits.
+    n_splits, rng
+        Number of random splits, and their seed or generator.
     normalize
         Unit of the expression: ``"log1p"`` of counts per 10,000, or ``"log10"`` of counts + 1; not ``"none"``.
-    rng
-        Seed or generator of the splits.
 
     Returns
     -------
