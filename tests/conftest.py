@@ -95,7 +95,7 @@ def _planted(slides: Mapping[str, str], *, n_side: int = 6, n_genes: int = 24, s
     n_spots, n_latent, n_features = n_side**2, 3, 10
     shared = np.random.default_rng(seed)
     mixing = shared.normal(size=(n_latent, n_features))
-    # Genes come in pairs, one up and one down, so that normalising to the total carries no signal into the others.
+    # Genes come in pairs, one up and one down, so that normalizing to the total carries no signal into the others.
     pair, sign = np.arange(n_genes) // 2, np.where(np.arange(n_genes) % 2, -1, 1)
     weights = (shared.normal(size=(n_latent, n_genes)) * (np.arange(n_genes) < n_genes // 2))[:, 2 * pair] * sign
     level = shared.normal(0, 0.5, n_genes)[pair]
@@ -120,11 +120,7 @@ def _planted(slides: Mapping[str, str], *, n_side: int = 6, n_genes: int = 24, s
         parts.append(part)
         images[name] = {
             "images": {"hires": rng.integers(150, 255, (60, 60, 3), dtype=np.uint8)},
-            "scalefactors": {
-                "tissue_hires_scalef": 0.1,
-                "spot_diameter_fullres": 55.0,
-                "microns_per_pixel": 1.0,
-            },
+            "scalefactors": {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 55.0, "microns_per_pixel": 1.0},
         }
     table = ad.concat(parts)
     for column in ("region", "patient"):
@@ -179,12 +175,9 @@ def _hest_sample(
     adata.obs = pd.DataFrame({"in_tissue": True, "array_row": row, "array_col": column, "n_counts": 1.0}, index=names)
     adata.var_names = list(genes)
     adata.obsm["spatial"] = xy
-    adata.uns["spatial"] = {
-        "ST": {
-            "images": {"downscaled_fullres": np.zeros((50, 50, 3), np.uint8)},
-            "scalefactors": {"spot_diameter_fullres": 27.5, "tissue_downscaled_fullres_scalef": 0.1},
-        }
-    }
+    scalefactors = {"spot_diameter_fullres": 27.5, "tissue_downscaled_fullres_scalef": 0.1}
+    images = {"downscaled_fullres": np.zeros((50, 50, 3), np.uint8)}
+    adata.uns["spatial"] = {"ST": {"images": images, "scalefactors": scalefactors}}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique")
         adata.write_h5ad(root / "st" / f"{name}.h5ad")
@@ -196,7 +189,7 @@ def _hest_sample(
         tif.write(image, subifds=0, resolution=(5000, 5000), **options)
         tif.write(image[::2, ::2], subfiletype=1, resolution=(2500, 2500), **options)
     nan = float("nan")  # what HEST writes where it knows nothing
-    told = {
+    record = {
         "id": name,
         "dataset_title": "A study",
         "organ": "Pancreas",
@@ -212,7 +205,7 @@ def _hest_sample(
         "license": "",
         "Reads/Spot": 7,
     } | metadata
-    (root / "metadata" / f"{name}.json").write_text(json.dumps(told))
+    (root / "metadata" / f"{name}.json").write_text(json.dumps(record))
     outline = {"type": "Polygon", "coordinates": [[[30, 30], [480, 30], [480, 470], [30, 470], [30, 30]]]}
     features = [{"type": "Feature", "properties": {"tissue_id": 0}, "geometry": outline}]
     contours = {"type": "FeatureCollection", "features": features}
@@ -254,7 +247,6 @@ def _frozen(value: Any) -> Any:
 @pytest.fixture(scope="session")
 def quick() -> Callable[[str], dict[str, Any]]:
     """Maker of `method_params` with which a method is fitted within a second."""
-
     from spahgc.methods import METHODS
 
     def params(method: str) -> dict[str, Any]:

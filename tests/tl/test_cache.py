@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,6 @@ def run(table: ad.AnnData, **options: Any) -> pd.DataFrame:
     return spahgc.get.cross_validation(table, key=options.get("key_added", "spahgc"))
 
 
-def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def nothing(parent: object) -> Iterator[None]:
-        yield None
-
-    monkeypatch.setattr(_cross_validate, "shared_folder", nothing)
-
-
 def test_folds_are_the_same_with_and_without(
     cohort: ad.AnnData,
     tmp_path: Path,
@@ -100,7 +92,7 @@ def test_folds_are_the_same_with_and_without(
     # Of both views, in each fold, the searches of its three slides and the edges within their graphs, once.
     assert searches.count("references") == searches.count("close") == 3 * 2 * 3
     assert not (tmp_path / ".spahgc_cache").exists()
-    without_cache(monkeypatch)
+    monkeypatch.setattr(_cross_validate, "shared_folder", lambda parent: nullcontext())
     searches.clear()
     pd.testing.assert_frame_equal(run(cohort), table, check_exact=True)
     assert searches.count("references") == searches.count("close") == 3 * 3 * 3

@@ -18,21 +18,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from sklearn import linear_model
+from sklearn.decomposition import PCA
 
 import spahgc
-from spahgc.methods import KNN, Ridge, Run, SpaHGC
+from spahgc._slides import Slide, standardize
+from spahgc.cli import main
+from spahgc.methods import KNN, Ridge, Run
 from spahgc.tl import _units, cross_validate
-from spahgc.tl._protocols import PROTOCOLS, highly_variable, rescaled
+from spahgc.tl._protocols import PROTOCOLS, highly_variable, panel_of_all, rescaled
 
 from .conftest import SMALL, reread
 
 PAPER = {"spahgc": {"method": "spahgc", "preset": "paper", "method_params": {"network": SMALL}}}
+SLIDES = {"A1": "A", "A2": "A", "B1": "B", "C1": "C"}
 COLUMNS = ["method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient"]
 
 
 @pytest.fixture(scope="module")
 def _cohort(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
-    return planted({"A1": "A", "A2": "A", "B1": "B", "C1": "C"}, n_side=5)
+    return planted(SLIDES, n_side=5)
 
 
 @pytest.fixture
@@ -94,7 +99,7 @@ def test_noise_ceiling(cohort: ad.AnnData) -> None:
     table = quick(cohort)
     ceiling = table[table["method"] == "measured"]
     assert set(ceiling["metric"]) == {"ceiling"}
-    assert ceiling.groupby("slide").size().to_dict() == dict.fromkeys(["A1", "A2", "B1", "C1"], 12)
+    assert ceiling.groupby("slide").size().to_dict() == dict.fromkeys(SLIDES, 12)
     assert ceiling["value"].between(0, 1).all()
     cohort.layers["ln"] = np.log1p(cohort.X.toarray())
     table = quick(cohort, normalize="none", layer="ln", panel=["G01", "G02"])
@@ -110,11 +115,8 @@ def test_order_of_rows_does_not_matter(cohort: ad.AnnData) -> None:
 def test_seeds(cohort: ad.AnnData) -> None:
     methods = {**PAPER, "kNN, 3": {"method": "knn", "method_params": {"n_neighbors": 3}}}
     table = quick(cohort, methods=methods, n_seeds=2, rng=5)
-    assert table.groupby("method")["seed"].unique().map(list).to_dict() == {
-        "spahgc": [5, 6],
-        "kNN, 3": [5],
-        "measured": [5],
-    }
+    seeds = table.groupby("method")["seed"].unique().map(list).to_dict()
+    assert seeds == {"spahgc": [5, 6], "kNN, 3": [5], "measured": [5]}
     first, second = (table[(table["method"] == "spahgc") & (table["seed"] == seed)]["value"] for seed in (5, 6))
     assert not np.allclose(first, second, equal_nan=True)
     alone = quick(cohort, methods=PAPER, n_seeds=1, rng=6)
@@ -126,12 +128,7 @@ def test_same_patient_is_said(cohort: ad.AnnData) -> None:
         quick(cohort, split_by="slide")
     table = quick(cohort, split_by="slide", allow_shared_patients=True)
     assert table.attrs["label"] == "same patient in part"
-    assert table.groupby("slide")["shared_patient"].first().to_dict() == {
-        "A1": True,
-        "A2": True,
-        "B1": False,
-        "C1": False,
-    }
+    assert table.groupby("slide")["shared_patient"].first().to_dict() == {slide: slide[0] == "A" for slide in SLIDES}
     one = cohort[cohort.obs["patient"] == "A"].copy()
     with pytest.raises(ValueError, match="one patient, 'A'"):
         quick(one)
@@ -150,11 +147,6 @@ def test_what_is_written_survives(cohort: ad.AnnData, tmp_path: Path, kind: str)
     params = read.uns["mine_cv"]["params"]
     assert params["methods"]["spahgc"]["method_params"]["preset"] == "paper"
     assert {name: list(held) for name, held in params["folds"].items()} == {"A": ["A1", "A2"], "B": ["B1"], "C": ["C1"]}
-
-
-def test_get_says_what_to_run(cohort: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="cross_validate.*Available cross-validations: none"):
-        spahgc.get.cross_validation(cohort)
 
 
 # What it may not see.
@@ -196,17 +188,13 @@ def test_held_out_expression_is_not_seen(cohort: ad.AnnData, predictions: Callab
 def test_the_published_protocol_peeks(cohort: ad.AnnData, predictions: Callable[..., list[np.ndarray]]) -> None:
     cohort = cohort[cohort.obs["region"] != "A2"].copy()
     # The same panel on both sides, so that nothing but the peek is left.
-    options: dict[str, Any] = {
-        "panel": [f"G{i:02d}" for i in range(6)],
-        "methods": {
-            "spahgc": {"preset": "paper", "method_params": {"network": {**SMALL, "epochs": 5, "learning_rate": 0.02}}}
-        },
-    }
+    network = {**SMALL, "epochs": 5, "learning_rate": 0.02}
+    methods = {"spahgc": {"preset": "paper", "method_params": {"network": network}}}
+    options: dict[str, Any] = {"panel": [f"G{i:02d}" for i in range(6)], "methods": methods}
     blind = replace(PROTOCOLS["paper"], peek=False)
     for protocol, seen in (("paper", True), (blind, False)):
-        clean, noisy = (
-            predictions(table, protocol=protocol, **options) for table in (cohort, with_noise(cohort, "C1"))
-        )
+        options["protocol"] = protocol
+        clean, noisy = (predictions(table, **options) for table in (cohort, with_noise(cohort, "C1")))
         assert np.array_equal(clean[-1], noisy[-1]) != seen
 
 
@@ -248,8 +236,8 @@ def test_optimistic_protocols_say_so(cohort: ad.AnnData, protocol: str, caplog: 
     assert "optimistic: " in caplog.text
     assert table.attrs["label"].startswith("optimistic: ")
     assert cohort.uns["spahgc_cv"]["params"]["label"] == table.attrs["label"]
-    depth = {name: quick(cohort, protocol=name).query("metric == 'depth_only'")["value"].mean() for name in ("honest",)}
-    assert table.query("metric == 'depth_only'")["value"].mean() > depth["honest"] + 0.2
+    depth, honest = (made.query("metric == 'depth_only'")["value"].mean() for made in (table, quick(cohort)))
+    assert depth > honest + 0.2
     with pytest.raises(ValueError, match=f"protocol='{protocol}' has its own unit"):
         quick(cohort, protocol=protocol, normalize="log1p")
 
@@ -280,23 +268,17 @@ def test_highly_variable_genes() -> None:
 
 
 def test_fixed_ridge_is_that_of_hest(cohort: ad.AnnData, predictions: Callable[..., list[np.ndarray]]) -> None:
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import Ridge as Other
-
-    from spahgc._slides import Slide, standardize
-    from spahgc.tl._protocols import panel_of_all
-
     found = predictions(cohort, methods=["ridge"], protocol="hest", panel=8)[-1]
     genes = panel_of_all(cohort, PROTOCOLS["hest"], 8, library_key="region", layer=None)
     scaled = np.empty_like(cohort.obsm["image_toy"])
-    for slide in ("A1", "A2", "B1", "C1"):
+    for slide in SLIDES:
         rows = (cohort.obs["region"] == slide).to_numpy()
         embedding = cohort.obsm["image_toy"][rows]
         scaled[rows] = standardize(Slide(slide, None, embedding, cohort.obsm["spatial"][rows])).embedding
     held = (cohort.obs["region"] == "C1").to_numpy()
     values = np.log1p(cohort[:, genes].X.toarray())
     pca = PCA().fit(scaled[~held])
-    model = Other(alpha=100 / (256 * 8)).fit(pca.transform(scaled[~held]), values[~held])
+    model = linear_model.Ridge(alpha=100 / (256 * 8)).fit(pca.transform(scaled[~held]), values[~held])
     expected = model.predict(pca.transform(scaled[held]))
     order = np.lexsort(cohort.obsm["spatial"][held].T)
     np.testing.assert_allclose(found, expected[order], rtol=2e-3, atol=2e-3)
@@ -342,7 +324,9 @@ def test_a_killed_run_goes_on(cohort: ad.AnnData, tmp_path: Path, fits: list[Run
     assert len(list(folder.glob("[!.]*.npz"))) == 9
 
 
-def test_finished_units_are_not_computed_again(cohort: ad.AnnData, tmp_path: Path, fits: list[Run]) -> None:
+def test_finished_units_are_not_computed_again(
+    cohort: ad.AnnData, tmp_path: Path, fits: list[Run], caplog: pytest.LogCaptureFixture
+) -> None:
     first = quick(cohort, resume=tmp_path)
     assert len(fits) == 3
     same(quick(cohort, resume=tmp_path), first)
@@ -350,58 +334,53 @@ def test_finished_units_are_not_computed_again(cohort: ad.AnnData, tmp_path: Pat
     same(quick(cohort[::-1].copy(), resume=tmp_path), first)
     assert len(fits) == 3
     # Methods may be added, and the table is that of one run.
-    both = quick(cohort, methods=["ridge", "knn", "gene_mean"], resume=tmp_path)
+    methods = ["ridge", "knn", "gene_mean"]
+    both = quick(cohort, methods=methods, resume=tmp_path)
     assert len(fits) == 3
-    same(both, quick(cohort, methods=["ridge", "knn", "gene_mean"]))
+    same(both, quick(cohort, methods=methods))
     assert set(json.loads((tmp_path / "protocol.json").read_text())["methods"]) == {"ridge", "knn", "gene_mean"}
-
-
-def test_a_damaged_file_is_computed_again(
-    cohort: ad.AnnData, tmp_path: Path, fits: list[Run], caplog: pytest.LogCaptureFixture
-) -> None:
-    first = quick(cohort, resume=tmp_path)
+    # A damaged file is computed again.
+    fits.clear()
     broken = next(tmp_path.glob("B.knn.*.npz"))
     broken.write_bytes(broken.read_bytes()[:100])
-    fits.clear()
     same(quick(cohort, resume=tmp_path), first)
     assert len(fits) == 1
     assert "computed again" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
+def test_the_folder_of_another_run(cohort: ad.AnnData, tmp_path: Path) -> None:
+    quick(cohort, resume=tmp_path)
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"panel": 10}, "panel: there 12, now 10"),
         ({"normalize": "log10"}, "rules: there .*log1p.*now"),
         ({"split_by": "slide", "allow_shared_patients": True}, "split_by: there 'patient', now 'slide'"),
         ({"methods": {"knn": {"method_params": {"n_neighbors": 3}}}}, r"methods\['knn'\]"),
-    ],
-)
-def test_the_folder_of_another_run(cohort: ad.AnnData, tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    quick(cohort, resume=tmp_path)
-    with pytest.raises(ValueError, match=f"is of another run.*{said}"):
-        quick(cohort, resume=tmp_path, **options)
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=f"is of another run.*{message}"):
+            quick(cohort, resume=tmp_path, **options)
 
 
-@pytest.mark.parametrize("what", ["counts", "embedding", "positions", "cellularity"])
-def test_a_folder_of_other_data(cohort: ad.AnnData, tmp_path: Path, what: str) -> None:
+def test_a_folder_of_other_data(cohort: ad.AnnData, tmp_path: Path) -> None:
     cohort.obs["cellularity"] = 0.1
     quick(cohort, resume=tmp_path)
-    other = with_noise(cohort, "C1") if what == "counts" else cohort.copy()
-    if what == "embedding":
-        other.obsm["image_toy"][3, 0] += 1
-    elif what == "positions":
-        other.obsm["spatial"][3, 0] += 1
-    elif what == "cellularity":
-        other.obs.loc[other.obs_names[3], "cellularity"] = 0.2
-    with pytest.raises(ValueError, match="is of another run .data: "):
-        quick(other, resume=tmp_path)
+    changed = [with_noise(cohort, "C1"), cohort.copy(), cohort.copy(), cohort.copy()]
+    changed[1].obsm["image_toy"][3, 0] += 1
+    changed[2].obsm["spatial"][3, 0] += 1
+    changed[3].obs.loc[cohort.obs_names[3], "cellularity"] = 0.2
+    for table in changed:
+        with pytest.raises(ValueError, match="is of another run .data: "):
+            quick(table, resume=tmp_path)
 
 
-def test_a_folder_with_what_a_killed_run_left_is_empty(cohort: ad.AnnData, tmp_path: Path) -> None:
-    (tmp_path / ".protocol.123-456.part.json").write_text("{")
+def test_what_a_folder_may_hold(cohort: ad.AnnData, tmp_path: Path) -> None:
+    (tmp_path / ".protocol.123-456.part.json").write_text("{")  # what a killed run left
     (tmp_path / ".spahgc_cache").mkdir()
     same(quick(cohort, methods=["gene_mean"], resume=tmp_path), quick(cohort, methods=["gene_mean"]))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="holds other files"):
+        quick(cohort, resume=tmp_path / "other")
 
 
 def test_a_copy_has_the_results(cohort: ad.AnnData, snapshot: Any) -> None:
@@ -410,12 +389,6 @@ def test_a_copy_has_the_results(cohort: ad.AnnData, snapshot: Any) -> None:
     assert snapshot(cohort) == before
     assert cross_validate(cohort, methods=["gene_mean"], panel=12, n_jobs=1) is None
     same(spahgc.get.cross_validation(out), spahgc.get.cross_validation(cohort))
-
-
-def test_a_folder_of_other_things(cohort: ad.AnnData, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match="holds other files"):
-        quick(cohort, resume=tmp_path)
 
 
 def test_a_failing_unit_is_named_and_the_others_are_kept(
@@ -435,13 +408,8 @@ def test_a_failing_unit_is_named_and_the_others_are_kept(
     assert "spahgc_cv" not in cohort.uns
     assert {path.name.split(".")[1] for path in tmp_path.glob("A.*.npz")} == {"knn", "gene-mean", "measured"}
     same(quick(cohort, resume=tmp_path), quick(cohort))
-
-
-def test_a_method_that_needs_more_slides(cohort: ad.AnnData) -> None:
     two = cohort[cohort.obs["region"].isin(["A1", "B1"])].copy()
-    with pytest.raises(
-        ValueError, match="Fold 'A', method 'spahgc', seed 0 failed: ValueError: .*two reference slides"
-    ):
+    with pytest.raises(ValueError, match="Fold 'A', method 'spahgc', seed 0 failed: .*two reference slides"):
         quick(two, methods=PAPER)
 
 
@@ -457,12 +425,8 @@ def test_worker_processes_give_the_same(cohort: ad.AnnData, tmp_path: Path) -> N
 def cluster() -> Iterator[Any]:
     import distributed
 
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=logging.ERROR
-        ) as made,
-        distributed.Client(made) as client,
-    ):
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options, silence_logs=logging.ERROR) as made, distributed.Client(made) as client:
         yield client
 
 
@@ -507,19 +471,14 @@ def test_bad_input(cohort: ad.AnnData, options: dict[str, Any], error: type[Exce
 
 
 def test_nothing_else_is_overwritten(cohort: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match="cross_validate.*Available cross-validations: none"):
+        spahgc.get.cross_validation(cohort)
     cohort.uns["spahgc_cv"] = "mine"
     with pytest.raises(ValueError, match=r"uns\['spahgc_cv'\] exists already"):
         quick(cohort)
 
 
-def test_methods_that_depend_on_a_seed() -> None:
-    assert SpaHGC.stochastic
-    assert not Ridge.stochastic
-
-
 def test_command(cohort: ad.AnnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from spahgc.cli import main
-
     cohort.write_h5ad(tmp_path / "ref.h5ad")
     arguments = ["cross-validate", str(tmp_path / "ref.h5ad"), str(tmp_path / "out.csv"), "--methods", "ridge,knn"]
     arguments += ["--panel", "12", "--n-jobs", "1", "--table", str(tmp_path / "out.h5ad")]

@@ -47,28 +47,20 @@ def test_against_scipy_slide_by_slide(done: ad.AnnData) -> None:
             }
             found = {metric: scores[slide, gene, metric] for metric in expected}
             assert found == pytest.approx(expected, abs=1e-5)
+        genes = list(done.obsm["spahgc"].columns)
+        x = np.corrcoef(measured[rows, genes].X.toarray().T.astype(float))
+        y = np.corrcoef(done.obsm["spahgc"].to_numpy()[rows].T.astype(float))
+        for i, gene in enumerate(genes):
+            expected_structure = stats.pearsonr(np.delete(x[i], i), np.delete(y[i], i)).statistic
+            assert scores[slide, gene, "structure"] == pytest.approx(expected_structure, abs=1e-5)
     assert set(spahgc.get.scores(done)["metric"]) == set(_keys.METRICS)
     assert len(scores) == 2 * 12 * len(_keys.METRICS)
 
 
-def test_structure_slide_by_slide(done: ad.AnnData) -> None:
-    spahgc.tl.evaluate(done)
-    measured = done.copy()
-    sc.pp.normalize_total(measured, target_sum=1e4)
-    sc.pp.log1p(measured)
-    scores = spahgc.get.scores(done).set_index(["slide", "metric", "gene"]).sort_index()["value"]
-    genes = list(done.obsm["spahgc"].columns)
-    for slide in ("T1", "T2"):
-        rows = (done.obs["region"] == slide).to_numpy()
-        a = measured[rows, genes].X.toarray().astype(float)
-        b = done.obsm["spahgc"].to_numpy()[rows].astype(float)
-        x, y = np.corrcoef(a.T), np.corrcoef(b.T)
-        expected = [stats.pearsonr(np.delete(x[i], i), np.delete(y[i], i)).statistic for i in range(len(genes))]
-        np.testing.assert_allclose(scores[slide, "structure"][genes], expected, atol=1e-5)
-
-
 def test_what_is_written(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
     before = done.copy()
+    assert "spahgc_pearson" in spahgc.tl.evaluate(done, copy=True).var
+    assert snapshot(done) == snapshot(before)
     assert spahgc.tl.evaluate(done) is None
     long = spahgc.get.scores(done)
     assert list(long.columns) == ["slide", "patient", "method", "gene", "metric", "value"]
@@ -85,13 +77,6 @@ def test_what_is_written(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> No
     assert snapshot(done) == snapshot(before)
 
 
-def test_copy(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
-    before = snapshot(done)
-    out = spahgc.tl.evaluate(done, copy=True)
-    assert snapshot(done) == before
-    assert "spahgc_pearson" in out.var
-
-
 def test_order_of_rows_and_genes_does_not_matter(done: ad.AnnData) -> None:
     rng = np.random.default_rng(0)
     shuffled = done[rng.permutation(done.n_obs), rng.permutation(done.n_vars)].copy()
@@ -99,9 +84,7 @@ def test_order_of_rows_and_genes_does_not_matter(done: ad.AnnData) -> None:
     spahgc.tl.evaluate(shuffled)
     columns = [f"spahgc_{metric}" for metric in _keys.METRICS]
     pd.testing.assert_frame_equal(shuffled.var.loc[done.var_names, columns], done.var[columns], atol=1e-9)
-
-
-def test_only_genes_that_were_measured(done: ad.AnnData) -> None:
+    # Genes that were not measured are left out.
     part = done[:, ["G20", "G01", "G00"]].copy()
     predicted = [gene for gene in part.var_names if gene in done.obsm["spahgc"]]
     spahgc.tl.evaluate(part)
@@ -120,13 +103,6 @@ def test_gene_that_is_constant_on_a_slide(done: ad.AnnData) -> None:
         assert np.isnan(scores["T1", gene, metric])
         assert done.var.loc[gene, f"spahgc_{metric}"] == scores["T2", gene, metric]
     assert scores["T1", gene, "rmse"] > 0
-
-
-def test_gene_mean_has_no_correlation(models: Models, target: ad.AnnData) -> None:
-    spahgc.tl.predict(models("gene_mean"), target)
-    spahgc.tl.evaluate(target)
-    assert target.var["spahgc_pearson"].isna().all()
-    assert target.var["spahgc_rmse"].notna().sum() == 12
 
 
 def test_slides_without_measured_expression_are_left_out(done: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
@@ -180,14 +156,16 @@ def test_other_units(
     shown = target.var["spahgc_depth_only"].mean()
     assert f"normalize='{normalize}'" in caplog.text
     assert f"{shown:.3f}" in caplog.text
+    target.X = target.X * 0
+    message = {"log10": "target.X is all zero", "none": "No slide of the target has measured expression"}[normalize]
+    with pytest.raises(ValueError, match=message):
+        spahgc.tl.evaluate(target)
 
 
 def test_depth_is_not_made_up_where_values_are_no_counts(reference: ad.AnnData, target: ad.AnnData) -> None:
     for table in (reference, target):
         values = np.log1p(table.X.toarray())
-        table.X = values - values.mean(
-            axis=0
-        )  # as after scaling: no depth can be told from it, and sums may be negative
+        table.X = values - values.mean(axis=0)  # as after scaling: no depth follows from it, sums may be negative
     spahgc.tl.predict(reference, target, method="ridge", panel=["G00", "G01"], normalize="none")
     spahgc.tl.evaluate(target)
     assert target.var.loc["G00", "spahgc_pearson"] > 0.5
@@ -212,11 +190,18 @@ def test_no_prediction(target: ad.AnnData) -> None:
         spahgc.tl.evaluate(target)
 
 
-def test_wrong_key_names_the_right_one(done: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="no prediction 'mine'.*Available predictions: 'spahgc'"):
-        spahgc.tl.evaluate(done, key="mine")
-    with pytest.raises(KeyError, match="no prediction 'image_toy'"):
-        spahgc.tl.evaluate(done, key="image_toy")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": "mine"}, "no prediction 'mine'.*Available predictions: 'spahgc'"),
+        ({"key": "image_toy"}, "no prediction 'image_toy'"),
+        ({"library_key": "slide"}, "target.obs has no column 'slide'.*Available: 'region'"),
+        ({"layer": "counts"}, "target.layers has no 'counts'.*Available: 'spahgc'"),
+    ],
+)
+def test_wrong_names(done: ad.AnnData, options: dict[str, str], message: str) -> None:
+    with pytest.raises(KeyError, match=message):
+        spahgc.tl.evaluate(done, **options)
 
 
 def test_prediction_without_its_parameters(done: ad.AnnData) -> None:
@@ -225,43 +210,18 @@ def test_prediction_without_its_parameters(done: ad.AnnData) -> None:
         spahgc.tl.evaluate(joined, library_key="region")
 
 
-def test_nothing_was_measured(models: Models, done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
-    without_x = done.copy()
-    without_x.X = None
-    zero = done.copy()
-    zero.X = done.X * 0
-    negative = done.copy()
-    negative.X = -done.X
+def test_nothing_was_measured(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
+    without_x, zero, negative = done.copy(), done.copy(), done.copy()
+    without_x.X, zero.X, negative.X = None, done.X * 0, -done.X
     no_genes = ad.AnnData(obs=done.obs, obsm=dict(done.obsm), uns=done.uns)
     for table, words in (
         (without_x, "target has no expression .X is None.*nothing to score"),
         (no_genes, "target has no expression .*nothing to score"),
         (zero, "target.X is all zero.*nothing to score"),
         (negative, "target.X has negative values.*layer=<layer with raw counts>"),
+        (done[35:37].copy(), "Slide 'T1' has 1 spot, but a score over spots needs at least two"),
     ):
         before = snapshot(table)
         with pytest.raises(ValueError, match=words):
             spahgc.tl.evaluate(table)
         assert snapshot(table) == before
-    with pytest.raises(KeyError, match="target.layers has no 'counts'.*Available: 'spahgc'"):
-        spahgc.tl.evaluate(done, layer="counts")
-
-
-def test_nothing_was_measured_in_free_units(reference: ad.AnnData, target: ad.AnnData) -> None:
-    spahgc.tl.predict(reference, target, method="ridge", panel=4, normalize="none")
-    target.X = target.X * 0
-    with pytest.raises(ValueError, match="No slide of the target has measured expression"):
-        spahgc.tl.evaluate(target)
-
-
-def test_a_slide_of_one_spot(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
-    part = done[35:37].copy()
-    before = snapshot(part)
-    with pytest.raises(ValueError, match="Slide 'T1' has 1 spot, but a score over spots needs at least two"):
-        spahgc.tl.evaluate(part)
-    assert snapshot(part) == before
-
-
-def test_slide_column_is_not_there(done: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="target.obs has no column 'slide'.*Available: 'region'"):
-        spahgc.tl.evaluate(done, library_key="slide")

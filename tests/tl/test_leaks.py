@@ -163,13 +163,8 @@ def test_register_and_use_by_name(reference: ad.AnnData, target: ad.AnnData, tmp
     assert target.uns["spahgc"]["params"]["method"] == "doubled"
     # It has got what it asked for, and the expression of the reference alone.
     assert all(slide.cellularity is not None for slide in seen)
-    assert [(slide.name, slide.expression is None) for slide in seen[:5]] == [
-        ("A1", False),
-        ("A2", False),
-        ("B1", False),
-        ("T1", True),
-        ("T2", True),
-    ]
+    assert [slide.name for slide in seen[:5]] == ["A1", "A2", "B1", "T1", "T2"]
+    assert [slide.expression is None for slide in seen[:5]] == [False] * 3 + [True] * 2
     with pytest.raises(ValueError, match="No method 'doubled'. Available: .*'ridge'"):
         spahgc.tl.predict(reference, target, method="doubled", panel=5)
 
@@ -177,30 +172,18 @@ def test_register_and_use_by_name(reference: ad.AnnData, target: ad.AnnData, tmp
 # The stain density.
 
 
-def test_stain_density_travels_with_the_model(models: Models, target: ad.AnnData, tmp_path: Path) -> None:
-    model = models("cellularity")
-    assert all(slide.cellularity is not None for slide in model.reference)
-    model.save(tmp_path / "model")
-    loaded = spahgc.tl.Model.load(tmp_path / "model")
-    for mine, theirs in zip(loaded.reference, model.reference, strict=True):
-        np.testing.assert_array_equal(mine.cellularity, theirs.cellularity)
-    assert loaded.fingerprint == model.fingerprint
-
-
 @pytest.mark.parametrize("side", ["reference", "target"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_stain_density_is_finite(reference: ad.AnnData, target: ad.AnnData, side: str, value: float) -> None:
     table = {"reference": reference, "target": target}[side]
-    density = table.obs["cellularity"].to_numpy().copy()
-    density[3] = value
-    table.obs["cellularity"] = density
+    table.obs.iloc[3, table.obs.columns.get_loc("cellularity")] = value
     with pytest.raises(ValueError, match=rf"{side}.obs\['cellularity'\] has NaN or infinite values in 1 of .*e.g. '"):
         spahgc.tl.predict(reference, target, method="cellularity", panel=5)
 
 
-@pytest.mark.parametrize("words", [["high", "low"], [True, False]])
-def test_a_column_that_holds_no_numbers_is_none(reference: ad.AnnData, target: ad.AnnData, words: list[Any]) -> None:
-    target.obs["cellularity"] = np.resize(words, target.n_obs)
-    spahgc.tl.predict(reference, target, method="ridge", panel=5)
-    with pytest.raises(ValueError, match="'cellularity' requires cellularity, but slide 'T1' has only embedding"):
-        spahgc.tl.predict(reference, target, method="cellularity", panel=5)
+def test_a_column_that_holds_no_numbers_is_none(reference: ad.AnnData, target: ad.AnnData) -> None:
+    for words in (["high", "low"], [True, False]):
+        target.obs["cellularity"] = np.resize(words, target.n_obs)
+        spahgc.tl.predict(reference, target, method="ridge", panel=5)
+        with pytest.raises(ValueError, match="'cellularity' requires cellularity, but slide 'T1' has only embedding"):
+            spahgc.tl.predict(reference, target, method="cellularity", panel=5)

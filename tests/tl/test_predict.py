@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -13,8 +14,9 @@ import pytest
 import scipy.sparse as sp
 
 import spahgc
+from spahgc._tables._cohorts import target_slides
 
-from .conftest import Models
+from .conftest import VARIANTS, Models
 
 
 def predicted(model: Any, adata: ad.AnnData, **kwargs: Any) -> tuple[pd.DataFrame, pd.Series]:
@@ -33,34 +35,30 @@ def same(a: tuple[pd.DataFrame, pd.Series], b: tuple[pd.DataFrame, pd.Series]) -
 
 def test_expression_of_the_target_is_never_read(models: Models, variant: str, target: ad.AnnData) -> None:
     model, expected = models(variant), predicted(models(variant), target)
-    noise = target.copy()
-    noise.X = np.random.default_rng(1).lognormal(3, 2, target.shape)
-    negative = target.copy()
-    negative.X = -target.X
-    without_x = target.copy()
-    without_x.X = None
-    not_finite = target.copy()
-    not_finite.X = np.full(target.shape, np.nan)
+    noise = np.random.default_rng(1).lognormal(3, 2, target.shape)
+    for values in (noise, -target.X, None, np.full(target.shape, np.nan)):
+        table = target.copy()
+        table.X = values
+        assert same(predicted(model, table), expected)
     without_genes = target[:, []].copy()
     without_genes.X = None
-    for table in (noise, negative, without_x, not_finite, without_genes):
-        assert same(predicted(model, table), expected)
+    assert same(predicted(model, without_genes), expected)
     # Sharp: another embedding, position and stain do change it (but not the mean of each gene).
     shifted = target.copy()
     for name in ("image_toy", "spatial"):
         shifted.obsm[name] = shifted.obsm[name][::-1].copy()
     shifted.obs["cellularity"] = shifted.obs["cellularity"].to_numpy()[::-1]
-    assert same(predicted(model, shifted), expected) is False
+    found = predicted(model, shifted)
+    assert not same(found, expected)
     if model.method.needs:
-        assert not predicted(model, shifted)[0].equals(expected[0])
+        assert not found[0].equals(expected[0])
 
 
 def test_expression_of_the_target_plays_no_part_in_training(reference: ad.AnnData, target: ad.AnnData) -> None:
     noise = target[:, ::-1].copy()
     noise.X = np.random.default_rng(1).poisson(3, target.shape)
-    kwargs = {"method": "spahgc", "panel": 8, "method_params": {"network": {"epochs": 2, "hidden": 16}, "n_seeds": 1}}
-    a = spahgc.tl.predict(reference, target, copy=True, **kwargs)
-    b = spahgc.tl.predict(reference, noise, copy=True, **kwargs)
+    options = {"panel": 8, "copy": True, **VARIANTS["spahgc"]}
+    a, b = (spahgc.tl.predict(reference, table, **options) for table in (target, noise))
     assert a.uns["spahgc"]["model"] == b.uns["spahgc"]["model"]
     assert same((a.obsm["spahgc"], a.obs["spahgc_support"]), (b.obsm["spahgc"], b.obs["spahgc_support"]))
 
@@ -84,6 +82,9 @@ def test_slides_are_predicted_one_by_one(models: Models, variant: str, target: a
     alone = predicted(model, target[target.obs["region"] == "T2"].copy())
     np.testing.assert_allclose(alone[0], together[0].loc[alone[0].index], rtol=0, atol=1e-5)
     np.testing.assert_allclose(alone[1], together[1][alone[0].index], rtol=0, atol=1e-5)
+    spot, support = predicted(model, target[:1].copy())
+    assert np.isfinite(spot.to_numpy()).all()
+    assert 0 < support.iloc[0] <= 1
 
 
 def test_panel_and_scales_come_from_the_reference_alone(reference: ad.AnnData, target: ad.AnnData) -> None:
@@ -97,23 +98,10 @@ def test_panel_and_scales_come_from_the_reference_alone(reference: ad.AnnData, t
 
 def test_one_seed_gives_one_prediction(reference: ad.AnnData, target: ad.AnnData) -> None:
     kwargs = {"panel": 6, "method_params": {"network": {"epochs": 2, "hidden": 16}, "n_seeds": 1, "preset": "paper"}}
-    a, b, c, d = (
-        predicted(reference, target, rng=rng, **kwargs)[0]
-        for rng in (3, 3, 4, np.random.default_rng(np.random.SeedSequence(0)))
-    )
-    assert a.equals(b)
-    assert not a.equals(c)
-    assert not a.equals(d)
-    assert a.equals(predicted(spahgc.tl.train(reference, rng=3, **kwargs), target)[0])
-
-
-def test_a_method_learns_what_is_planted(reference: ad.AnnData, target: ad.AnnData) -> None:
-    """Planted genes are predicted and the others not; the mean of each gene knows nothing."""
-    out = spahgc.tl.predict(reference, target, method="ridge", panel=list(reference.var_names), copy=True)
-    spahgc.tl.evaluate(out)
-    scores = out.var["spahgc_pearson"]
-    assert scores[:12].mean() > 0.6
-    assert abs(scores[12:].mean()) < 0.2
+    first = predicted(reference, target, rng=3, **kwargs)[0]
+    for rng in (4, np.random.default_rng(np.random.SeedSequence(0))):
+        assert not first.equals(predicted(reference, target, rng=rng, **kwargs)[0])
+    assert first.equals(predicted(spahgc.tl.train(reference, rng=3, **kwargs), target)[0])
 
 
 # What is written.
@@ -124,18 +112,11 @@ def test_slots(models: Models, target: ad.AnnData, snapshot: Callable[[Any], Any
     model = models("ridge")
     assert spahgc.tl.predict(model, target) is None
     table = target.obsm["spahgc"]
-    assert isinstance(table, pd.DataFrame)
     assert table.index.equals(target.obs_names)
     assert tuple(table.columns) == model.genes
-    assert set(table.dtypes) == {np.dtype(np.float32)}
+    assert set(table.dtypes) == {target.layers["spahgc"].dtype} == {np.dtype(np.float32)}
     assert np.isfinite(table.to_numpy()).all()
-    layer = target.layers["spahgc"]
-    assert layer.dtype == np.float32
-    for i, gene in enumerate(target.var_names):
-        if gene in model.genes:
-            np.testing.assert_array_equal(layer[:, i], table[gene])
-        else:
-            assert np.isnan(layer[:, i]).all()
+    np.testing.assert_array_equal(target.layers["spahgc"], table.reindex(columns=target.var_names))
     support = target.obs["spahgc_support"]
     assert support.dtype == np.float32
     assert support.between(0, 1).all()
@@ -160,19 +141,12 @@ def test_copy_leaves_both_tables_alone(
     reference: ad.AnnData, target: ad.AnnData, snapshot: Callable[[Any], Any]
 ) -> None:
     before = snapshot(reference), snapshot(target)
-    out = spahgc.tl.predict(reference, target, panel=5, method="ridge", copy=True)
-    assert (snapshot(reference), snapshot(target)) == before
+    out = spahgc.tl.predict(reference, target, panel=5, method="knn", copy=True)
     assert "spahgc" in out.obsm
     out.obsm["spatial"][:] = 0
-    assert snapshot(target) == before[1]
-
-
-def test_the_reference_is_never_changed(
-    reference: ad.AnnData, target: ad.AnnData, snapshot: Callable[[Any], Any]
-) -> None:
-    before = snapshot(reference)
+    assert (snapshot(reference), snapshot(target)) == before
     spahgc.tl.predict(reference, target, panel=5, method="knn")
-    assert snapshot(reference) == before
+    assert snapshot(reference) == before[0]
 
 
 def test_a_slide_with_he_only(models: Models, target: ad.AnnData) -> None:
@@ -204,66 +178,60 @@ def test_several_predictions_side_by_side(models: Models, target: ad.AnnData) ->
     assert {"ridge_support", "knn_support"} <= set(target.obs)
     assert {"ridge_pearson", "knn_pearson"} <= set(target.var)
     assert "spahgc" not in target.obsm
+    # A new one replaces the old one and its scores.
+    spahgc.tl.predict(models("knn"), target, key_added="ridge")
+    assert target.obsm["ridge"].equals(target.obsm["knn"])
+    assert target.obs["ridge_support"].equals(target.obs["knn_support"])
+    assert "ridge_scores" not in target.uns
+    assert not [name for name in target.var if name.startswith("ridge_")]
 
 
-def test_a_new_prediction_replaces_the_old_one_and_its_scores(models: Models, target: ad.AnnData) -> None:
-    spahgc.tl.predict(models("ridge"), target)
-    spahgc.tl.evaluate(target)
-    assert "spahgc_pearson" in target.var
-    expected = predicted(models("knn"), target)
-    spahgc.tl.predict(models("knn"), target)
-    assert same((target.obsm["spahgc"], target.obs["spahgc_support"]), expected)
-    assert "spahgc_scores" not in target.uns
-    assert not [name for name in target.var if name.startswith("spahgc_")]
+@pytest.fixture
+def ridge(models: Models, reference: ad.AnnData, target: ad.AnnData) -> Callable[..., bool]:
+    """Whether ridge on reference and target, as they are now, predicts as it did on the tables as they were."""
+    expected = predicted(models("ridge"), target)
+
+    def unchanged(**options: Any) -> bool:
+        return same(predicted(reference, target, panel=12, method="ridge", **options), expected)
+
+    return unchanged
 
 
-def test_several_embeddings_side_by_side(reference: ad.AnnData, target: ad.AnnData) -> None:
-    expected = predicted(reference, target, panel=5, method="ridge")
+def test_several_embeddings_side_by_side(reference: ad.AnnData, target: ad.AnnData, ridge: Callable[..., bool]) -> None:
     reference.obsm["image_other"] = np.ones((reference.n_obs, 3))
     target.obsm["image_more"] = np.ones((target.n_obs, 4))
     target.obsm["image_most"] = np.ones((target.n_obs, 4))
-    assert same(predicted(reference, target, panel=5, method="ridge", use_rep="image_toy"), expected)
+    assert ridge(use_rep="image_toy")
     # What the reference settles needs not be said for the target.
     del reference.obsm["image_other"]
-    assert same(predicted(reference, target, panel=5, method="ridge"), expected)
+    assert ridge()
 
 
-def test_any_key_of_obsm_is_an_embedding(reference: ad.AnnData, target: ad.AnnData) -> None:
-    expected = predicted(reference, target, panel=5, method="ridge")
+def test_any_key_of_obsm_is_an_embedding(reference: ad.AnnData, target: ad.AnnData, ridge: Callable[..., bool]) -> None:
     for table in (reference, target):
         table.obsm["mine"] = pd.DataFrame(table.obsm.pop("image_toy").astype(np.float64), index=table.obs_names)
-    assert same(predicted(reference, target, panel=5, method="ridge", use_rep="mine"), expected)
+    assert ridge(use_rep="mine")
 
 
-def test_counts_in_a_layer(reference: ad.AnnData, target: ad.AnnData) -> None:
-    expected = predicted(reference, target, panel=5, method="ridge")
+def test_counts_in_a_layer(reference: ad.AnnData, ridge: Callable[..., bool]) -> None:
     reference.layers["counts"] = reference.X.toarray().astype(np.int16)
     reference.X = np.full(reference.shape, np.nan)
-    assert same(predicted(reference, target, panel=5, method="ridge", layer="counts"), expected)
+    assert ridge(layer="counts")
 
 
-@pytest.mark.parametrize("kind", [np.asarray, sp.csc_matrix, sp.csr_array, np.int64, np.uint8, np.float16])
-def test_any_kind_of_count_matrix(reference: ad.AnnData, target: ad.AnnData, kind: Any) -> None:
-    reference.X = reference.X.minimum(255).tocsr()
-    expected = predicted(reference, target, panel=5, method="ridge")
+@pytest.mark.parametrize("kind", [np.asarray, sp.csc_matrix, sp.csr_array, np.int64, np.uint16, np.float16])
+def test_any_kind_of_count_matrix(reference: ad.AnnData, ridge: Callable[..., bool], kind: Any) -> None:
     dense = reference.X.toarray()
     reference.X = dense.astype(kind) if isinstance(kind, type) and issubclass(kind, np.number) else kind(dense)
-    assert same(predicted(reference, target, panel=5, method="ridge"), expected)
+    assert ridge()
 
 
-def test_library_key(reference: ad.AnnData, target: ad.AnnData) -> None:
-    expected = predicted(reference, target, panel=5, method="ridge")
+def test_library_key(reference: ad.AnnData, target: ad.AnnData, ridge: Callable[..., bool]) -> None:
     for table in (reference, target):
         table.obs["sample"] = table.obs["region"].astype(str).to_numpy()
         table.obs["region"] = "one"
         del table.uns["spatialdata_attrs"]
-    assert same(predicted(reference, target, panel=5, method="ridge", library_key="sample"), expected)
-
-
-def test_single_spot_and_single_slide_targets(models: Models, variant: str, target: ad.AnnData) -> None:
-    spot = spahgc.tl.predict(models(variant), target[:1].copy(), copy=True)
-    assert np.isfinite(spot.obsm["spahgc"].to_numpy()).all()
-    assert 0 < spot.obs["spahgc_support"].iloc[0] <= 1
+    assert ridge(library_key="sample")
 
 
 def test_split_by_follows_the_patients(reference: ad.AnnData, target: ad.AnnData) -> None:
@@ -310,3 +278,41 @@ def test_the_layer_can_be_left_out(
     spahgc.tl.predict(reference, target, method="gene_mean", panel=4, write_layer=False)
     assert "spahgc" not in target.layers
     assert target.obsm["spahgc"].shape == (target.n_obs, 4)
+
+
+# Progress.
+
+
+def test_one_bar_for_all_slides_and_parts(
+    models: Models, target: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    spahgc.tl.predict(models("ridge"), target, progress=True)
+    assert not capsys.readouterr().err  # it is too quick
+    monkeypatch.setattr("spahgc._run.DELAY", 0.0)
+    spahgc.tl.predict(models("spahgc"), target, progress=True, store=tmp_path / "pred.zarr")
+    shown = capsys.readouterr().err
+    assert "Predicting T1" in shown
+    assert "Predicting T2" in shown
+    assert shown.strip().splitlines()[-1].split("\r")[-1].startswith("Predicting T2: 100%")
+    assert "72/72" in shown
+    alone = target[target.obs["region"] == "T2"].copy()
+    spahgc.tl.predict(models("spahgc"), alone, progress=True)
+    assert "Predicting: 100%" in capsys.readouterr().err
+    spahgc.settings.progress = True
+    spahgc.tl.predict(models("ridge"), alone)
+    assert "36/36" in capsys.readouterr().err
+    spahgc.tl.predict(models("ridge"), alone, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_progress_of_every_method(models: Models, variant: str, target: ad.AnnData) -> None:
+    """The shares that a slide's prediction tells sum to 1."""
+    model = models(variant)
+    slide = target_slides(target, model.recipe, library_key=None, patient_key="patient")[0].slide
+    shares: list[float] = []
+    out = np.full((len(slide), 12), np.nan, np.float32)
+    model._predict_into(slide, out, shares.append)
+    np.testing.assert_array_equal(out, model.predict([slide]).values)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import spatialdata as sd
 import squidpy as sq
 from sklearn.cluster import KMeans
 from spatialdata import SpatialData
@@ -22,17 +23,6 @@ import spahgc
 def _no_figures_left() -> Iterator[None]:
     yield
     plt.close("all")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These problems are too small to split: on a busy machine, waiting for a second thread costs 20 times the work."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +83,6 @@ def test_better_than_the_mean_of_each_gene(target: SpatialData, drawn: SpatialDa
         assert ours < 0.95 * mean
 
 
-def test_parameters_say_what_was_done(target: SpatialData) -> None:
-    params = target["table"].uns["spahgc"]["params"]
-    assert params["reference_slides"] == ["S1", "S2", "S3"]
-    assert params["target_slides"] == ["S4"]
-    assert params["shared_patients"] == ["P2"]
-    assert params["method"] == "spahgc"
-
-
 # squidpy.
 
 
@@ -112,9 +94,7 @@ def test_spatial_statistics(prediction: ad.AnnData) -> None:
     assert len(moran) == 48
     assert np.isfinite(moran).all()
     assert moran.max() > 0.2
-
-
-def test_spatial_scatter_with_defaults(prediction: ad.AnnData) -> None:
+    # Plots with their defaults.
     sq.pl.spatial_scatter(prediction, color="density-00")
     axes = plt.gcf().axes[0]
     assert axes.get_title() == "density-00"
@@ -145,13 +125,13 @@ def test_clustering_and_markers(prediction: ad.AnnData) -> None:
 # SpatialData and spatialdata-plot.
 
 
-def test_as_a_table_of_the_spatialdata(target: SpatialData, prediction: ad.AnnData, tmp_path: Any) -> None:
-    import spatialdata as sd
+def test_as_a_table_of_the_spatialdata_and_spatialdata_plot(
+    target: SpatialData, prediction: ad.AnnData, tmp_path: Any
+) -> None:
+    import spatialdata_plot  # noqa: F401
 
-    sdata = sd.SpatialData(
-        images=dict(target.images), shapes=dict(target.shapes), tables={"table": target["table"].copy()}
-    )
-    sdata["predicted"] = prediction
+    tables = {"table": target["table"].copy(), "predicted": prediction}
+    sdata = sd.SpatialData(images=dict(target.images), shapes=dict(target.shapes), tables=tables)
     elements, table = sd.join_spatialelement_table(sdata=sdata, spatial_element_names="S4", table_name="predicted")
     assert len(elements["S4"]) == table.n_obs == 60
     values = sd.get_values("density-00", element_name="S4", sdata=sdata, table_name="predicted")
@@ -163,12 +143,6 @@ def test_as_a_table_of_the_spatialdata(target: SpatialData, prediction: ad.AnnDa
     np.testing.assert_array_equal(read["predicted"].X, prediction.X)
     spahgc.tl.evaluate(read["table"])
     np.testing.assert_allclose(read["table"].var["spahgc_pearson"], target["table"].var["spahgc_pearson"], rtol=1e-12)
-
-
-def test_spatialdata_plot(target: SpatialData, prediction: ad.AnnData) -> None:
-    import spatialdata_plot  # noqa: F401
-
-    sdata = SpatialData(images=dict(target.images), shapes=dict(target.shapes), tables={"predicted": prediction})
     figure, axes = plt.subplots()
     sdata.pl.render_images("S4_image").pl.render_shapes("S4", color="density-00", table_name="predicted").pl.show(
         coordinate_systems="S4", ax=axes
