@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -62,14 +61,6 @@ def x(make: Callable[[np.ndarray], Any]) -> Change:
     return change
 
 
-def several_embeddings(table: ad.AnnData) -> None:
-    table.obsm["image_uni"] = np.ones((table.n_obs, 4))
-
-
-def no_link(table: ad.AnnData) -> None:
-    del table.uns["spatialdata_attrs"]
-
-
 def missing_value(column: str) -> Change:
     def change(table: ad.AnnData) -> None:
         table.obs[column] = table.obs[column].astype(object)
@@ -80,6 +71,10 @@ def missing_value(column: str) -> Change:
 
 def empty_slide_among_others(table: ad.AnnData) -> None:
     table.X = sp.diags_array((table.obs["region"] != "A2").to_numpy().astype(np.float32)) @ table.X
+
+
+def no_link(table: ad.AnnData) -> None:
+    del table.uns["spatialdata_attrs"]
 
 
 def two_patients(table: ad.AnnData) -> None:
@@ -133,7 +128,9 @@ BOTH = {
         lambda t: setattr(t, "var_names", ["G01", *t.var_names[1:]]),
     ),
     "slides not named": Case(
-        "{what} does not say which slide.*library_key.*available: 'region'", no_link, error=KeyError
+        "{what} does not say which slide.*library_key.*available: 'region'",
+        no_link,
+        error=KeyError,
     ),
     "slide missing for some spots": Case(
         r"{what}.obs\['region'\] \(library_key\) is missing for 3 spots", missing_value("region")
@@ -147,7 +144,7 @@ BOTH = {
 REFERENCE = {
     "several embeddings": Case(
         "reference.obsm has several embeddings: 'image_toy', 'image_uni'. Pass use_rep",
-        several_embeddings,
+        lambda t: t.obsm.update(image_uni=np.ones((t.n_obs, 4))),
         error=KeyError,
     ),
     "embedding that does not vary": Case(
@@ -182,7 +179,8 @@ REFERENCE = {
     ),
     "patient missing": Case("patient.*missing for 3 spots", missing_value("patient")),
     "two patients on a slide": Case(
-        r"Slide 'A1' of the reference has several patients in obs\['patient'\]: 'A', 'B'", two_patients
+        r"Slide 'A1' of the reference has several patients in obs\['patient'\]: 'A', 'B'",
+        two_patients,
     ),
     "genes that are not there": Case(
         "2 of 3 requested genes are not in reference.var_names: 'ERBB2', 'ESR1'.*24 genes such as 'G00'",
@@ -340,7 +338,7 @@ def test_spatialdata_instead_of_its_table(reference: ad.AnnData, target: ad.AnnD
     ):
         with pytest.raises(TypeError, match=rf"{argument}.* table: sdata\['table'\]"):
             call()
-    for other in ("model/", pd.DataFrame(), None, SimpleNamespace()):
+    for other in ("model/", pd.DataFrame(), None, object()):
         with pytest.raises(TypeError, match="`reference` must be an AnnData or a Model, got "):
             spahgc.tl.predict(other, target)
 

@@ -80,8 +80,8 @@ def test_what_is_written(done: ad.AnnData, snapshot: Callable[[Any], Any]) -> No
 def test_order_of_rows_and_genes_does_not_matter(done: ad.AnnData) -> None:
     rng = np.random.default_rng(0)
     shuffled = done[rng.permutation(done.n_obs), rng.permutation(done.n_vars)].copy()
-    spahgc.tl.evaluate(done)
-    spahgc.tl.evaluate(shuffled)
+    for table in (done, shuffled):
+        spahgc.tl.evaluate(table)
     columns = [f"spahgc_{metric}" for metric in _keys.METRICS]
     pd.testing.assert_frame_equal(shuffled.var.loc[done.var_names, columns], done.var[columns], atol=1e-9)
     # Genes that were not measured are left out.
@@ -129,8 +129,8 @@ def test_patient_that_is_not_known(done: ad.AnnData) -> None:
 
 
 def test_slides_by_the_key_of_the_prediction(models: Models, reference: ad.AnnData, target: ad.AnnData) -> None:
-    target.obs["sample"] = target.obs["region"].astype(str).to_numpy()
-    reference.obs["sample"] = reference.obs["region"].astype(str).to_numpy()
+    for table in (reference, target):
+        table.obs["sample"] = table.obs["region"].astype(str).to_numpy()
     target.obs["region"] = "one"
     spahgc.tl.predict(reference, target, method="ridge", panel=4, library_key="sample")
     spahgc.tl.evaluate(target)
@@ -174,8 +174,7 @@ def test_depth_is_not_made_up_where_values_are_no_counts(reference: ad.AnnData, 
 
 
 def test_counts_in_a_layer(done: ad.AnnData) -> None:
-    expected = done.copy()
-    spahgc.tl.evaluate(expected)
+    expected = spahgc.tl.evaluate(done, copy=True)
     done.layers["counts"] = done.X.copy()
     done.X = None
     spahgc.tl.evaluate(done, layer="counts")
