@@ -16,7 +16,7 @@ import torch
 import spahgc
 from spahgc._slides import Cohort, Rows, Slide, Stack, expression_of, standardize
 from spahgc._tables._cohorts import target_slides
-from spahgc.nn import GraphTensors, cosine_topk
+from spahgc.nn import cosine_topk
 from spahgc.tl import Model, _model_folder
 from spahgc.tl._model_folder import Bank, write_arrays
 
@@ -94,8 +94,11 @@ def test_what_a_method_gets(models: Models, slide: Slide, tmp_path: Path) -> Non
     """Rows to read when it predicts, or arrays where it says nothing of rows."""
     for variant, kind in (("spahgc", Rows), ("egn", np.ndarray)):
         loaded = there_and_back(models(variant), tmp_path / variant)
-        cohort = loaded.method._part.nodes["context"] if variant == "spahgc" else loaded.method._cohort
-        assert all(isinstance(one.embedding, kind) for one in cohort)
+        if variant == "spahgc":
+            embeddings = loaded.method._references["context"].slides
+        else:
+            embeddings = [one.embedding for one in loaded.method._cohort]
+        assert all(isinstance(embedding, kind) for embedding in embeddings)
         assert not any(one.embedding.flags.writeable for one in loaded.reference)
 
 
@@ -228,17 +231,14 @@ def test_means_of_neighbours_in_half_precision(models: Models, slide: Slide, tmp
 def test_networks_in_half_precision(models: Models, slide: Slide, tmp_path: Path) -> None:
     """Where the graph is the same, a prediction moves by no more than its derivatives allow for numbers off by U."""
     full, half = models("spahgc"), there_and_back(models("spahgc"), tmp_path / "model", half=True)
-    own = standardize(slide)
-    device = torch.device("cpu")
-    graph, graph_half = (model.method._part.graph(own, "context", device) for model in (full, half))
+    graph, graph_half = (model.method._graph(standardize(slide), "context") for model in (full, half))
     np.testing.assert_array_equal(graph.references, graph_half.references)
-    assert torch.equal(graph.close, graph_half.close)
+    np.testing.assert_array_equal(graph.close, graph_half.close)
     assert 0 < ((graph_half.joint - graph.joint).abs() - graph.joint.abs() * U).max() <= 2e-6
-    (network,), features = full.method._networks, torch.from_numpy(graph.features[: len(own)])
-    near, references = (torch.from_numpy(table.astype(np.int64)) for table in (graph.near, graph.references))
+    (network,), tensors = full.method._networks, graph.tensors()
 
     def of_network(joint: torch.Tensor) -> torch.Tensor:
-        return network(GraphTensors.of(features, joint, near=near, close=graph.close, references=references))[:SOME]
+        return network(tensors._replace(reference=joint))[:SOME]
 
     joint, joint_half = graph.joint, graph_half.joint
     slopes = torch.autograd.functional.jacobian(of_network, joint)
@@ -248,9 +248,9 @@ def test_networks_in_half_precision(models: Models, slide: Slide, tmp_path: Path
     assert (off <= limit).all()
     assert off.max() > max(0.01 * limit.max(), 6e-6)
     assert limit.max() < 0.01 * of_network(joint).std()
-    part, share = full.method._part, (1 - full.method._preset.kernel) / (1 + len(full.method._part.linear))
+    share = (1 - full.method._preset.kernel) / (1 + len(full.method._linear))
     whole = np.abs(predicted(full, slide)[0] - predicted(half, slide)[0])[:SOME]
-    assert (whole <= share * part.std * limit.numpy() + 1e-5).all()
+    assert (whole <= share * full.method._std * limit.numpy() + 1e-5).all()
 
 
 @pytest.mark.parametrize("half", [False, True])
