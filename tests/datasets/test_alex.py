@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spahgc.datasets import _alex, alex
+from spahgc.datasets import _visium, alex
 
 from ..refusals import refused
 
@@ -93,7 +93,7 @@ def test_refusals(zenodo: Path, slides: dict[str, VisiumSlide], tmp_path: Path) 
         alex(zenodo, slides=["CID1"])
     refused(ValueError, r"`images` has unknown slides 'CID1'", alex, zenodo, images={"CID1": "x.tif"})
     refused(FileNotFoundError, r"No slides of alex in .*alex\(path=\.\.\.\)", alex, tmp_path)
-    with pytest.raises(FileNotFoundError, match="`images` names files that do not exist: 'missing.tif'"):
+    with pytest.raises(FileNotFoundError, match=r"'CID4290' of alex is incomplete: no missing\.tif"):
         alex(zenodo, slides=["CID4290"], images={"CID4290": "missing.tif"})
     features = zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix" / "features.tsv.gz"
     features.write_text("ERBB2\n")
@@ -119,18 +119,19 @@ def test_download(
 ) -> None:
     (tmp_path / "web").mkdir()
     sums = {}
-    for archive in _alex.ARCHIVES:
+    for archive in _visium.ALEX_ARCHIVES:
         path = tmp_path / "web" / archive
         with tarfile.open(path, "w:gz") as tar:
             tar.add(zenodo / archive.removesuffix(".tar.gz"), archive.removesuffix(".tar.gz"))
         sums[archive] = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
     server = serve(tmp_path / "web")
+    monkeypatch.setattr(_visium, "ALEX_URL", server.url)
     with pytest.raises(
         ValueError, match=r"filtered_count_matrices.*is not the file that spahgc knows \(expected md5:ea12"
     ):
-        alex(slides=["CID4290"], base_url=server.url)
-    monkeypatch.setattr(_alex, "ARCHIVES", sums)
-    assert alex(slides=["CID4290"], base_url=server.url)["table"].n_obs == 81
+        alex(slides=["CID4290"])
+    monkeypatch.setattr(_visium, "ALEX_ARCHIVES", sums)
+    assert alex(slides=["CID4290"])["table"].n_obs == 81
     assert len(server.asked) == 4
     assert not list((home / "alex").glob("*.tar.gz"))
     assert alex()["table"].n_obs == 162

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 import spahgc
-from spahgc.datasets import _cscc, cscc
+from spahgc.datasets import _st, cscc
 
 from ..refusals import refused
 
@@ -71,10 +71,10 @@ def geo(tmp_path: Path) -> dict[str, pd.DataFrame]:
 
 
 def test_accessions() -> None:
-    assert len(_cscc.ACCESSIONS) == 12
-    assert _cscc.ACCESSIONS["P2_ST_rep1"] == "GSM4284316"
-    assert _cscc.ACCESSIONS["P9_ST_rep2"] == "GSM4284323"
-    assert _cscc.ACCESSIONS["P10_ST_rep3"] == "GSM4284327"
+    assert len(_st.CSCC_ACCESSIONS) == 12
+    assert _st.CSCC_ACCESSIONS["P2_ST_rep1"] == "GSM4284316"
+    assert _st.CSCC_ACCESSIONS["P9_ST_rep2"] == "GSM4284323"
+    assert _st.CSCC_ACCESSIONS["P10_ST_rep3"] == "GSM4284327"
 
 
 def test_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,9 +103,6 @@ def test_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pyte
 def test_one_slide_and_the_inner_folder(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     sdata = cscc(str(tmp_path / "geo" / "GSE144240_RAW"), slides=["P10_ST_rep3"])
     assert sdata["table"].obs["region"].cat.categories.tolist() == ["P10_ST_rep3"]
-    other = cscc(tmp_path / "geo", slides=["P10_ST_rep3"], pitch_um=200)
-    factors = other["table"].uns["spatial"]["P10_ST_rep3"]["scalefactors"]
-    assert factors["microns_per_pixel"] == pytest.approx(MPP * 200 / 150)
 
 
 def test_embed_and_predict(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
@@ -143,17 +140,24 @@ def test_refusals(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     refused(ValueError, r"rep1\.jpg\.gz\) is damaged or truncated", cscc, folder, slides=["P2_ST_rep1"])
 
 
-def test_download(geo: dict[str, pd.DataFrame], home: Path, serve: Callable[[Path], Server], tmp_path: Path) -> None:
+def test_download(
+    geo: dict[str, pd.DataFrame],
+    home: Path,
+    serve: Callable[[Path], Server],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for file in (tmp_path / "geo").rglob("GSM4284316*"):
         place = tmp_path / "web" / "GSM4284nnn" / "GSM4284316" / "suppl" / file.name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(file.read_bytes())
     server = serve(tmp_path / "web")
-    sdata = cscc(slides=["P2_ST_rep1"], base_url=server.url)
+    monkeypatch.setattr(_st, "CSCC_URL", server.url)
+    sdata = cscc(slides=["P2_ST_rep1"])
     np.testing.assert_array_equal(sdata["table"].to_df(), geo["P2_ST_rep1"])
     assert len(server.asked) == 3
     assert len((home / "cscc" / "checksums.txt").read_text().splitlines()) == 3
     cscc()
     assert len(server.asked) == 3
     with pytest.raises(ConnectionError, match=r"GSM4284319_P5_ST_rep1_stdata\.tsv\.gz.*download GSE144240_RAW\.tar"):
-        cscc(slides=["P5_ST_rep1"], base_url=server.url)
+        cscc(slides=["P5_ST_rep1"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from spahgc import settings
 from spahgc.datasets._fetch import CHUNK, RECORD, fetch, unpack
 
 from ..refusals import refused
@@ -138,8 +139,11 @@ def test_not_found_and_no_network(server: Server, tmp_path: Path) -> None:
     assert visible(tmp_path / "home") == hidden(tmp_path / "home") == []
 
 
-def test_progress(get: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    get(progress=True)
+def test_progress(
+    get: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "progress", True)
+    get()
     told = capsys.readouterr().err
     assert "a.bin" in told
     assert "3.00M/3.00M" in told

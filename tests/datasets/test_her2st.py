@@ -16,7 +16,7 @@ import spatialdata as sd
 from PIL import Image
 
 from spahgc import settings
-from spahgc.datasets import _her2st, her2st
+from spahgc.datasets import _st, her2st
 
 from ..refusals import refused
 
@@ -57,8 +57,10 @@ def server(repository: Path, serve: Callable[[Path], Server], monkeypatch: pytes
         file.relative_to(repository).as_posix(): f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
         for file in files
     }
-    monkeypatch.setattr(_her2st, "_registry", lambda: registry)
-    return serve(repository)
+    monkeypatch.setattr(_st, "her2st_registry", lambda: registry)
+    server = serve(repository)
+    monkeypatch.setattr(_st, "HER2ST_URL", server.url)
+    return server
 
 
 def files_in(folder: Path) -> list[str]:
@@ -96,7 +98,12 @@ def test_slides_of_a_local_folder(repository: Path) -> None:
         her2st(data, slides=["B3", "C9"])
     refused(TypeError, "`slides` must be a sequence of strings or None, got 'A1'", her2st, data, slides="A1")
     refused(ValueError, "`slides` is empty", her2st, data, slides=[])
-    refused(FileNotFoundError, "No slides of her2st in .*Expected files: data/ST-cnts", her2st, repository / "nowhere")
+    refused(
+        FileNotFoundError,
+        "No slides of her2st in .*Expected files: .*ST-cnts/B",
+        her2st,
+        repository / "nowhere",
+    )
 
 
 def test_incomplete_local_folder(repository: Path) -> None:
@@ -115,21 +122,25 @@ def test_incomplete_local_folder(repository: Path) -> None:
 
 
 def test_download(server: Server, home: Path) -> None:
-    assert her2st(slides=["B3"], base_url=server.url)["table"].shape == (6, 4)
+    assert her2st(slides=["B3"])["table"].shape == (6, 4)
     assert files_in(home / "her2st" / "data") == ["B3.tsv.gz", "B3_HE.jpg", "B3_selection.tsv"]
     assert len(server.asked) == 3
     # what is there is not asked for again; what is not there comes in
-    her2st(slides=["B3"], base_url=server.url)
+    her2st(slides=["B3"])
     assert len(server.asked) == 3
-    assert her2st(slides=["B2", "B3"], base_url=server.url)["table"].n_obs == 12
+    assert her2st(slides=["B2", "B3"])["table"].n_obs == 12
     assert len(server.asked) == 6
     # no slides named: those that are there
     assert her2st()["table"].n_obs == 12
 
 
+def test_download_takes_all_known_slides(server: Server, home: Path) -> None:
+    assert her2st()["table"].obs["region"].cat.categories.tolist() == ["B2", "B3"]
+
+
 def test_slide_without_checksum_is_not_downloaded(server: Server, home: Path) -> None:
     with pytest.raises(ValueError, match=r"No slide 'A1' in .*to download: 'B2', 'B3'\. Otherwise run `git clone"):
-        her2st(slides=["A1"], base_url=server.url)
+        her2st(slides=["A1"])
     assert server.asked == []
 
 
@@ -138,20 +149,20 @@ def test_wrong_checksum(server: Server, home: Path, repository: Path) -> None:
     with pytest.raises(
         ValueError, match=r"B2_selection\.tsv is not the file that spahgc knows \(expected sha256:.*nothing was kept"
     ):
-        her2st(slides=["B2"], base_url=server.url)
+        her2st(slides=["B2"])
     assert "B2_selection.tsv" not in files_in(home / "her2st" / "data")
     assert set(files_in(home / "her2st" / "data")) <= {"B2.tsv.gz", "B2_HE.jpg"}
 
 
 def test_registry_holds_three_files_a_slide() -> None:
-    registry = _her2st._registry()
+    registry = _st.her2st_registry()
     assert sorted(Path(file).name[:2] for file in registry if "cnts" in file) == ["B4", "C2", "C3", "C4", "C5"]
     assert len(registry) == 15
     assert all(len(checksum) == len("sha256:") + 64 for checksum in registry.values())
 
 
 def test_registry_is_that_of_the_real_files(data_dir: Path) -> None:
-    for file, checksum in _her2st._registry().items():
+    for file, checksum in _st.her2st_registry().items():
         digest = hashlib.sha256((data_dir / "her2st" / file).read_bytes()).hexdigest()
         assert f"sha256:{digest}" == checksum, file
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import spahgc
-from spahgc.datasets import _visium_bc, visium_bc
+from spahgc.datasets import _visium, visium_bc
 
 from ..refusals import refused
 
@@ -26,7 +26,7 @@ def slides(visium_slide: type[VisiumSlide], tmp_path: Path) -> dict[str, VisiumS
     """The three sections, in ``tmp_path / "10x"``; the last one renamed, without prefixes and with a header."""
     slides = {"block1": visium_slide(0), "block2": visium_slide(1), "FFPE": visium_slide(2, genes=PROBES)}
     for name, slide in slides.items():
-        full = _visium_bc.SLIDES[name][0]
+        full = _visium.TENX_SLIDES[name][0]
         folder = tmp_path / "10x" / ("FFPE" if name == "FFPE" else full)
         prefix = "" if name == "FFPE" else f"{full}_"
         slide.write_spatial(folder / "spatial", header=name == "FFPE")
@@ -83,8 +83,14 @@ def test_refusals(slides: dict[str, VisiumSlide], tmp_path: Path) -> None:
         visium_bc(tmp_path / "10x", slides=["block1"])
 
 
-def test_download(slides: dict[str, VisiumSlide], home: Path, serve: Callable[[Path], Server], tmp_path: Path) -> None:
-    section = _visium_bc.SLIDES["block1"][0]
+def test_download(
+    slides: dict[str, VisiumSlide],
+    home: Path,
+    serve: Callable[[Path], Server],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    section = _visium.TENX_SLIDES["block1"][0]
     source, place = tmp_path / "10x" / section, tmp_path / "web" / "1.1.0" / section
     place.mkdir(parents=True)
     for file in source.glob(f"{section}_*"):
@@ -92,11 +98,12 @@ def test_download(slides: dict[str, VisiumSlide], home: Path, serve: Callable[[P
     with tarfile.open(place / f"{section}_spatial.tar.gz", "w:gz") as tar:
         tar.add(source / "spatial", "spatial")
     server = serve(tmp_path / "web")
+    monkeypatch.setattr(_visium, "TENX_URL", server.url)
     server.cut = "_image.tif"
     with pytest.raises(ConnectionError, match=r"_image\.tif.*next call resumes.*visium_bc\(path=\.\.\.\)"):
-        visium_bc(slides=["block1"], base_url=server.url)
+        visium_bc(slides=["block1"])
     server.cut, before = "", len(server.asked)
-    table = visium_bc(slides=["block1"], base_url=server.url)["table"]
+    table = visium_bc(slides=["block1"])["table"]
     # counts and positions are there already; of the image the rest comes
     assert len(server.asked) == before + 1
     np.testing.assert_array_equal(table.to_df(), slides["block1"].counts)

@@ -22,7 +22,7 @@ from spatialdata.transformations import get_transformation
 
 from spahgc.io import read_wsi
 from spahgc.io._image import on_white
-from spahgc.io._wsi import _handle
+from spahgc.io._wsi import _opened
 
 from ..refusals import refused
 from ..slide_files import ome_tiff, pyramid_tiff, reduced, scene
@@ -153,9 +153,9 @@ def test_threads_and_processes_open_the_file_for_themselves(folder: Path, backen
 
 
 def _block(array: Any) -> tuple[np.ndarray, bool]:
-    before = _handle.cache_info()
+    before = _opened.cache_info()
     block = array.blocks[0, 0, 0].compute(scheduler="synchronous")
-    return block, before.currsize > 0 and _handle.cache_info().misses == before.misses + 1
+    return block, before.currsize > 0 and _opened.cache_info().misses == before.misses + 1
 
 
 @pytest.mark.parametrize("name", ["pyramid.tif", "plain.tif", "strips.tif"])
@@ -193,6 +193,7 @@ def test_scale_of_the_file(tmp_path: Path, folder: Path, caplog: pytest.LogCaptu
     assert scale(tmp_path / "s.tif", microns_per_pixel=0.3) == 0.3
     assert scale(ome_tiff(tmp_path / "s.ome.tif", small, size=345, unit="nm")) == pytest.approx(0.345)
     assert caplog.records == []
+    caplog.set_level(logging.INFO, "spahgc")
     # a unit that is no length, the resolution of a printer, none
     assert scale(ome_tiff(tmp_path / "s.ome.tif", small, size=1, unit="pixel")) is None
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=25400 / 300)) is None
@@ -200,9 +201,8 @@ def test_scale_of_the_file(tmp_path: Path, folder: Path, caplog: pytest.LogCaptu
     assert scale(tmp_path / "s.tif", backend="tiffslide") is None
     assert "84.67 x 84.67 um per pixel; an H&E image has between 0.05 and 20" in caplog.text
     assert "resolution of a printer or screen, and is ignored" in caplog.text
-    caplog.clear()
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=None)) is None
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert caplog.records[-1].levelno == logging.WARNING
     assert "s.tif does not state the micrometers per pixel. Pass `microns_per_pixel`" in caplog.text
 
 
@@ -224,7 +224,7 @@ def test_scanner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
     # the objective does not give the size of a pixel
     assert read_wsi(aperio(path, "AppMag = 40")).attrs == {}
-    assert "Its objective of 40x does not determine them" in caplog.text
+    assert "An objective of 20x or 40x does not determine them" in caplog.text
     with pytest.raises(ValueError, match=r"s\.svs states 250 x 250 um per pixel; an H&E image has between"):
         read_wsi(aperio(path, "AppMag = 40|MPP = 250"))
 
@@ -250,9 +250,9 @@ def test_no_slides(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     refused(ValueError, r"text\.jpg\) is not an image", read_wsi, tmp_path / "text.jpg")
     tifffile.imwrite(tmp_path / "gray.tif", PICTURE[..., 0])
-    refused(ValueError, r"gray\.tif is grayscale, but an H&E", read_wsi, tmp_path / "gray.tif")
+    refused(ValueError, r"gray\.tif has 1 channels; expected 3", read_wsi, tmp_path / "gray.tif")
     tifffile.imwrite(tmp_path / "deep.tif", PICTURE.astype(np.uint16), photometric="rgb")
-    refused(ValueError, r"deep\.tif is a 16-bit image", read_wsi, tmp_path / "deep.tif")
+    refused(ValueError, r"deep\.tif has dtype uint16; expected uint8", read_wsi, tmp_path / "deep.tif")
 
 
 @pytest.mark.parametrize("name", ["pyramid.tif", "strips.tif", "plain.tif"])

@@ -7,6 +7,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pooch
+import requests
+from filelock import FileLock
+from tqdm.auto import tqdm
+
 from .._checks import format_names
 from .._settings import settings
 
@@ -14,8 +19,7 @@ RECORD = "checksums.txt"  # file in a data set's folder with the SHA-256 of file
 CHUNK = 1 << 16  # bytes that are written at a time
 _TIMEOUT_S = (20, 60)  # seconds to wait for a connection, and for the next bytes
 
-# Files of a slide by content, and the paths that each of them may have, the preferred one first; counts come first.
-SlideFiles = Mapping[str, Path]
+# Paths that each file of a slide may have, the preferred one first; counts come first.
 Candidates = Mapping[str, Sequence[Path]]
 # URL of a file, its path in the folder of the data set, and its checksum.
 Address = tuple[str, str, str | None]
@@ -26,42 +30,44 @@ def find_slides(
     folder: Path,
     slides: Sequence[str] | None,
     *,
-    names: Sequence[str],
+    download: bool,
+    published: Sequence[str],
     candidates: Callable[[str], Candidates],
-    layout: str,
+    addresses: Callable[[str], Iterable[Address]],
     by_hand: str,
-    addresses: Callable[[str], Iterable[Address]] | None,
-    remote: Sequence[str] = (),
-    progress: bool | None = None,
-) -> dict[str, SlideFiles]:
-    """Files of the slides asked for, else all in the folder, else all that `addresses` can download."""
+    names: Sequence[str] | None = None,
+) -> dict[str, dict[str, Path]]:
+    """Files of the slides asked for, else all in the folder, else all `published` ones; `names` may be in the folder.
+
+    Missing files are downloaded if `download`.
+    """
     if slides is not None and not len(slides):
         raise ValueError("`slides` is empty. Pass None to read all slides.")
-    missing = {name: _missing(candidates(name)) for name in names}
-    local = [name for name in names if (not missing[name] if addresses else missing[name] != "counts")]
-    if not addresses and not local:
-        raise FileNotFoundError(f"No slides of {dataset} in {str(folder)!r}. Expected files: {layout}; {by_hand}.")
-    wanted = list(dict.fromkeys(slides)) if slides is not None else local or list(remote)
-    unknown = [name for name in wanted if name not in {*local, *remote}]
-    if unknown or not wanted:
+    missing = {name: _missing(candidates(name)) for name in (published if names is None else names)}
+    local = [name for name, lacks in missing.items() if (not lacks if download else lacks != "counts")]
+    remote = published if download else ()
+    if not local and not remote:
+        expected = format_names(options[0] for options in candidates(published[0]).values())
+        raise FileNotFoundError(f"No slides of {dataset} in {str(folder)!r}. Expected files: {expected}; {by_hand}.")
+    wanted = list(dict.fromkeys(slides or local or remote))
+    if unknown := [name for name in wanted if name not in {*local, *remote}]:
         raise ValueError(
             f"No slide {format_names(unknown)} in {dataset}. Available in {str(folder)!r}: "
             f"{format_names(local, most=40)}; to download: {format_names(remote, most=40)}. Otherwise {by_hand}."
         )
-    found: dict[str, SlideFiles] = {}
+    found = {}
     for name in wanted:
-        if addresses and _missing(candidates(name)):
+        if download and _missing(candidates(name)):
             for url, file, checksum in addresses(name):
-                path = fetch(url, folder, file, checksum=checksum, progress=progress, by_hand=by_hand)
+                archive = fetch(url, folder, file, checksum=checksum, by_hand=by_hand)
                 if file.endswith(".tar.gz"):
-                    unpack(path, path.parent)
+                    unpack(archive, archive.parent)
         paths = candidates(name)
         if lost := _missing(paths):
-            places, siblings = paths[lost], sorted(path.name for path in paths[lost][0].parent.glob("*"))
-            options = dict.fromkeys(path.name for path in places)
+            place = paths[lost][0].parent
             raise FileNotFoundError(
-                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(options)} in "
-                f"{str(places[0].parent)!r}, which has {format_names(siblings)}."
+                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(path.name for path in paths[lost])} in "
+                f"{str(place)!r}, which has {format_names(sorted(path.name for path in place.glob('*')))}."
             )
         found[name] = {key: next(path for path in places if path.is_file()) for key, places in paths.items()}
     return found
@@ -72,25 +78,20 @@ def _missing(paths: Candidates) -> str:
     return next((key for key, options in paths.items() if not any(path.is_file() for path in options)), "")
 
 
-def fetch(
-    url: str, folder: Path, name: str, *, checksum: str | None = None, progress: bool | None = None, by_hand: str
-) -> Path:
+def fetch(url: str, folder: Path, name: str, *, checksum: str | None = None, by_hand: str) -> Path:
     """Download a file unless it exists with the right checksum; ConnectionError or ValueError says what failed.
 
     The received part of a broken download is kept, and the next call requests the rest. Without a published checksum,
     that of the first download is noted in `RECORD`, and later downloads must agree with it.
     """
-    import pooch
-    import requests
-    from filelock import FileLock
-
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     record = folder / RECORD
-    show = settings.progress if progress is None else progress
 
     def download(url: str, output: str, _: object) -> None:
-        _resume(url, target.with_name(f".{target.name}.part"), show).replace(output)
+        part = target.with_name(f".{target.name}.part")
+        _resume(url, part)
+        part.replace(output)
 
     # Jobs of a cluster that start together share the folder and the partial file.
     with FileLock(folder / ".lock"):
@@ -115,11 +116,8 @@ def fetch(
     return target
 
 
-def _resume(url: str, part: Path, show: bool) -> Path:
+def _resume(url: str, part: Path) -> None:
     """Download what `part` lacks; start over if the server cannot resume or has another file by now."""
-    import requests
-    from tqdm.auto import tqdm
-
     tag = part.with_suffix(".etag")  # what tells this version of the file from others
     version = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
     start = part.stat().st_size if version else 0
@@ -128,20 +126,19 @@ def _resume(url: str, part: Path, show: bool) -> Path:
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         if start and response.status_code == requests.codes.requested_range_not_satisfiable:
             tag.unlink()
-            return _resume(url, part, show)
+            return _resume(url, part)
         response.raise_for_status()
         start = start if response.status_code == requests.codes.partial_content else 0
         etag = response.headers.get("ETag", "W/")  # weak tags do not promise the same bytes
         tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
         total = start + int(response.headers.get("Content-Length", 0)) or None
         name = part.name.removeprefix(".").removesuffix(".part")
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=not show)
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=not settings.progress)
         with bar, part.open("ab" if start else "wb") as handle:
             for chunk in response.iter_content(CHUNK):
                 handle.write(chunk)
                 bar.update(len(chunk))
     tag.unlink(missing_ok=True)
-    return part
 
 
 def unpack(archive: Path, folder: Path) -> None:

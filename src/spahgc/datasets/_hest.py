@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from spatialdata import SpatialData
 
 from .. import _keys
 from .._checks import checked, format_names
 from .._settings import settings
+from ..io import concat, read_hest
 from ..io._hest import hest_samples
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 REPOSITORY = "MahmoodLab/hest"
 PAGE = f"https://huggingface.co/datasets/{REPOSITORY}"
@@ -36,7 +35,6 @@ def hest(
     *,
     slides: str | Sequence[str] | None = None,
     patients: Mapping[str, str] | None = None,
-    progress: bool | None = None,
 ) -> SpatialData:
     """Samples of HEST-1k: spatial transcriptomics of many organs with whole-slide images.
 
@@ -53,8 +51,6 @@ def hest(
         ``"pancreas_visium"`` (four) or ``"pancreas_xenium"`` (three). Defaults to all in the folder.
     patients
         Patients by sample, where HEST names none, or another one than you know.
-    progress
-        Show the progress of downloads. Defaults to ``settings.progress``.
 
     Returns
     -------
@@ -81,12 +77,10 @@ def hest(
     >>> sdata = spahgc.datasets.hest(slides="lymph_node")  # doctest: +SKIP
     >>> sdata = spahgc.datasets.hest("hest_data", slides=["NCBI569"], patients={"NCBI569": "A"})  # doctest: +SKIP
     """
-    from ..io import concat, read_hest
-
     root = settings.data_dir / "hest" if path is None else Path(path)
     wanted = _wanted(root, slides)
     if path is None:
-        _download(wanted, root, settings.progress if progress is None else progress)
+        _download(wanted, root)
     given = patients or {}
     parts = [read_hest(root, name, patient=given.get(name)) for name in wanted]
     metadata: dict[str, Any] = {}
@@ -119,7 +113,7 @@ def _wanted(root: Path, slides: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _download(names: Sequence[str], root: Path, show: bool) -> None:
+def _download(names: Sequence[str], root: Path) -> None:
     """Fetch missing files. Errors are never chained (`from None`): their requests hold the user's token."""
     required = [f"{folder}/{name}.{end}" for name in names for folder, end in _REQUIRED]
     if all((root / file).is_file() for file in required):
@@ -127,7 +121,6 @@ def _download(names: Sequence[str], root: Path, show: bool) -> None:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     except ImportError as error:
         raise ImportError(
             "Downloading HEST-1k requires huggingface_hub. Install it with: pip install 'spahgc[models]'."
@@ -136,34 +129,24 @@ def _download(names: Sequence[str], root: Path, show: bool) -> None:
         f"On a machine with access run `hf download {REPOSITORY} --repo-type dataset --local-dir hest --include "
         f"{' '.join(repr(f'*/{name}[_.]*') for name in names)}`, and pass the folder: hest(path=...)."
     )
-    shown = not are_progress_bars_disabled()
-    (enable_progress_bars if show else disable_progress_bars)()
-    # Not every sample has outlines of its tissue.
-    file = ""
-    try:
-        for file in [*required, *(f"tissue_seg/{name}_contours.geojson" for name in names)]:
-            if (root / file).is_file():
-                continue
-            try:
-                hf_hub_download(REPOSITORY, file, repo_type="dataset", local_dir=root)
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError):
-                    raise
-                if file in required:
+    for file in [*required, *(f"tissue_seg/{name}_contours.geojson" for name in names)]:
+        if (root / file).is_file():
+            continue
+        try:
+            hf_hub_download(REPOSITORY, file, repo_type="dataset", local_dir=root)
+        except Exception as error:  # noqa: BLE001 (depends on the HTTP client of huggingface_hub)
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                if file in required:  # not every sample has outlines of its tissue
                     raise ValueError(f"{PAGE} has no {file}. Its samples are listed in HEST_v*.csv there.") from None
-    except ValueError:
-        raise
-    except Exception as error:  # noqa: BLE001 (depends on the HTTP client of huggingface_hub)
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        # The hub does not tell hidden files from missing ones, and may refuse a bad token.
-        if status in {401, 403, 404}:
-            from ..encoders._base import no_access
+                continue
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            # The hub does not tell hidden files from missing ones, and may refuse a bad token.
+            if status in {401, 403, 404}:
+                from ..encoders._base import no_access
 
-            raise no_access("HEST-1k", PAGE, by_hand) from None
-        reason = type(error).__name__ if status is None else f"status {status}"
-        raise ConnectionError(
-            f"Could not download {file} from {PAGE} ({reason}). Is there a network, and is the hub not switched off "
-            f"(HF_HUB_OFFLINE)? The next call resumes. {by_hand}"
-        ) from None
-    finally:
-        (enable_progress_bars if shown else disable_progress_bars)()
+                raise no_access("HEST-1k", PAGE, by_hand) from None
+            reason = type(error).__name__ if status is None else f"status {status}"
+            raise ConnectionError(
+                f"Could not download {file} from {PAGE} ({reason}). Is there a network, and is the hub not switched "
+                f"off (HF_HUB_OFFLINE)? The next call resumes. {by_hand}"
+            ) from None

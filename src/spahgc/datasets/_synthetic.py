@@ -6,7 +6,7 @@ Tissue is nuclei on fibrous stroma, stained by the Beer-Lambert law. Smooth fiel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
+from spatialdata import SpatialData
 
 from .. import _keys
 from .._checks import at_least, between, checked
 from .._slides import Float32, Float64
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
+from ..io import concat, read_st
 
 PITCH_UM, SPOT_DIAMETER_UM = 100.0, 55.0
 DRIVERS = ("density", "color", "size", "context")
@@ -94,8 +93,6 @@ def synthetic_cohort(
     >>> sdata["table"].shape
     (18, 16)
     """
-    from ..io import concat, read_st
-
     if n_patients > n_slides:
         raise ValueError(f"`n_patients` must be at most n_slides={n_slides}, got {n_patients}.")
     generator = np.random.default_rng(rng)

@@ -1,24 +1,28 @@
-"""Visium sections in the files that Space Ranger writes."""
+"""Published Visium sections, in the files that Space Ranger writes."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from os import PathLike
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from scipy.io import mmread
+from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
 
 from .. import _keys
-from .._checks import format_names
+from .._checks import checked, format_names
 from .._geometry import VISIUM_PITCH_UM, visium_pitch
-from ._fetch import SlideFiles
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from .._settings import settings
+from ..io import concat, from_anndata
+from ._fetch import Address, Candidates, find_slides
 
 logger = logging.getLogger("spahgc")
 
@@ -26,12 +30,177 @@ SPOT_DIAMETER_UM = 55.0
 COLUMNS = [_keys.IN_TISSUE, "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 """Columns of a position table after the barcode; before Space Ranger 2 it has no header."""
 
+ALEX_URL = "https://zenodo.org/records/4739739/files/"
+ALEX_SLIDES = ("1142243F", "1160920F", "CID4290", "CID4465", "CID44971", "CID4535")
+# Checksums as two public repositories quote them from the record; not compared with the files.
+ALEX_ARCHIVES = {
+    "filtered_count_matrices.tar.gz": "md5:ea1220f0606c4d4e9307468fb2d5427a",
+    "metadata.tar.gz": "md5:1d0b34ead70635c094ac74ac58a88d68",
+    "spatial.tar.gz": "md5:29b02ae433d459d19dc52b75a529e8e9",
+}
+TENX_URL = "https://cf.10xgenomics.com/samples/spatial-exp/"
+TENX_COUNTS = "filtered_feature_bc_matrix.h5"
+TENX_SLIDES = {
+    "block1": ("V1_Breast_Cancer_Block_A_Section_1", "1.1.0", "block_A"),
+    "block2": ("V1_Breast_Cancer_Block_A_Section_2", "1.1.0", "block_A"),
+    "FFPE": ("Visium_FFPE_Human_Breast_Cancer", "1.3.0", "FFPE"),
+}
+"""Name of the section at 10x, version of Space Ranger in its address, and tissue block."""
 
-def read_section(slide: str, paths: SlideFiles, *, patient: str) -> SpatialData:
+
+@checked()
+def alex(
+    path: str | PathLike[str] | None = None,
+    *,
+    slides: Sequence[str] | None = None,
+    images: Mapping[str, str | PathLike[str]] | None = None,
+) -> SpatialData:
+    """Human breast cancer: six Visium sections with H&E of six patients, of three clinical subtypes.
+
+    Zenodo has the images at 2000 pixels only, on which a spot is about 10 pixels wide. For tiles that show cells, get
+    the full-resolution images from https://doi.org/10.48610/4fb74a9 and pass them.
+
+    Parameters
+    ----------
+    path, slides
+        As in :func:`her2st`, for Zenodo's unpacked ``filtered_count_matrices``, ``spatial`` and ``metadata`` (or one
+        folder per slide, ``CID4290``, with ``filtered_count_matrix`` and ``spatial``) in ``settings.data_dir / "alex"``
+        or from Zenodo, and slides such as ``"CID4290"`` and ``"1142243F"``.
+    images
+        Full-resolution images by slide. Defaults to ``{slide}/image.tif`` in the folder.
+
+    Returns
+    -------
+    SpatialData as from :func:`spahgc.io.from_anndata`, all slides in one ``table`` with their common genes.
+    ``obs["patient"]`` is the slide's name, ``obs["subtype"]`` the clinical subtype and ``obs["Classification"]`` the
+    pathologist's label of the spot.
+
+    Notes
+    -----
+    Never run on the real files: file names and layout are those of public code.
+
+    References
+    ----------
+    Wu et al., A single-cell and spatially resolved atlas of human breast cancers, Nature Genetics 2021.
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.alex(slides=["CID4290"], images={"CID4290": "CID4290.tif"})  # doctest: +SKIP
+    """
+    root = settings.data_dir / "alex" if path is None else Path(path)
+    given = {slide: [Path(image)] for slide, image in (images or {}).items()}
+    if unknown := sorted(given.keys() - set(ALEX_SLIDES)):
+        raise ValueError(
+            f"`images` has unknown slides {format_names(unknown)}. Available: {format_names(ALEX_SLIDES)}."
+        )
+
+    def candidates(slide: str) -> Candidates:
+        # Zenodo's layout, or a folder per slide.
+        counts = [
+            root / "filtered_count_matrices" / f"{slide}_filtered_count_matrix",
+            root / slide / "filtered_count_matrix",
+        ]
+        spatial = [root / "spatial" / f"{slide}_spatial", root / slide / "spatial"]
+        small = [folder / "tissue_hires_image.png" for folder in spatial]
+        labels = root / "metadata" / f"{slide}_metadata.csv"
+        return {
+            "counts": [folder / "matrix.mtx.gz" for folder in counts],
+            "features": [folder / "features.tsv.gz" for folder in counts],
+            "barcodes": [folder / "barcodes.tsv.gz" for folder in counts],
+            "positions": [folder / "tissue_positions_list.csv" for folder in spatial],
+            "scale": [folder / "scalefactors_json.json" for folder in spatial],
+            "image": given.get(slide, [root / slide / "image.tif", *small]),
+            **({"labels": [labels]} if labels.is_file() else {}),
+        }
+
+    def addresses(_: str) -> list[Address]:
+        return [(f"{ALEX_URL}{name}?download=1", name, checksum) for name, checksum in ALEX_ARCHIVES.items()]
+
+    found = find_slides(
+        "alex",
+        root,
+        slides,
+        download=path is None,
+        published=ALEX_SLIDES,
+        candidates=candidates,
+        addresses=addresses,
+        by_hand=f"download {', '.join(ALEX_ARCHIVES)} from https://zenodo.org/records/4739739, unpack them into one "
+        "folder, and pass it: alex(path=...)",
+    )
+    return concat([_read_section(slide, paths, patient=slide) for slide, paths in found.items()], join="inner")
+
+
+@checked()
+def visium_bc(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | None = None) -> SpatialData:
+    """Human breast cancer of 10x Genomics: two adjacent Visium sections of a frozen block and one of an FFPE block.
+
+    Parameters
+    ----------
+    path, slides
+        As in :func:`her2st`, for one Space Ranger folder per slide, ``V1_Breast_Cancer_Block_A_Section_1`` (or
+        ``block1``) with ``V1_Breast_Cancer_Block_A_Section_1_filtered_feature_bc_matrix.h5``, ``..._image.tif`` and
+        ``spatial`` (files may lack the prefix), in ``settings.data_dir / "visium_bc"`` or from 10x Genomics, and slides
+        of ``["block1", "block2", "FFPE"]``.
+
+    Returns
+    -------
+    SpatialData as from :func:`spahgc.io.from_anndata`, with lazy images and all slides in one ``table`` with their
+    common genes (about half as many were measured on the FFPE section). ``obs["patient"]`` is the tissue block,
+    ``block_A`` or ``FFPE``: 10x does not name the donors, so each block is taken for one.
+
+    Notes
+    -----
+    Never run on the real files: addresses and file names are those of public code. 10x publishes checksums only after
+    log-in: those of the first download are kept and compared later.
+
+    References
+    ----------
+    10x Genomics, Human Breast Cancer (Block A Section 1, Block A Section 2), Space Ranger 1.1.0, and Human Breast
+    Cancer: Ductal Carcinoma In Situ, Invasive Carcinoma (FFPE), Space Ranger 1.3.0. https://www.10xgenomics.com/datasets
+
+    Examples
+    --------
+    >>> sdata = spahgc.datasets.visium_bc(slides=["block1", "block2"])  # doctest: +SKIP
+    """
+    root = settings.data_dir / "visium_bc" if path is None else Path(path)
+
+    def folder_of(slide: str) -> Path:
+        return root / slide if (root / slide).is_dir() else root / TENX_SLIDES[slide][0]
+
+    def candidates(slide: str) -> Candidates:
+        folder, name = folder_of(slide), TENX_SLIDES[slide][0]
+        tables = ("tissue_positions_list.csv", "tissue_positions.csv")
+        return {
+            "counts": [folder / f"{name}_{TENX_COUNTS}", folder / TENX_COUNTS],
+            "image": [folder / f"{name}_image.tif", folder / "image.tif"],
+            "positions": [folder / "spatial" / table for table in tables],
+        }
+
+    def addresses(slide: str) -> list[Address]:
+        (name, version, _), folder = TENX_SLIDES[slide], folder_of(slide)
+        endings = [TENX_COUNTS, *([] if (folder / "spatial").is_dir() else ["spatial.tar.gz"]), "image.tif"]
+        names = [f"{name}_{ending}" for ending in endings]
+        return [(f"{TENX_URL}{version}/{name}/{file}", f"{folder.name}/{file}", None) for file in names]
+
+    found = find_slides(
+        "visium_bc",
+        root,
+        slides,
+        download=path is None,
+        published=list(TENX_SLIDES),
+        candidates=candidates,
+        addresses=addresses,
+        by_hand="download filtered_feature_bc_matrix.h5, spatial.tar.gz (to be unpacked) and image.tif of each section "
+        "from https://www.10xgenomics.com/datasets into a folder of its name, and pass the folder above: "
+        "visium_bc(path=...)",
+    )
+    parts = [_read_section(slide, paths, patient=TENX_SLIDES[slide][2]) for slide, paths in found.items()]
+    return concat(parts, join="inner")
+
+
+def _read_section(slide: str, paths: Mapping[str, Path], *, patient: str) -> SpatialData:
     """Read counts (HDF5 or Matrix Market), positions, image and labels of a section."""
-    import scanpy as sc
-
-    from ..io import from_anndata
+    import scanpy as sc  # slow to import
 
     counts, positions, image = paths["counts"], paths["positions"], paths["image"]
     adata = sc.read_10x_h5(counts) if counts.suffix == ".h5" else _read_mtx(counts.parent)
@@ -80,17 +249,11 @@ def _add_positions(adata: AnnData, path: Path, slide: str) -> None:
 
 def _read_mtx(folder: Path) -> AnnData:
     """Counts in Matrix Market format; features have one column (symbol) or three (id, symbol, type)."""
-    from anndata import AnnData
-    from scipy.io import mmread
-    from scipy.sparse import csr_matrix
-
-    with _open(folder / "matrix.mtx.gz") as handle:
-        matrix = csr_matrix(mmread(handle).T, dtype=np.float32)
-    tables = {}
-    for name in ("features", "barcodes"):
-        with _open(folder / f"{name}.tsv.gz") as handle:
-            tables[name] = pd.read_csv(handle, sep="\t", header=None, dtype=str, keep_default_na=False)
-    features, barcodes = tables["features"], tables["barcodes"]
+    matrix = csr_matrix(mmread(_open(folder / "matrix.mtx.gz")).T, dtype=np.float32)
+    features, barcodes = (
+        pd.read_csv(_open(folder / f"{name}.tsv.gz"), sep="\t", header=None, dtype=str, keep_default_na=False)
+        for name in ("features", "barcodes")
+    )
     if matrix.shape != (len(barcodes), len(features)):
         raise ValueError(
             f"{folder}: the matrix has {matrix.shape[1]} genes x {matrix.shape[0]} spots, but there are "
@@ -100,9 +263,7 @@ def _read_mtx(folder: Path) -> AnnData:
     return AnnData(matrix, obs=pd.DataFrame(index=barcodes[0].to_numpy()), var=pd.DataFrame(index=symbols))
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BytesIO:
     """Open a file that may be plain text in spite of its name."""
-    with path.open("rb") as handle:
-        compressed = handle.read(2) == b"\x1f\x8b"
-    opened: Any = gzip.open(path) if compressed else path.open("rb")  # noqa: SIM115
-    return opened
+    content = path.read_bytes()
+    return BytesIO(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)

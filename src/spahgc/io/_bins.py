@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
+from shapely import box
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from .. import _keys
 from .._checks import above, at_least, checked, format_names
@@ -18,10 +22,6 @@ from .._geometry import Float64, side_of
 from .._links import microns_per_unit, pick_table, regions
 from .._tables._slots import are_counts, check_table
 from ._concat import check_slide_name, concat, link_spots
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger("spahgc")
 
@@ -95,11 +95,6 @@ def bin_to_spots(
     >>> int(spots["table"].obs["n_bins"].sum())
     16
     """
-    from anndata import AnnData
-    from shapely import box
-    from spatialdata import SpatialData
-    from spatialdata.transformations import get_transformation
-
     pitch = spot_diameter_um if pitch_um is None else pitch_um
     if pitch < spot_diameter_um:
         raise ValueError(

@@ -6,23 +6,24 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from scipy import sparse
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import Identity, get_transformation
+from xarray import DataTree
 
 from .. import _keys
 from .._checks import checked, format_names
 from .._tables._cohorts import encoder_params
 from ._image import thumbnail
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from geopandas import GeoDataFrame
-    from spatialdata import SpatialData
-    from xarray import DataTree
 
 logger = logging.getLogger("spahgc")
 
@@ -57,9 +58,6 @@ def slide_data(
     outlines: Any = None,
 ) -> SpatialData:
     """Slide from a table, which is linked in place, and an image named `image`; see :func:`link_spots`."""
-    from spatialdata import SpatialData
-    from spatialdata.transformations import get_transformation
-
     picture, scale = (None, 1.0) if tree is None else thumbnail(tree)
     shapes = link_spots(
         table,
@@ -87,10 +85,6 @@ def link_spots(
     outlines: Any = None,
 ) -> GeoDataFrame:
     """Shapes of a slide's spots (circles, or given polygons), to which the table is linked in place."""
-    from geopandas import GeoDataFrame
-    from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Identity
-
     names = table.obs_names.to_numpy(dtype=object)
     link = pd.DataFrame({_keys.REGION: pd.Categorical([slide] * len(names)), _keys.INSTANCE: names}, table.obs_names)
     rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
@@ -145,10 +139,6 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     >>> spahgc.io.concat(slides)["table"].shape
     (18, 16)
     """
-    import anndata as ad
-    from spatialdata import SpatialData
-    from spatialdata.models import TableModel
-
     if not slides:
         raise ValueError("`slides` is empty: pass at least one slide.")
     tables = [_table_of(sdata, position) for position, sdata in enumerate(slides)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys
 from .._checks import above, between, checked, format_names
@@ -18,10 +20,6 @@ from ._concat import check_slide_name, image_name, no_genes, slide_data
 from ._image import pyramid, read_image, resolutions
 from ._spots import check_inside
 from ._wsi import load
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 
 @checked(microns_per_pixel=between(*PLAUSIBLE_MPP), spot_diameter_um=above(0))
@@ -79,34 +77,6 @@ def from_anndata(
     """
     check_table(adata, what="adata")
     xy = coordinates(adata, what="adata")
-    _check_columns(adata)
-    library, factors = _library(adata, slide)
-    known = factors.get(_keys.MPP) if microns_per_pixel is None else microns_per_pixel
-    slide, name, element, recorded = _image(image, slide, library, known)
-    full = resolutions(element)[0]
-    check_inside(xy, adata.obs_names, (full.sizes["x"], full.sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']")
-
-    table = adata[:, []].copy() if adata.X is None else adata.copy()
-    if table.X is None:
-        table.X = no_genes(table.n_obs)
-    table.obsm[_keys.SPATIAL] = xy
-    table.uns[_keys.SPATIAL] = {slide: {"scalefactors": factors}}
-    source = (f"the image {name!r}", recorded, 1.0)
-    rows = np.arange(table.n_obs)
-    mpp, _ = microns_per_unit(table, slide, rows, {}, xy, given=microns_per_pixel, recorded=[source])
-    if spot_diameter_um is None and _keys.SPOT_DIAMETER not in factors:
-        raise ValueError(
-            f"The spot diameter is unknown: adata.uns['{_keys.SPATIAL}'] has no '{_keys.SPOT_DIAMETER}'. Pass "
-            "`spot_diameter_um` (55 on Visium, 100 on legacy arrays)."
-        )
-    diameter = factors[_keys.SPOT_DIAMETER] if spot_diameter_um is None else spot_diameter_um / mpp
-    sdata = slide_data(table, slide, element, diameter=diameter, microns_per_pixel=mpp, image=name)
-    sdata.attrs[_keys.MPP] = {name: mpp}
-    return sdata
-
-
-def _check_columns(adata: AnnData) -> None:
-    """Raise if the columns of the link to the shapes hold anything else."""
     attrs = adata.uns.get(_keys.SPATIALDATA_ATTRS, {})
     for column, link in ((_keys.REGION, "region_key"), (_keys.INSTANCE, "instance_key")):
         if column in adata.obs and attrs.get(link) != column:
@@ -114,6 +84,46 @@ def _check_columns(adata: AnnData) -> None:
                 f"adata.obs has an unrelated column {column!r}, where the link to the shapes is written. Rename it: "
                 f"adata.obs = adata.obs.rename(columns={{{column!r}: <name>}})."
             )
+    library, factors = _library(adata, slide)
+    if isinstance(image, str | PathLike):
+        known = factors.get(_keys.MPP) if microns_per_pixel is None else microns_per_pixel
+        image, slide = load(image, slide=slide or library, microns_per_pixel=known), None
+    elif isinstance(image, np.ndarray):
+        if slide is None and library is None:
+            raise ValueError("Pass slide=<name>: neither the array nor adata.uns['spatial'] names the slide.")
+        name = slide or library or ""
+        check_slide_name(name)
+        image = SpatialData(images={image_name(name): pyramid(read_image(image), name)})
+    if len(image.images) != 1:
+        raise ValueError(
+            f"`image` must have one image, got {format_names(image.images)}. Select one with sdata.subset([<name>]), "
+            "or read the file with spahgc.io.read_wsi."
+        )
+    name, element = next(iter(image.images.items()))
+    own = name.removesuffix("_image")
+    if slide not in {None, own}:
+        raise ValueError(f"slide={slide!r}, but the image was read as {own!r}. Read it with slide={slide!r}.")
+    check_slide_name(own)
+    full = resolutions(element)[0]
+    check_inside(xy, adata.obs_names, (full.sizes["x"], full.sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']")
+
+    table = adata[:, []].copy() if adata.X is None else adata.copy()
+    if table.X is None:
+        table.X = no_genes(table.n_obs)
+    table.obsm[_keys.SPATIAL] = xy
+    table.uns[_keys.SPATIAL] = {own: {"scalefactors": factors}}
+    source = (f"the image {name!r}", image.attrs.get(_keys.MPP, {}).get(name), 1.0)
+    rows = np.arange(table.n_obs)
+    mpp, _ = microns_per_unit(table, own, rows, {}, xy, given=microns_per_pixel, recorded=[source])
+    if spot_diameter_um is None and _keys.SPOT_DIAMETER not in factors:
+        raise ValueError(
+            f"The spot diameter is unknown: adata.uns['{_keys.SPATIAL}'] has no '{_keys.SPOT_DIAMETER}'. Pass "
+            "`spot_diameter_um` (55 on Visium, 100 on legacy arrays)."
+        )
+    diameter = factors[_keys.SPOT_DIAMETER] if spot_diameter_um is None else spot_diameter_um / mpp
+    sdata = slide_data(table, own, element, diameter=diameter, microns_per_pixel=mpp, image=name)
+    sdata.attrs[_keys.MPP] = {name: mpp}
+    return sdata
 
 
 def _library(adata: AnnData, slide: str | None) -> tuple[str | None, dict[str, Any]]:
@@ -130,31 +140,3 @@ def _library(adata: AnnData, slide: str | None) -> tuple[str | None, dict[str, A
             )
         slide = next(iter(entries))
     return str(slide), dict(entries[slide].get("scalefactors", {}))
-
-
-def _image(
-    image: Any, slide: str | None, library: str | None, microns_per_pixel: float | None
-) -> tuple[str, str, Any, float | None]:
-    """Name of the slide, name of the image, its element, and its micrometers per pixel."""
-    from spatialdata import SpatialData
-
-    if isinstance(image, str | PathLike):
-        image, _ = load(image, slide=slide or library, microns_per_pixel=microns_per_pixel)
-        slide = None
-    if isinstance(image, SpatialData):
-        if len(image.images) != 1:
-            raise ValueError(
-                f"`image` must have one image, got {format_names(image.images)}. Select one with "
-                "sdata.subset([<name>]), or read the file with spahgc.io.read_wsi."
-            )
-        name, element = next(iter(image.images.items()))
-        own = name.removesuffix("_image")
-        if slide not in {None, own}:
-            raise ValueError(f"slide={slide!r}, but the image was read as {own!r}. Read it with slide={slide!r}.")
-        check_slide_name(own)
-        return own, name, element, image.attrs.get(_keys.MPP, {}).get(name)
-    slide = slide or library
-    if slide is None:
-        raise ValueError("Pass slide=<name>: neither the array nor adata.uns['spatial'] names the slide.")
-    check_slide_name(slide)
-    return slide, image_name(slide), pyramid(read_image(image), slide), None

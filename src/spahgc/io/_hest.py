@@ -8,10 +8,16 @@ import re
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
+from anndata import read_h5ad
+from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Identity
 
 from .. import _keys
 from .._checks import above, between, checked, format_names
@@ -19,9 +25,6 @@ from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import Backend, read_wsi
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 logger = logging.getLogger("spahgc")
 
@@ -88,9 +91,6 @@ def read_hest(
     --------
     >>> sdata = spahgc.io.read_hest("hest_data", "NCBI681")  # doctest: +SKIP
     """
-    from anndata import read_h5ad
-    from scipy.sparse import csr_matrix
-
     root = Path(path)
     name = _sample(root, slide)
     metadata = _metadata(root, name)
@@ -196,10 +196,6 @@ def _metadata(root: Path, name: str) -> dict[str, Any]:
 
 def _outlines(path: Path, slide: str) -> Any:
     """Outlines of the tissue in full-resolution pixels."""
-    import geopandas as gpd
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
-
     # GeoJSON defaults to degrees; these are pixels.
     frame = gpd.read_file(path).set_crs(None, allow_override=True).explode(index_parts=False).reset_index(drop=True)
     frame = frame[frame.geometry.geom_type == "Polygon"]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
+from spatialdata import SpatialData
 
 from .. import _keys
 from .._checks import above, between, checked
 from .._geometry import PLAUSIBLE_MPP
 from ._concat import check_slide_name, no_genes, slide_data
-from ._counts import read_counts, source_of
 from ._image import pyramid, read_image
-from ._spots import check_inside, match_spots, read_spots, scale_from_pitch, spot_names
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
+from ._spots import check_inside, match_spots, read_counts, read_spots, scale_from_pitch, source_of, spot_names
 
 logger = logging.getLogger("spahgc")
 
@@ -102,8 +99,6 @@ def read_st(
     >>> spahgc.io.read_st(counts, spots, image, slide="A1")["table"].shape
     (4, 1)
     """
-    from anndata import AnnData
-
     check_slide_name(slide)
     frame = read_spots(spots)
     if counts is not None:

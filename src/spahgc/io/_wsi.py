@@ -11,26 +11,32 @@ from functools import lru_cache
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+from xml.etree import ElementTree
 
+import dask.array as da
 import numpy as np
+import tifffile
+import zarr
+from dask.base import tokenize
 from numpy.typing import NDArray
+from PIL import Image
+from spatialdata import SpatialData
+from xarray import DataTree
 
 from .. import _keys
 from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
-from .._links import plausible_mpp
 from ._concat import check_slide_name, image_name
 from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
-    from xarray import DataTree
 
 logger = logging.getLogger("spahgc")
 
 Backend = Literal["openslide", "tiffslide", "tifffile"]
-Sizes = list[tuple[int, int]]
+Levels = list[tuple[tuple[int, int], tuple[int, int]]]  # size and stored block (rows, columns) of each level
+# Micrometers per pixel in x and y that a file states, and whether to trust them: resolution tags are often those of a
+# printer or screen.
+PixelSize = tuple[float | None, float | None, bool]
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
 _TIFFS = {".tif", ".tiff", ".btf"}
@@ -92,64 +98,56 @@ def read_wsi(
     >>> sdata = spahgc.io.read_wsi("biopsy.svs")  # doctest: +SKIP
     >>> spahgc.pp.tissue_grid(sdata, reference=adata_ref)  # doctest: +SKIP
     """
-    sdata, problem = load(path, slide=slide, microns_per_pixel=microns_per_pixel, backend=backend)
-    if problem:
-        logger.warning("%s", problem)
+    sdata = load(path, slide=slide, microns_per_pixel=microns_per_pixel, backend=backend)
+    if not sdata.attrs:
+        logger.warning(
+            "%s does not state the micrometers per pixel. Pass `microns_per_pixel`. An objective of 20x or 40x does "
+            "not determine them: scanners differ.", Path(path).name,
+        )  # fmt: skip
     return sdata
-
-
-@dataclass(frozen=True)
-class PixelSize:
-    """Pixel size that a file states, in micrometers."""
-
-    x: float | None = None
-    y: float | None = None
-    trusted: bool = True
-    """False for resolution tags, which often hold the resolution of a printer or screen."""
-    objective: float | None = None
 
 
 def load(
     path: str | PathLike[str], *, slide: str | None, microns_per_pixel: float | None, backend: Backend | None = None
-) -> tuple[SpatialData, str]:
-    """Slide of a file, see :func:`read_wsi`, and why its micrometers per pixel are unknown."""
-    from spatialdata import SpatialData
-
+) -> SpatialData:
+    """Slide of a file; see :func:`read_wsi`."""
     path = Path(path)
     if not path.is_file():
         hint = " It is a folder: read a SpatialData zarr with spatialdata.read_zarr." if path.is_dir() else ""
         raise FileNotFoundError(f"No slide file {str(path)!r}.{hint}")
-    if microns_per_pixel is not None:
-        microns_per_pixel = plausible_mpp(microns_per_pixel, _keys.MPP)
-    if slide is None:
-        stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
-        slide = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
+    slide = slide_name(path) if slide is None else slide
     check_slide_name(slide)
     if path.suffix.lower() in _PICTURES and backend is None:
         tree, size = _read_picture(path, slide)
     else:
         tree, size = _read_levels(path, slide, backend or _backend(path))
-    mpp, unknown = (microns_per_pixel, "") if microns_per_pixel is not None else _scale(size, path.name)
+    mpp = _scale(size, path.name) if microns_per_pixel is None else float(microns_per_pixel)
     height, width = tree["scale0"]["image"].shape[1:]
     shown = "unknown" if mpp is None else f"{mpp:.4g}"
     logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), shown)
     name = image_name(slide)
-    return SpatialData(images={name: tree}, attrs={} if mpp is None else {_keys.MPP: {name: float(mpp)}}), unknown
+    return SpatialData(images={name: tree}, attrs={} if mpp is None else {_keys.MPP: {name: mpp}})
+
+
+def slide_name(path: Path) -> str:
+    """Name of a slide from that of its file."""
+    stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
 
 
 def _read_picture(path: Path, slide: str) -> tuple[DataTree, PixelSize]:
     try:
-        image = read_image(path, flatten=True)
+        image = read_image(path)
     except OSError as error:
         raise OSError(f"{path.name} cannot be read ({error}): it is damaged or truncated. Copy it again.") from error
     x, y = (25400 / float(value) if value else None for value in image.info.get("dpi", (0, 0)))
-    return pyramid(image, slide), PixelSize(x, y, trusted=False)
+    return pyramid(image, slide), (x, y, False)
 
 
 def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, PixelSize]:
     source = str(path.resolve())
     try:
-        handle = open_slide(backend, source)
+        handle = _open(backend, source)
     except ImportError:
         raise
     except Exception as error:
@@ -157,20 +155,20 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
             f"{backend} cannot read {path.name} ({type(error).__name__}: {error}). Supported formats: svs, ndpi, mrxs, "
             "scn, bif and others of OpenSlide; TIFF, OME-TIFF, JPEG, PNG. Is the copy complete?"
         ) from error
-    try:
-        describe = _describe_tiff if isinstance(handle, TiffLevels) else _describe_scan
-        sizes, blocks, pixel_size = describe(handle, path.name)
-    finally:
-        handle.close()
+    with handle:
+        described, pixel_size = (_describe_tiff if backend == "tifffile" else _describe_scan)(handle, path.name)
     stat = path.stat()
     stamp = (stat.st_size, stat.st_mtime_ns)
-    files = [SlideLevel(source, backend, level, (3, *size), stamp) for level, size in enumerate(sizes)]
-    if blocks[0][0] * blocks[0][1] >= _ONE_PIECE:
-        from PIL import Image as pil
-
-        logger.info("%s is stored in one piece: it is decoded as a whole and held in memory.", path.name)
-        return pyramid(pil.fromarray(np.ascontiguousarray(np.moveaxis(files[0][:, :, :], 0, -1))), slide), pixel_size
-    levels = [file.as_dask(_block_shape(block, size)) for file, block, size in zip(files, blocks, sizes, strict=True)]
+    levels = []
+    for number, (size, block) in enumerate(described):
+        level = SlideLevel(source, backend, number, (3, *size), stamp)
+        if number == 0 and block[0] * block[1] >= _ONE_PIECE:
+            logger.info("%s is stored in one piece: it is decoded as a whole and held in memory.", path.name)
+            picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(level[:, :, :], 0, -1)))
+            return pyramid(picture, slide), pixel_size
+        name = "slide-" + tokenize(level, block)
+        options: dict[str, Any] = {"asarray": False, "fancy": False, "meta": np.empty((0, 0, 0), np.uint8)}
+        levels.append(da.from_array(level, chunks=(3, *_block_shape(block, size)), name=name, **options))
     # At least two: SpatialData reads an image of one level back as another type.
     while len(levels) < 2 or max(levels[-1].shape[1:]) > _COARSEST:
         levels.append(halved(levels[-1]))
@@ -190,85 +188,87 @@ def _backend(path: Path) -> Backend:
     return "tifffile" if tiff and vendor in {None, "generic-tiff"} else "openslide"
 
 
-def _describe_scan(handle: Any, name: str) -> tuple[Sizes, Sizes, PixelSize]:  # noqa: ARG001
-    """Sizes of levels and stored blocks (rows, columns), and the pixel size, from OpenSlide or TiffSlide."""
+def _open(backend: Backend, path: str) -> Any:
+    """File opened with one of the libraries; an ImportError names the missing extra."""
+    if backend == "tifffile":
+        return tifffile.TiffFile(path)
+    try:
+        library = import_module(backend)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Reading {Path(path).name} requires {backend}. Install it with: pip install 'spahgc[wsi]'."
+        ) from error
+    return library.OpenSlide(path) if backend == "openslide" else library.TiffSlide(path)
+
+
+def _describe_scan(handle: Any, name: str) -> tuple[Levels, PixelSize]:  # noqa: ARG001
+    """Levels and pixel size from OpenSlide or TiffSlide."""
     found = {key.partition(".")[2]: value for key, value in handle.properties.items() if value not in (None, "")}
-    sizes, blocks = [], []
+    levels = []
     for level, (width, height) in enumerate(handle.level_dimensions):
-        sizes.append((height, width))
         rows, columns = (int(found.get(f"level[{level}].tile-{side}", 0)) for side in ("height", "width"))
-        blocks.append((rows or CHUNK, columns or CHUNK))
-    x, y, objective = (float(found[key]) if key in found else None for key in ("mpp-x", "mpp-y", "objective-power"))
-    return sizes, blocks, PixelSize(x, y, found.get("vendor") not in {None, "generic-tiff"}, objective)
+        levels.append(((height, width), (rows or CHUNK, columns or CHUNK)))
+    x, y = (float(found[key]) if key in found else None for key in ("mpp-x", "mpp-y"))
+    return levels, (x, y, found.get("vendor") not in {None, "generic-tiff"})
 
 
-def _describe_tiff(handle: TiffLevels, name: str) -> tuple[Sizes, Sizes, PixelSize]:
-    """Sizes of levels and stored blocks (rows, columns), and the pixel size, from tifffile."""
-    sizes, blocks = [], []
+def _describe_tiff(handle: tifffile.TiffFile, name: str) -> tuple[Levels, PixelSize]:
+    """Levels and pixel size from tifffile."""
+    levels: Levels = []
     end = 0
-    for level in handle.series.levels:
+    for level in handle.series[0].levels:
         shape = dict(zip(level.axes, level.shape, strict=True))
         channels = [size for axis, size in shape.items() if axis not in "YX" and size > 1]
         check_samples(level.dtype, channels[0] if len(channels) == 1 else tuple(channels) or 1, name)
-        sizes.append((shape["Y"], shape["X"]))
         page = level.keyframe
         end = max(end, *(at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True)))
-        if page.is_tiled:
-            blocks.append((page.tilelength, page.tilewidth))
-        else:
-            blocks.append((CHUNK, CHUNK) if page.is_memmappable else (page.rowsperstrip, shape["X"]))
-    n_bytes = handle.file.filehandle.size
-    if end > n_bytes:
-        raise OSError(f"{name} is truncated: it has {n_bytes} of at least {end} bytes. Copy it again.")
-    return sizes, blocks, _ome_size(handle.file.ome_metadata) or _tag_size(handle.series.keyframe)
+        block = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, shape["X"])
+        blocked = page.is_tiled or not page.is_memmappable
+        levels.append(((shape["Y"], shape["X"]), block if blocked else (CHUNK, CHUNK)))
+    if end > handle.filehandle.size:
+        raise OSError(f"{name} is truncated: it has {handle.filehandle.size} of at least {end} bytes. Copy it again.")
+    return levels, _ome_size(handle.ome_metadata) or _tag_size(handle.series[0].keyframe)
 
 
 def _ome_size(xml: str | None) -> PixelSize | None:
-    from xml.etree import ElementTree
-
     pixels = None if xml is None else ElementTree.fromstring(xml).find(".//{*}Pixels")
-    if pixels is None or pixels.get("PhysicalSizeX") is None:
+    if pixels is None:
         return None
-    values = {}
+    sides = []
     for axis in "XY":
-        unit = (pixels.get(f"PhysicalSize{axis}Unit") or "µm").replace("μ", "µ")
-        if unit not in _MICROMETERS:  # "pixel" and "reference frame" are not lengths
+        length = pixels.get(f"PhysicalSize{axis}") or pixels.get("PhysicalSizeX")
+        unit = _MICROMETERS.get((pixels.get(f"PhysicalSize{axis}Unit") or "µm").replace("μ", "µ"))
+        if length is None or unit is None:  # "pixel" and "reference frame" are not lengths
             return None
-        length = float(pixels.get(f"PhysicalSize{axis}") or pixels.get("PhysicalSizeX") or 0)
-        values[axis.lower()] = length * _MICROMETERS[unit]
-    return PixelSize(x=values["x"], y=values["y"])
+        sides.append(float(length) * unit)
+    return sides[0], sides[1], True
 
 
 def _tag_size(page: Any) -> PixelSize:
     unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
     if unit is None or not all(page.resolution):
-        return PixelSize()
-    x, y = (unit / value for value in page.resolution)
-    return PixelSize(x, y, trusted=False)
+        return None, None, False
+    return unit / page.resolution[0], unit / page.resolution[1], False
 
 
-def _scale(size: PixelSize, name: str) -> tuple[float | None, str]:
-    """Micrometers per pixel that a file states, or why they are unknown."""
+def _scale(size: PixelSize, name: str) -> float | None:
+    """Micrometers per pixel that a file states; raises if a scanner's value is implausible."""
     low, high = PLAUSIBLE_MPP
-    if size.x is None or size.y is None:
-        problem = f"{name} does not state the micrometers per pixel. Pass `microns_per_pixel`."
-        if size.objective is not None:
-            problem += f" Its objective of {size.objective:g}x does not determine them: scanners differ."
-        return None, problem
-    if not (low <= size.x <= high and low <= size.y <= high):
-        problem = (
-            f"{name} states {size.x:.4g} x {size.y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}. "
-            "Pass `microns_per_pixel`."
-        )
-        if size.trusted:
-            raise ValueError(problem)
-        return None, f"{problem} It may be the resolution of a printer or screen, and is ignored."
-    if abs(size.x / size.y - 1) > _SQUARE:
+    x, y, trusted = size
+    if x is None or y is None:
+        return None
+    if not (low <= x <= high and low <= y <= high):
+        problem = f"{name} states {x:.4g} x {y:.4g} um per pixel; an H&E image has between {low:g} and {high:g}."
+        if trusted:
+            raise ValueError(f"{problem} Pass `microns_per_pixel`.")
+        logger.info("%s It may be the resolution of a printer or screen, and is ignored.", problem)
+        return None
+    if abs(x / y - 1) > _SQUARE:
         raise ValueError(
-            f"{name} has pixels of {size.x:.4g} x {size.y:.4g} um: square tiles would not be square. Resample the "
-            "image first, or pass `microns_per_pixel` if that is wrong."
+            f"{name} has pixels of {x:.4g} x {y:.4g} um: square tiles would not be square. Resample the image first, "
+            "or pass `microns_per_pixel` if that is wrong."
         )
-    return (size.x + size.y) / 2, ""
+    return (x + y) / 2
 
 
 @dataclass(frozen=True)
@@ -287,90 +287,44 @@ class SlideLevel:
 
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
         _, (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(key, self.shape, strict=True))
+        tiff = self.backend == "tifffile"
+        level = self.level if tiff else 0  # the other libraries read all levels from one open file
         try:
-            handle = _handle(self.backend, self.path, self.stamp, os.getpid(), threading.get_ident())
-            read = _read_tiff if self.backend == "tifffile" else _read_scan
-            block = read(handle, self.level, top, bottom, left, right)
+            opened = _opened(self.backend, self.path, level, self.stamp, os.getpid(), threading.get_ident())
+            if tiff:
+                axes, array = opened
+                window = {"Y": slice(top, bottom), "X": slice(left, right)}
+                block = np.asarray(array[tuple(window.get(axis, slice(None)) for axis in axes)])
+                # Channels last, whatever the order in the file; all other axes have length 1.
+                block = np.moveaxis(block, (axes.index("Y"), axes.index("X")), (0, 1))
+                block = block.reshape(bottom - top, right - left, -1)
+            else:
+                downsample = opened.level_downsamples[self.level]
+                corner = (round(left * downsample), round(top * downsample))
+                block = np.asarray(opened.read_region(corner, self.level, (right - left, bottom - top)))
         except Exception as error:
-            _handle.cache_clear()  # OpenSlide reads nothing more after an error
+            _opened.cache_clear()  # OpenSlide reads nothing more after an error
             raise OSError(
                 f"{self.path}: rows {top} to {bottom}, columns {left} to {right} of level {self.level} cannot be read "
                 f"({type(error).__name__}: {error}). The file is damaged or truncated: copy it again."
             ) from error
         return np.ascontiguousarray(np.moveaxis(on_white(block), -1, 0)[key[0]])
 
-    def as_dask(self, blocks: tuple[int, int]) -> Any:
-        """Dask array (3, y, x) in blocks of so many rows and columns."""
-        import dask.array as da
-        from dask.base import tokenize
-
-        name = "slide-" + tokenize(self.path, self.backend, self.level, self.shape, self.stamp, blocks)
-        meta = np.empty((0, 0, 0), np.uint8)
-        return da.from_array(self, chunks=(3, *blocks), name=name, asarray=False, fancy=False, meta=meta)
-
 
 @lru_cache(maxsize=64)
-def _handle(backend: Backend, path: str, stamp: tuple[int, int], process: int, thread: int) -> Any:  # noqa: ARG001
-    """Open file of one thread of one process; after a fork the parent's share their position in the file."""
-    return open_slide(backend, path)
+def _opened(backend: Backend, path: str, level: int, stamp: tuple[int, int], process: int, thread: int) -> Any:  # noqa: ARG001
+    """Open file of one thread of one process; after a fork the parent's share their position in the file.
 
-
-class TiffLevels:
-    """Levels of the first image of a TIFF file."""
-
-    def __init__(self, path: str) -> None:
-        import tifffile
-
-        self.file = tifffile.TiffFile(path)
-        self.series = self.file.series[0]
-        self._arrays: dict[int, Any] = {}
-
-    def array(self, level: int) -> Any:
-        """Level as an array to slice: memory-mapped if it is stored uncompressed in one piece, else zarr."""
-        import tifffile
-        import zarr
-
-        if level not in self._arrays:
-            series = self.series.levels[level]
-            if series.keyframe.is_memmappable and series.dataoffset is not None:
-                path = self.file.filehandle.path
-                self._arrays[level] = tifffile.memmap(path, series=0, level=level, mode="r")
-            else:
-                self._arrays[level] = zarr.open_array(self.series.aszarr(level=level), mode="r")
-        return self._arrays[level]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._arrays.clear()
-        self.file.close()
-
-
-def open_slide(backend: Backend, path: str) -> Any:
-    """File opened with one of the libraries; an ImportError names the missing extra."""
-    if backend == "tifffile":
-        return TiffLevels(path)
-    try:
-        library = import_module(backend)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"Reading {Path(path).name} requires {backend}. Install it with: pip install 'spahgc[wsi]'."
-        ) from error
-    return library.OpenSlide(path) if backend == "openslide" else library.TiffSlide(path)
-
-
-def _read_scan(handle: Any, level: int, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-    downsample = handle.level_downsamples[level]
-    corner = (round(left * downsample), round(top * downsample))
-    return np.asarray(handle.read_region(corner, level, (right - left, bottom - top)))
-
-
-def _read_tiff(handle: TiffLevels, level: int, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-    axes = handle.series.levels[level].axes
-    window = {"Y": slice(top, bottom), "X": slice(left, right)}
-    block = np.asarray(handle.array(level)[tuple(window.get(axis, slice(None)) for axis in axes)])
-    # Channels last, whatever the order in the file; all other axes have length 1.
-    block = np.moveaxis(block, (axes.index("Y"), axes.index("X")), (0, 1))
-    return block.reshape(bottom - top, right - left, -1)
+    With tifffile, axes and array of a level: memory-mapped if it is stored uncompressed in one piece, else zarr.
+    """
+    handle = _open(backend, path)
+    if backend != "tifffile":
+        return handle
+    series = handle.series[0].levels[level]
+    if series.keyframe.is_memmappable and series.dataoffset is not None:
+        handle.close()
+        return series.axes, tifffile.memmap(path, series=0, level=level, mode="r")
+    return series.axes, zarr.open_array(handle.series[0].aszarr(level=level), mode="r")
 
 
 def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -384,8 +338,6 @@ def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
 
 def halved(array: Any) -> Any:
     """Level of half the size (box means), computed from the one above on access."""
-    import dask.array as da
-
     sides = (max(2 * CHUNK, size[0] + size[0] % 2) for size in array.chunks[1:])  # even, and of whole blocks
     padded = da.pad(array, [(0, 0), *((0, size % 2) for size in array.shape[1:])], mode="edge")
     return da.coarsen(_mean, padded.rechunk((3, *sides)), {1: 2, 2: 2})

@@ -6,11 +6,13 @@ import logging
 import re
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
+from spatialdata import SpatialData, read_zarr
 
 from .. import _keys
 from .._checks import between, checked, format_names
@@ -20,10 +22,6 @@ from .._tables._slots import check_table
 from ._concat import check_slide_name, image_name, no_genes, slide_data
 from ._image import multiscale, resolutions
 from ._wsi import halved, load
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger("spahgc")
 
@@ -87,8 +85,6 @@ def from_wsidata(
     >>> sdata = spahgc.io.from_wsidata("biopsy.zarr", features="uni")  # doctest: +SKIP
     >>> spahgc.tl.predict(adata_ref, sdata["table"], use_rep="image_uni")  # doctest: +SKIP
     """
-    from anndata import AnnData
-
     sdata, source = _open_store(wsi)
     tiles = _tiles(sdata, tile_key)
     key = _features(sdata, features, tile_key, expression)
@@ -132,8 +128,6 @@ def from_wsidata(
 
 def _open_store(wsi: Any) -> tuple[SpatialData, Path | None]:
     """The store, and its path or that of its slide file."""
-    from spatialdata import SpatialData, read_zarr
-
     if isinstance(wsi, SpatialData):
         path = getattr(getattr(wsi, "reader", None), "file", None)
         return wsi, None if path is None else Path(path)
@@ -225,8 +219,6 @@ def _load_image(
     sdata: SpatialData, source: Path | None, image: Any, slide: str | None, microns_per_pixel: float | None
 ) -> SpatialData | None:
     """The slide file, or the full image in the store; `None` if there is neither."""
-    from spatialdata import SpatialData
-
     properties = sdata.attrs.get(_PROPERTIES, {})
     mpp = microns_per_pixel or properties.get("mpp")
     mpp = None if mpp is None else float(mpp)
@@ -236,7 +228,7 @@ def _load_image(
         files = [file for file in files if file.is_file()]
         path = files[0] if len(files) == 1 else None
     if path is not None:
-        loaded, _ = load(path, slide=slide, microns_per_pixel=mpp)
+        loaded = load(path, slide=slide, microns_per_pixel=mpp)
         found = resolutions(next(iter(loaded.images.values())))[0].shape[1:]
         expected = tuple(int(side) for side in properties.get("shape", found))
         if expected != found:
