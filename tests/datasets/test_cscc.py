@@ -137,7 +137,7 @@ def test_refusals(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     image = folder / "GSE144240_RAW" / "GSM4284316_P2_ST_rep1.jpg.gz"
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2])
-    refused(ValueError, r"rep1\.jpg\.gz\) is damaged or truncated", cscc, folder, slides=["P2_ST_rep1"])
+    refused(OSError, r"rep1\.jpg\.gz\) is damaged or truncated", cscc, folder, slides=["P2_ST_rep1"])
 
 
 def test_download(

@@ -148,6 +148,6 @@ def test_refusals(hest_sample: Callable[..., Any], tmp_path: Path, monkeypatch: 
     refused(ValueError, r"`slides` must be one of the sets 'lymph_node', .*got 'liver'", hest, slides="liver")
     refused(ValueError, r"No samples \(st/\*\.h5ad\) in .*Pass a list", hest)
     refused(ValueError, "`slides` is empty", hest, slides=[])
-    refused(FileNotFoundError, r"No samples \(st/\*\.h5ad\)", hest, tmp_path, slides=["NCBI681"])
+    refused(FileNotFoundError, r"slide='NCBI681' is not a sample", hest, tmp_path, slides=["NCBI681"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(ImportError, r"pip install 'spahgc\[models\]'", hest, slides="lymph_node")

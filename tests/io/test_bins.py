@@ -178,7 +178,7 @@ def test_several_slides(make_bins: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(mine.X.sum(axis=0), whole.X.sum(axis=0))
         alone = bin_to_spots(make_bins(names), 56, slide={name: "mine"})
         assert "mine" in alone.shapes
-    refused(ValueError, "Two regions would become one slide 'S'", bin_to_spots, sdata, 56, slide="S")
+    refused(ValueError, "Slides have the same name: 'S'", bin_to_spots, sdata, 56, slide="S")
 
 
 def test_few_bins_are_left_out(make_bins: Callable[..., Any]) -> None:
@@ -246,7 +246,7 @@ def test_bad_input(make_bins: Callable[..., Any]) -> None:
     refused(ValueError, "does not hold raw counts.*Pass layer=<raw counts>", bin_to_spots, sdata, 55)
     sdata = make_bins()
     sdata["square_008um"].X = None
-    refused(ValueError, "has no counts to sum", bin_to_spots, sdata, 55)
+    refused(ValueError, "has no expression .X is None", bin_to_spots, sdata, 55)
     sdata = make_bins()
     del sdata["square_008um"].uns["spatialdata_attrs"]
     refused(KeyError, "not linked to shapes", bin_to_spots, sdata, 55)

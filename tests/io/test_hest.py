@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import spatialdata as sd
 
@@ -85,18 +83,6 @@ def test_scales_that_differ(write: Callable[..., Any], tmp_path: Path, caplog: p
     assert "B: HEST measured 2 um per pixel, but the original image says 0.2646. The measured value is" in caplog.text
 
 
-def test_metadata_of_the_table(write: Callable[..., Any], tmp_path: Path) -> None:
-    write("NCBI681")
-    root = tmp_path / "hest"
-    told = json.loads((root / "metadata" / "NCBI681.json").read_text())
-    (root / "metadata" / "NCBI681.json").unlink()
-    refused(ValueError, r"micrometers per pixel of NCBI681 are unknown.*HEST_v\*\.csv", read_hest, root)
-    pd.DataFrame([told | {"id": "X"}, told]).to_csv(root / "HEST_v1_1_0.csv", index=False)
-    sdata = read_hest(root)
-    assert sdata.attrs["microns_per_pixel"] == {"NCBI681_image": MPP}
-    assert sdata["table"].uns["hest"]["NCBI681"]["fullres_px_width"] == 528
-
-
 def test_spots_outside_of_the_image(
     write: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,13 +102,15 @@ def test_spots_outside_of_the_image(
 
 def test_refusals(write: Callable[..., Any], tmp_path: Path) -> None:
     root = tmp_path / "hest"
-    refused(FileNotFoundError, r"No samples \(st/\*\.h5ad\) in .*layout of HEST-1k: st/TENX143\.h5ad", read_hest, root)
+    refused(FileNotFoundError, r"Available: none\. .*layout of HEST-1k: st/TENX143\.h5ad", read_hest, root)
     write("A")
     write("B", st_technology=None)
-    refused(ValueError, r"has 2 samples: 'A', 'B'\. Pass `slide`", read_hest, root)
-    refused(FileNotFoundError, r"No .*C\.h5ad\. Available samples: 'A', 'B'", read_hest, root, "C")
+    refused(FileNotFoundError, r"slide=None is not a sample .*Available: 'A', 'B'", read_hest, root)
+    refused(FileNotFoundError, r"slide='C' is not a sample .*Available: 'A', 'B'", read_hest, root, "C")
     refused(ValueError, r"The kind of spots of B is unknown \(no st_technology\)", read_hest, root, "B")
     (root / "wsis" / "A.tif").unlink()
+    (root / "metadata" / "B.json").unlink()
+    refused(ValueError, r"micrometers per pixel of B are unknown: there is no metadata/B\.json", read_hest, root, "B")
     with pytest.raises(
         FileNotFoundError,
         match=r"No .*A\.tif\. Tiles are cut .*not taken from HEST's patches.*hf download MahmoodLab/hest",

@@ -64,10 +64,10 @@ def find_slides(
                     unpack(archive, archive.parent)
         paths = candidates(name)
         if lost := _missing(paths):
-            place = paths[lost][0].parent
+            place, options = paths[lost][0].parent, dict.fromkeys(path.name for path in paths[lost])
             raise FileNotFoundError(
-                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(path.name for path in paths[lost])} in "
-                f"{str(place)!r}, which has {format_names(sorted(path.name for path in place.glob('*')))}."
+                f"Slide {name!r} of {dataset} is incomplete: no {' or '.join(options)} in {str(place)!r}, which has "
+                f"{format_names(sorted(path.name for path in place.glob('*')))}."
             )
         found[name] = {key: next(path for path in places if path.is_file()) for key, places in paths.items()}
     return found

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from .._checks import checked
 from .._settings import settings
 from ..io import concat, read_st
-from ..io._spots import read_counts, read_spots, spot_names
+from ..io._st import read_counts, read_spots, spot_names
 from ._fetch import Address, Candidates, find_slides
 
 HER2ST_URL = "https://raw.githubusercontent.com/almaan/her2st/master/"

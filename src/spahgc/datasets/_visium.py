@@ -233,8 +233,6 @@ def _add_positions(adata: AnnData, path: Path, slide: str) -> None:
     table = pd.read_csv(path, header=None, index_col=0, dtype=str)
     if _keys.IN_TISSUE in table.iloc[0].tolist():
         table = table.iloc[1:]
-    if table.shape[1] != len(COLUMNS):
-        raise ValueError(f"{path} has {table.shape[1] + 1} columns; expected barcode, {', '.join(COLUMNS)}.")
     table.columns = COLUMNS
     lost = adata.obs_names.difference(table.index)
     if len(lost):
@@ -254,11 +252,6 @@ def _read_mtx(folder: Path) -> AnnData:
         pd.read_csv(_open(folder / f"{name}.tsv.gz"), sep="\t", header=None, dtype=str, keep_default_na=False)
         for name in ("features", "barcodes")
     )
-    if matrix.shape != (len(barcodes), len(features)):
-        raise ValueError(
-            f"{folder}: the matrix has {matrix.shape[1]} genes x {matrix.shape[0]} spots, but there are "
-            f"{len(features)} features and {len(barcodes)} barcodes. Do the files belong to the same slide?"
-        )
     symbols = features[1 if features.shape[1] > 1 else 0].to_numpy()
     return AnnData(matrix, obs=pd.DataFrame(index=barcodes[0].to_numpy()), var=pd.DataFrame(index=symbols))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from .. import _keys
 from .._checks import above, at_least, checked, format_names
 from .._geometry import Float64, side_of
 from .._links import microns_per_unit, pick_table, regions
-from .._tables._slots import are_counts, check_table
+from .._tables._slots import are_counts, check_table, expression
 from ._concat import check_slide_name, concat, link_spots
 
 logger = logging.getLogger("spahgc")
@@ -103,12 +103,16 @@ def bin_to_spots(
         )
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
-    matrix = _raw_counts(table, key, layer)
-    parts: dict[str, SpatialData] = {}
+    what = f"sdata[{key!r}]"
+    matrix = sparse.csr_array(expression(table, layer, what=what))
+    if not are_counts(matrix):
+        raise ValueError(
+            f"{what}{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (integers of at least "
+            f"0), so sums have no meaning. Pass layer=<raw counts>; layers: {format_names(table.layers)}."
+        )
+    parts = []
     for region, rows, bins, centers in regions(sdata, table):
         name = _slide_name(region, slide)
-        if name in parts:
-            raise ValueError(f"Two regions would become one slide {name!r}. Pass slide={{region: name, ...}}.")
         mpp, source = microns_per_unit(table, region, rows, bins, centers, given=microns_per_pixel)
         start = centers.min(axis=0) - side_of(bins) / 2
         spot, at, places = assign_spots((centers - start) * mpp, spot_diameter_um, pitch, layout, min_bins=min_bins)
@@ -124,18 +128,17 @@ def bin_to_spots(
             part,
             name,
             None,
-            1.0,
             diameter=size,
             microns_per_pixel=mpp,
             transformations=get_transformation(bins, get_all=True),
             outlines=box(*(at - size / 2).T, *(at + size / 2).T) if layout == "grid" else None,
         )
-        parts[name] = SpatialData(shapes={name: shapes}, tables={_keys.TABLE: part})
+        parts.append(SpatialData(shapes={name: shapes}, tables={_keys.TABLE: part}))
         logger.info(
             "%s: %d of %d bins or cells in %d spots of %g um, %.4g um per unit of their coordinates (from %s).",
             name, len(inside), len(rows), len(at), spot_diameter_um, mpp, source,
         )  # fmt: skip
-    joined = concat(list(parts.values()))
+    joined = concat(parts)
     obs = joined.tables[_keys.TABLE].obs
     joined.tables[_keys.TABLE].obs = obs.dropna(axis=1)  # columns that only some slides have
     return SpatialData(
@@ -170,22 +173,6 @@ def assign_spots(
     spot = np.full(len(points), -1, dtype=np.intp)
     spot[inside] = np.where(kept, np.cumsum(kept) - 1, -1)[of_point]
     return spot, np.asarray(centers[inside][first[kept]], dtype=np.float64), place[inside][first[kept]]
-
-
-def _raw_counts(table: AnnData, key: str, layer: str | None) -> Any:
-    """Raw counts of the bins, CSR."""
-    if layer is not None and layer not in table.layers:
-        raise KeyError(f"sdata[{key!r}].layers has no {layer!r} (layer). Available: {format_names(table.layers)}.")
-    matrix = table.X if layer is None else table.layers[layer]
-    if matrix is None or table.n_vars == 0:
-        raise ValueError(f"sdata[{key!r}] has no counts to sum.")
-    matrix = sparse.csr_array(matrix)
-    if not are_counts(matrix):
-        raise ValueError(
-            f"sdata[{key!r}]{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (integers of "
-            f"at least 0), so sums have no meaning. Pass layer=<raw counts>; layers: {format_names(table.layers)}."
-        )
-    return matrix
 
 
 def _slide_name(region: str, slide: str | Mapping[str, str] | None) -> str:

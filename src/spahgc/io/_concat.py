@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from geopandas import GeoDataFrame
-from numpy.typing import NDArray
 from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, get_transformation
-from xarray import DataTree
 
 from .. import _keys
 from .._checks import checked, format_names
+from .._geometry import Float64
 from .._tables._cohorts import encoder_params
 from ._image import thumbnail
 
@@ -37,65 +36,57 @@ def check_slide_name(slide: str) -> None:
         )
 
 
-def image_name(slide: str) -> str:
-    """Name of the image of a slide."""
-    return f"{slide}_image"
-
-
-def no_genes(n_spots: int) -> sparse.csr_matrix:
-    """``X`` of a slide with H&E only."""
-    return sparse.csr_matrix(np.zeros((n_spots, 0), dtype=np.float32))
-
-
-def slide_data(
-    table: AnnData,
-    slide: str,
-    tree: DataTree | None,
-    *,
-    diameter: float,
-    microns_per_pixel: float | None,
-    image: str | None = None,
-    outlines: Any = None,
-) -> SpatialData:
-    """Slide from a table, which is linked in place, and an image named `image`; see :func:`link_spots`."""
-    picture, scale = (None, 1.0) if tree is None else thumbnail(tree)
-    shapes = link_spots(
-        table,
-        slide,
-        picture,
-        scale,
-        diameter=diameter,
-        microns_per_pixel=microns_per_pixel,
-        transformations=None if tree is None else get_transformation(tree, get_all=True),
-        outlines=outlines,
+def check_inside(xy: Float64, names: pd.Index, size: tuple[int, int], what: str) -> None:
+    """Raise if positions (x, y) are missing or lie outside an image of `size` (width, height)."""
+    unknown = names[np.flatnonzero(~np.isfinite(xy).all(axis=1))]
+    if len(unknown):
+        raise ValueError(
+            f"{what} is missing or infinite for {len(unknown)} spots, for instance {format_names(unknown, most=3)}."
+        )
+    outside = np.flatnonzero(((xy < 0) | (xy >= size)).any(axis=1))
+    if not len(outside):
+        return
+    (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
+    swapped = ((xy[:, ::-1] >= 0) & (xy[:, ::-1] < size)).all()
+    advice = (
+        "With x and y swapped all of them lie inside: swap the two columns."
+        if swapped
+        else "Are the positions those of this image, at its full resolution?"
     )
-    images = {} if tree is None else {image or image_name(slide): tree}
-    return SpatialData(images=images, shapes={slide: shapes}, tables={_keys.TABLE: table})
+    raise ValueError(
+        f"{len(outside)} of {len(xy)} spots lie outside the image of {size[0]} x {size[1]} pixels (width x "
+        f"height), for instance {format_names(names[outside], most=3)}. In {what}, x ranges from {x0:.0f} to {x1:.0f} "
+        f"and y from {y0:.0f} to {y1:.0f}. {advice}"
+    )
 
 
 def link_spots(
     table: AnnData,
     slide: str,
-    picture: NDArray[np.uint8] | None,
-    picture_scale: float,
+    image: Any,
     *,
     diameter: float,
     microns_per_pixel: float | None,
     transformations: Mapping[str, Any] | None = None,
     outlines: Any = None,
 ) -> GeoDataFrame:
-    """Shapes of a slide's spots (circles, or given polygons), to which the table is linked in place."""
+    """Shapes of a slide's spots (circles, or given polygons), to which the table is linked in place.
+
+    The transformations default to those of the image element (or `None`), whose thumbnail the table gets.
+    """
     names = table.obs_names.to_numpy(dtype=object)
     link = pd.DataFrame({_keys.REGION: pd.Categorical([slide] * len(names)), _keys.INSTANCE: names}, table.obs_names)
     rest = table.obs.drop(columns=[_keys.REGION, _keys.INSTANCE], errors="ignore")
     table.obs = pd.concat([link, rest], axis=1)
-    factors = {"tissue_hires_scalef": float(picture_scale), _keys.SPOT_DIAMETER: float(diameter)}
+    images, scale, to = {}, 1.0, dict(transformations or {slide: Identity()})
+    if image is not None:
+        images["hires"], scale = thumbnail(image)
+        to = get_transformation(image, get_all=True)
+    factors = {"tissue_hires_scalef": float(scale), _keys.SPOT_DIAMETER: float(diameter)}
     if microns_per_pixel is not None:
         factors[_keys.MPP] = float(microns_per_pixel)
-    images = {} if picture is None else {"hires": picture}
     table.uns[_keys.SPATIAL] = {slide: {"images": images, "scalefactors": factors}}
     TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
-    to = dict(transformations or {slide: Identity()})
     if outlines is not None:
         return ShapesModel.parse(GeoDataFrame({"geometry": outlines}, index=pd.Index(names)), transformations=to)
     xy, radius = table.obsm[_keys.SPATIAL], diameter / 2
@@ -192,19 +183,12 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
 
 def _table_of(sdata: SpatialData, position: int) -> AnnData:
     """Table of a slide, if it is in the layout of spahgc."""
-    if _keys.TABLE not in sdata.tables:
+    table = sdata.tables.get(_keys.TABLE)
+    if table is None or not {_keys.REGION, _keys.INSTANCE} <= set(table.obs) or _keys.SPATIAL not in table.uns:
         raise KeyError(
-            f"slides[{position}] has no table {_keys.TABLE!r}; its tables are {format_names(sdata.tables)}. Read it "
-            "with spahgc.io.read_st, or convert it with spahgc.io.from_anndata."
-        )
-    table = sdata.tables[_keys.TABLE]
-    missing = [f"obs[{key!r}]" for key in (_keys.REGION, _keys.INSTANCE) if key not in table.obs]
-    missing += [f"uns[{_keys.SPATIAL!r}]"] if _keys.SPATIAL not in table.uns else []
-    if missing:
-        raise KeyError(
-            f"The table of slides[{position}] lacks {', '.join(missing)}: it comes from another reader. Convert it "
-            "with spahgc.io.from_anndata(sdata['table'], <image>, slide=<name>), or spahgc.io.bin_to_spots(sdata, ...) "
-            "for bins and cells."
+            f"slides[{position}] has no {_keys.TABLE!r} in the layout of spahgc.io (its tables: "
+            f"{format_names(sdata.tables)}). Convert it with spahgc.io.from_anndata(sdata[<table>], <image>, "
+            "slide=<name>), or spahgc.io.bin_to_spots(sdata, ...) for bins and cells."
         )
     return table
 

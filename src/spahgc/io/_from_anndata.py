@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 from .. import _keys
@@ -16,9 +17,8 @@ from .._checks import above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP
 from .._links import microns_per_unit
 from .._tables._slots import check_table, coordinates
-from ._concat import check_slide_name, image_name, no_genes, slide_data
+from ._concat import check_inside, check_slide_name, link_spots
 from ._image import pyramid, read_image, resolutions
-from ._spots import check_inside
 from ._wsi import load
 
 
@@ -63,10 +63,6 @@ def from_anndata(
         If spots lie outside the image, scale or diameter are unknown or implausible, the table holds several slides, or
         ``obs`` has an unrelated column ``region`` or ``spot_id``.
 
-    See Also
-    --------
-    concat : joins slides into one SpatialData.
-
     Examples
     --------
     >>> import spahgc
@@ -93,7 +89,7 @@ def from_anndata(
             raise ValueError("Pass slide=<name>: neither the array nor adata.uns['spatial'] names the slide.")
         name = slide or library or ""
         check_slide_name(name)
-        image = SpatialData(images={image_name(name): pyramid(read_image(image), name)})
+        image = SpatialData(images={f"{name}_image": pyramid(read_image(image), name)})
     if len(image.images) != 1:
         raise ValueError(
             f"`image` must have one image, got {format_names(image.images)}. Select one with sdata.subset([<name>]), "
@@ -109,7 +105,7 @@ def from_anndata(
 
     table = adata[:, []].copy() if adata.X is None else adata.copy()
     if table.X is None:
-        table.X = no_genes(table.n_obs)
+        table.X = csr_matrix((table.n_obs, 0), dtype=np.float32)
     table.obsm[_keys.SPATIAL] = xy
     table.uns[_keys.SPATIAL] = {own: {"scalefactors": factors}}
     source = (f"the image {name!r}", image.attrs.get(_keys.MPP, {}).get(name), 1.0)
@@ -121,9 +117,9 @@ def from_anndata(
             "`spot_diameter_um` (55 on Visium, 100 on legacy arrays)."
         )
     diameter = factors[_keys.SPOT_DIAMETER] if spot_diameter_um is None else spot_diameter_um / mpp
-    sdata = slide_data(table, own, element, diameter=diameter, microns_per_pixel=mpp, image=name)
-    sdata.attrs[_keys.MPP] = {name: mpp}
-    return sdata
+    shapes = link_spots(table, own, element, diameter=diameter, microns_per_pixel=mpp)
+    attrs = {_keys.MPP: {name: mpp}}
+    return SpatialData(images={name: element}, shapes={own: shapes}, tables={_keys.TABLE: table}, attrs=attrs)
 
 
 def _library(adata: AnnData, slide: str | None) -> tuple[str | None, dict[str, Any]]:

@@ -24,7 +24,7 @@ from .._checks import above, between, checked, format_names
 from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
-from ._wsi import Backend, read_wsi
+from ._wsi import read_wsi
 
 logger = logging.getLogger("spahgc")
 
@@ -40,7 +40,6 @@ def read_hest(
     patient: str | None = None,
     microns_per_pixel: float | None = None,
     spot_diameter_um: float | None = None,
-    backend: Backend | None = None,
 ) -> SpatialData:
     """Read a sample of HEST-1k, or of a folder in its layout.
 
@@ -50,8 +49,8 @@ def read_hest(
     Parameters
     ----------
     path
-        Folder with ``st/{id}.h5ad``, ``wsis/{id}.tif``, ``metadata/{id}.json`` (or a table ``HEST_v*.csv``), and
-        optionally ``tissue_seg/{id}_contours.geojson``.
+        Folder with ``st/{id}.h5ad``, ``wsis/{id}.tif``, ``metadata/{id}.json``, and optionally
+        ``tissue_seg/{id}_contours.geojson``.
     slide
         Name of the sample, such as ``"TENX143"``. Not needed if there is only one.
     patient
@@ -62,8 +61,6 @@ def read_hest(
         says if the value in the original image differs by more than 10 %.
     spot_diameter_um
         Spot diameter in micrometers. Defaults to that of the metadata, or to the side of the squares.
-    backend
-        Library to read the image with, as for :func:`read_wsi`.
 
     Returns
     -------
@@ -73,14 +70,8 @@ def read_hest(
 
     Raises
     ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If `slide` is required, or scale or spot diameter are neither known nor given.
-
-    See Also
-    --------
-    spahgc.datasets.hest : reads and downloads several samples.
+    FileNotFoundError, ValueError
+        If a file is missing, `slide` is required, or scale or spot diameter are neither known nor given.
 
     References
     ----------
@@ -104,7 +95,7 @@ def read_hest(
     if mpp is None:
         raise ValueError(
             f"The micrometers per pixel of {name} are unknown: there is no metadata/{name}.json with "
-            "pixel_size_um_estimated, and no HEST_v*.csv. Get the metadata, or pass `microns_per_pixel`."
+            "pixel_size_um_estimated. Get the metadata, or pass `microns_per_pixel`."
         )
     if microns_per_pixel is None and embedded is not None and abs(embedded / mpp - 1) > DIFFERS:
         logger.warning(
@@ -129,11 +120,9 @@ def read_hest(
         )  # fmt: skip
     else:
         adata.obs[_keys.PATIENT] = pd.Categorical([str(patient)] * adata.n_obs)
-    wsi = read_wsi(root / "wsis" / f"{name}.tif", slide=name, microns_per_pixel=mpp, backend=backend)
-    height, width = next(iter(wsi.images.values()))["scale0"]["image"].shape[1:]
-    stated = tuple(
-        int(metadata.get(f"fullres_px_{side}", size)) for side, size in (("width", width), ("height", height))
-    )
+    wsi = read_wsi(root / "wsis" / f"{name}.tif", slide=name, microns_per_pixel=mpp)
+    height, width = wsi.images[f"{name}_image"]["scale0"]["image"].shape[1:]
+    stated = (int(metadata.get("fullres_px_width", width)), int(metadata.get("fullres_px_height", height)))
     if stated != (width, height):
         logger.warning(
             "%s: the image has %d x %d pixels, its metadata say %d x %d. Is it the one that the spots were placed on?",
@@ -146,7 +135,10 @@ def read_hest(
     sdata = from_anndata(adata, wsi, slide=name, microns_per_pixel=mpp, spot_diameter_um=spot_diameter_um)
     tissue = root / "tissue_seg" / f"{name}_contours.geojson"
     if tissue.is_file():
-        sdata.shapes[f"{name}_tissue"] = _outlines(tissue, name)
+        # GeoJSON defaults to degrees; these are full-resolution pixels.
+        frame = gpd.read_file(tissue).set_crs(None, allow_override=True).explode(ignore_index=True)
+        polygons = frame.loc[frame.geometry.geom_type == "Polygon", ["geometry"]].reset_index(drop=True)
+        sdata.shapes[f"{name}_tissue"] = ShapesModel.parse(polygons, transformations={name: Identity()})
     return sdata
 
 
@@ -158,16 +150,12 @@ def hest_samples(root: Path) -> list[str]:
 def _sample(root: Path, slide: str | None) -> str:
     """Name of the sample to read, whose table and image exist."""
     names = hest_samples(root)
-    if not names:
+    name = names[0] if slide is None and len(names) == 1 else slide
+    if name is None or name not in names:
         raise FileNotFoundError(
-            f"No samples (st/*.h5ad) in {str(root)!r}. read_hest reads the layout of HEST-1k: st/TENX143.h5ad, "
-            "wsis/TENX143.tif, metadata/TENX143.json."
+            f"slide={slide!r} is not a sample (st/{{slide}}.h5ad) in {str(root)!r}. Available: {format_names(names)}. "
+            "read_hest reads the layout of HEST-1k: st/TENX143.h5ad, wsis/TENX143.tif, metadata/TENX143.json."
         )
-    if slide is None and len(names) > 1:
-        raise ValueError(f"{str(root)!r} has {len(names)} samples: {format_names(names)}. Pass `slide`.")
-    name = names[0] if slide is None else slide
-    if name not in names:
-        raise FileNotFoundError(f"No {root / 'st' / name}.h5ad. Available samples: {format_names(names)}.")
     if not (root / "wsis" / f"{name}.tif").is_file():
         raise FileNotFoundError(
             f"No {root / 'wsis' / name}.tif. Tiles are cut from the whole-slide image, not taken from HEST's patches, "
@@ -180,23 +168,9 @@ def _sample(root: Path, slide: str | None) -> str:
 def _metadata(root: Path, name: str) -> dict[str, Any]:
     """Metadata of a sample without missing values, under names that Zarr and HDF5 accept; empty if there are none."""
     file = root / "metadata" / f"{name}.json"
-    entries: dict[Any, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for table in [] if entries else sorted(root.glob("HEST_v*.csv"), reverse=True):
-        rows = pd.read_csv(table).query("id == @name")
-        if len(rows):
-            entries = rows.iloc[0].to_dict()
-            break
-    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in entries.items()}
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {
         re.sub(r"[^A-Za-z0-9_.-]", "_", str(key)): value
-        for key, value in plain.items()
-        if isinstance(value, str | bool | int | float) and value == value and value != ""
+        for key, value in entries.items()
+        if isinstance(value, str | bool | int | float) and not pd.isna(value) and value != ""
     }
-
-
-def _outlines(path: Path, slide: str) -> Any:
-    """Outlines of the tissue in full-resolution pixels."""
-    # GeoJSON defaults to degrees; these are pixels.
-    frame = gpd.read_file(path).set_crs(None, allow_override=True).explode(index_parts=False).reset_index(drop=True)
-    frame = frame[frame.geometry.geom_type == "Polygon"]
-    return ShapesModel.parse(frame[["geometry"]].reset_index(drop=True), transformations={slide: Identity()})

@@ -42,14 +42,16 @@ def read_image(image: str | PathLike[str] | NDArray[np.uint8]) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # slides are large, and chosen by the user
     try:
         opened = Image.open(io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path)
+        raw_modes = [str(tile[3]) for tile in opened.tile]  # which loading deletes
+        opened.load()
     except UnidentifiedImageError:
         raise ValueError(f"{source} is not an image in a supported format (JPEG, PNG, TIFF).") from None
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{source} is damaged or truncated ({error}). Fetch it again.") from error
+    except (EOFError, OSError) as error:
+        raise OSError(f"{source} is damaged or truncated ({error}). Copy or fetch it again.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     # Pillow silently reduces 16-bit RGB to 8 bits; only the raw mode of its decoder shows it.
-    if opened.mode.startswith("I") or any("16" in str(tile[3]) for tile in opened.tile):
+    if opened.mode.startswith("I") or any("16" in mode for mode in raw_modes):
         check_samples(np.uint16, 3, source)
     if opened.mode == "RGBA":
         return _from_array(np.asarray(opened), source)
@@ -58,7 +60,6 @@ def read_image(image: str | PathLike[str] | NDArray[np.uint8]) -> Image.Image:
             f"{source} is a {opened.mode} image, not RGB. If it is H&E in other colors, convert it with "
             "PIL.Image.open(path).convert('RGB') and inspect them; a grayscale image holds no stain colors."
         )
-    opened.load()
     return opened
 
 

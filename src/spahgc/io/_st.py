@@ -1,9 +1,11 @@
-"""Legacy Spatial Transcriptomics arrays."""
+"""Legacy Spatial Transcriptomics arrays: count and spot tables, and the slide that they make with an image."""
 
 from __future__ import annotations
 
 import logging
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +15,17 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from .. import _keys
-from .._checks import above, between, checked
-from .._geometry import PLAUSIBLE_MPP
-from ._concat import check_slide_name, no_genes, slide_data
+from .._checks import above, between, checked, format_names
+from .._geometry import PLAUSIBLE_MPP, Float64, legacy_pitch
+from ._concat import check_inside, check_slide_name, link_spots
 from ._image import pyramid, read_image
-from ._spots import check_inside, match_spots, read_counts, read_spots, scale_from_pitch, source_of, spot_names
 
 logger = logging.getLogger("spahgc")
+
+SPOT_NAME = r"\s*(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)\s*"
+"""Pattern of the name of a spot on a legacy array: ``{x}x{y}``, integers or real numbers."""
+
+_REQUIRED = ["x", "y", "pixel_x", "pixel_y"]
 
 
 @checked(microns_per_pixel=between(*PLAUSIBLE_MPP), pitch_um=above(0), spot_diameter_um=above(0))
@@ -80,10 +86,6 @@ def read_st(
         If counts are not raw counts, counts and spots have no spot in common, positions are missing or outside the
         image, the image is not 8-bit RGB, or its scale is implausible.
 
-    See Also
-    --------
-    concat : joins slides into one SpatialData.
-
     References
     ----------
     Stahl et al., Visualization and analysis of gene expression in tissue sections by spatial transcriptomics, Science
@@ -107,16 +109,167 @@ def read_st(
         matrix, genes = sparse.csr_matrix(measured.to_numpy()[rows]), measured.columns.astype(object)
         frame = frame.iloc[kept]
     else:
-        matrix, genes = no_genes(len(frame)), pd.Index([], dtype=object)
+        matrix, genes = sparse.csr_matrix((len(frame), 0), dtype=np.float32), pd.Index([], dtype=object)
     array = frame[["x", "y"]].to_numpy(dtype=np.int64)
     pixel = frame[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     rgb = read_image(image)
     check_inside(pixel, spot_names(array), rgb.size, "spots (pixel_x, pixel_y)")
-    mpp = scale_from_pitch(array, pixel, pitch_um) if microns_per_pixel is None else float(microns_per_pixel)
+    mpp = microns_per_pixel
+    if mpp is None:
+        pitch = legacy_pitch(array, pixel)
+        mpp = pitch_um / pitch
+        if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+            raise ValueError(
+                f"The spot pitch ({pitch:.1f} pixels for {pitch_um:g} um) implies {mpp:.3g} um per pixel, outside the "
+                f"plausible range of {PLAUSIBLE_MPP[0]:g} to {PLAUSIBLE_MPP[1]:g}. Are the pixel positions those of "
+                "the full-resolution image? Otherwise pass `pitch_um` or `microns_per_pixel`."
+            )
     logger.info("%s: %d spots, %.3f um per pixel, image of %d x %d pixels.", slide, len(frame), mpp, *rgb.size)
     names = pd.Index([f"{slide}_{x}x{y}" for x, y in array], dtype=object)
     obs = pd.DataFrame({"array_row": array[:, 1], "array_col": array[:, 0]}, index=names)
     if patient is not None:
         obs[_keys.PATIENT] = pd.Categorical([patient] * len(obs))
     table = AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=genes), obsm={_keys.SPATIAL: pixel})
-    return slide_data(table, slide, pyramid(rgb, slide), diameter=spot_diameter_um / mpp, microns_per_pixel=mpp)
+    tree = pyramid(rgb, slide)
+    shapes = link_spots(table, slide, tree, diameter=spot_diameter_um / mpp, microns_per_pixel=mpp)
+    return SpatialData(images={f"{slide}_image": tree}, shapes={slide: shapes}, tables={_keys.TABLE: table})
+
+
+def source_of(table: str | PathLike[str] | pd.DataFrame, parameter: str) -> str:
+    """Name of a table in messages."""
+    return f"{parameter} ({'data frame' if isinstance(table, pd.DataFrame) else Path(table).name})"
+
+
+def separator(path: Path) -> str:
+    """Column separator of a text table: comma for ``.csv`` (``.gz``), tab otherwise."""
+    return "," if ".csv" in [suffix.lower() for suffix in path.suffixes] else "\t"
+
+
+def read_counts(counts: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Raw counts as float32 with unique row names ``{x}x{y}``; raises if they are anything else."""
+    source = source_of(counts, "counts")
+    frame = counts if isinstance(counts, pd.DataFrame) else _read_table(Path(counts), source)
+    spots, genes = frame.index.astype(str), frame.columns.astype(str)
+    other = spots[~spots.str.fullmatch(SPOT_NAME).astype(bool)]
+    if len(other):
+        raise ValueError(
+            f"{source}: {len(other)} of {len(spots)} rows are not named '{{x}}x{{y}}' (such as '10x14'), for instance "
+            f"{format_names(other, most=3)}. Expected spots x genes: transpose genes x spots (counts.T)."
+        )
+    for kind, names in (("spot", spots), ("gene", genes)):
+        if names.has_duplicates:
+            duplicates = names[names.duplicated()].unique()
+            raise ValueError(
+                f"{source} has {len(duplicates)} duplicate {kind} names, for instance "
+                f"{format_names(duplicates, most=3)}. Sum or rename them first."
+            )
+    try:
+        values = frame.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = frame.apply(pd.to_numeric, errors="coerce")
+        text = frame.columns[(numbers.isna() & frame.notna()).any()]
+        raise ValueError(f"{source} holds non-numeric values in the columns {format_names(text, most=3)}.") from None
+    wrong = ~((values >= 0) & (values == np.floor(values)) & np.isfinite(values))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{source} holds {int(wrong.sum())} values that are not raw counts, the first {values[row, column]:g} at "
+            f"spot {spots[row]!r}, gene {genes[column]!r}. Raw counts are required: integers of at least 0, neither "
+            "normalized nor log-transformed."
+        )
+    return pd.DataFrame(values.astype(np.float32), index=spots, columns=genes)
+
+
+def _read_table(path: Path, source: str) -> pd.DataFrame:
+    """Read without pandas' header, which renames duplicate columns; they must be reported."""
+    options: dict[str, Any] = {"sep": separator(path), "header": None, "encoding": "utf-8-sig"}
+    try:
+        head = pd.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **options).iloc[0].tolist()
+        frame = pd.read_csv(path, skiprows=1, index_col=0, dtype={0: str}, **options)
+    except EOFError:
+        raise ValueError(f"{source} is truncated: the compressed file ends too early. Fetch it again.") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{source} is empty or not a table: {error}.") from error
+    # R writes no name for the column of row names.
+    genes = head if len(head) == frame.shape[1] else head[1:]
+    if len(genes) != frame.shape[1]:
+        raise ValueError(
+            f"{source}: the header names {len(genes)} genes, but row {frame.index[0]!r} has {frame.shape[1]} values. "
+            "Expected fields separated by a tab, or by a comma in a file named .csv."
+        )
+    return frame.set_axis(pd.Index(genes, dtype=object), axis=1)
+
+
+def read_spots(spots: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Selected spots of a spot table, with unique integer array positions and numeric pixel positions."""
+    source = source_of(spots, "spots")
+    frame = spots if isinstance(spots, pd.DataFrame) else pd.read_csv(spots, sep=separator(Path(spots)))
+    missing = [name for name in _REQUIRED if name not in frame.columns]
+    if missing:
+        raise KeyError(
+            f"{source} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. Required: "
+            "x, y (position on the array) and pixel_x, pixel_y (position in the image)."
+        )
+    if "selected" in frame.columns:
+        frame = frame[frame["selected"].astype(float) != 0]
+    if frame.empty:
+        raise ValueError(f"{source} has no spots, or none that are selected (column 'selected').")
+    try:
+        frame = frame.astype(dict.fromkeys(_REQUIRED, np.float64)).reset_index(drop=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: x, y, pixel_x and pixel_y must be numbers: {error}.") from None
+    array = frame[["x", "y"]].to_numpy()
+    if not np.array_equal(array, np.round(array)):
+        raise ValueError(
+            f"{source}: x and y must be integer positions on the array. Adjusted positions belong into new_x, new_y."
+        )
+    duplicates = spot_names(array)[frame.duplicated(["x", "y"]).to_numpy()]
+    if len(duplicates):
+        raise ValueError(
+            f"{source} has {len(duplicates)} duplicate spots, for instance {format_names(duplicates, most=3)}."
+        )
+    return frame
+
+
+def spot_names(array: NDArray[Any]) -> pd.Index:
+    """Names ``{x}x{y}`` of array positions."""
+    return pd.Index([f"{x:g}x{y:g}" for x, y in array], dtype=object)
+
+
+def match_spots(names: pd.Index, frame: pd.DataFrame, source: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of a count table and of a spot table with the same spots.
+
+    Names are compared with array positions, adjusted positions, and rounded positions; the most matches win.
+    """
+    named = names.str.extract(SPOT_NAME).astype(np.float64).to_numpy()
+    array = frame[["x", "y"]].to_numpy()
+    found = {"x, y": _pairs(named, array)}
+    if {"new_x", "new_y"} <= set(frame.columns):
+        # Adjusted positions are printed with a few digits only.
+        found["new_x, new_y"] = _pairs(named.round(3), frame[["new_x", "new_y"]].to_numpy(np.float64).round(3))
+    found["rounded x, y"] = _pairs(np.floor(named + 0.5), array)
+    best = max(found, key=lambda way: len(found[way]))
+    pairs = found[best]
+    tally = "; ".join(f"{len(rows)} by {way}" for way, rows in found.items())
+    if not len(pairs):
+        raise ValueError(
+            f"{source} and the spots have no spot in common (matched of {len(names)}: {tally}). Spots of the counts: "
+            f"{format_names(names, most=3)}; of the spot table: {format_names(spot_names(array), most=3)}. Do they "
+            "belong to the same slide?"
+        )
+    if len(pairs) < max(len(names), len(array)):
+        logger.log(
+            logging.WARNING if len(pairs) < 0.5 * len(names) else logging.INFO,
+            "%s: %d of %d spots matched to %d spots of the spot table by %s (%s). The others are left out.",
+            source, len(pairs), len(names), len(array), best, tally,
+        )  # fmt: skip
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _pairs(left: Float64, right: Float64) -> NDArray[np.intp]:
+    """Pairs of rows with the same position, (n, 2); a position that several rows share matches nothing."""
+    unique = [
+        pd.DataFrame(positions, columns=["x", "y"]).drop_duplicates(keep=False).reset_index()
+        for positions in (left, right)
+    ]
+    return unique[0].merge(unique[1], on=["x", "y"])[["index_x", "index_y"]].to_numpy(np.intp)

@@ -27,7 +27,7 @@ from xarray import DataTree
 from .. import _keys
 from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
-from ._concat import check_slide_name, image_name
+from ._concat import check_slide_name
 from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
 
 logger = logging.getLogger("spahgc")
@@ -89,10 +89,6 @@ def read_wsi(
         If the backend cannot read the file, the image is not 8-bit RGB, pixels are not square, or the micrometers per
         pixel are implausible.
 
-    See Also
-    --------
-    spahgc.pp.tissue_grid : puts spots on the tissue.
-
     Examples
     --------
     >>> sdata = spahgc.io.read_wsi("biopsy.svs")  # doctest: +SKIP
@@ -118,14 +114,16 @@ def load(
     slide = slide_name(path) if slide is None else slide
     check_slide_name(slide)
     if path.suffix.lower() in _PICTURES and backend is None:
-        tree, size = _read_picture(path, slide)
+        picture = read_image(path)
+        x, y = (25400 / float(value) if value else None for value in picture.info.get("dpi", (0, 0)))
+        tree, size = pyramid(picture, slide), (x, y, False)
     else:
         tree, size = _read_levels(path, slide, backend or _backend(path))
     mpp = _scale(size, path.name) if microns_per_pixel is None else float(microns_per_pixel)
     height, width = tree["scale0"]["image"].shape[1:]
     shown = "unknown" if mpp is None else f"{mpp:.4g}"
     logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), shown)
-    name = image_name(slide)
+    name = f"{slide}_image"
     return SpatialData(images={name: tree}, attrs={} if mpp is None else {_keys.MPP: {name: mpp}})
 
 
@@ -133,15 +131,6 @@ def slide_name(path: Path) -> str:
     """Name of a slide from that of its file."""
     stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-") or "slide"
-
-
-def _read_picture(path: Path, slide: str) -> tuple[DataTree, PixelSize]:
-    try:
-        image = read_image(path)
-    except OSError as error:
-        raise OSError(f"{path.name} cannot be read ({error}): it is damaged or truncated. Copy it again.") from error
-    x, y = (25400 / float(value) if value else None for value in image.info.get("dpi", (0, 0)))
-    return pyramid(image, slide), (x, y, False)
 
 
 def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, PixelSize]:

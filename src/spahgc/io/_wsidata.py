@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from scipy import sparse
 from spatialdata import SpatialData, read_zarr
 
 from .. import _keys
-from .._checks import between, checked, format_names
+from .._checks import between, checked, format_names, matrix
 from .._geometry import PLAUSIBLE_MPP
-from .._slides import Float32
 from .._tables._slots import check_table
-from ._concat import check_slide_name, image_name, no_genes, slide_data
+from ._concat import check_slide_name, link_spots
 from ._image import multiscale, resolutions
-from ._wsi import halved, load
+from ._wsi import halved, load, slide_name
 
 logger = logging.getLogger("spahgc")
 
@@ -36,7 +34,7 @@ def from_wsidata(
     *,
     features: str | None = None,
     tile_key: str = "tiles",
-    expression: AnnData | str | None = None,
+    expression: AnnData | None = None,
     slide: str | None = None,
     patient: str | None = None,
     image: str | PathLike[str] | None = None,
@@ -57,8 +55,8 @@ def from_wsidata(
     tile_key
         Name of the tiles.
     expression
-        Measured counts per tile, for a reference: name of a table in the store, or a table whose ``obs["tile_id"]`` (or
-        ``obs_names``) are ids of tiles. Tiles without counts are left out.
+        Measured counts per tile, for a reference, whose ``obs["tile_id"]`` (or ``obs_names``) are ids of tiles. Tiles
+        without counts are left out.
     slide
         Name of the slide. Defaults to the file name without its ending.
     patient
@@ -86,18 +84,35 @@ def from_wsidata(
     >>> spahgc.tl.predict(adata_ref, sdata["table"], use_rep="image_uni")  # doctest: +SKIP
     """
     sdata, source = _open_store(wsi)
-    tiles = _tiles(sdata, tile_key)
-    key = _features(sdata, features, tile_key, expression)
-    values, ids, columns = _embedding(sdata, key)
-    loaded = _load_image(sdata, source, image, slide, microns_per_pixel)
-    slide = _slide_name(slide, source) if loaded is None else next(iter(loaded.images)).removesuffix("_image")
-    mpp = microns_per_pixel or sdata.attrs.get(_PROPERTIES, {}).get("mpp")
+    if slide is None:
+        slide = "slide" if source is None else slide_name(source)
+    check_slide_name(slide)
+    if tile_key not in sdata.shapes:
+        raise KeyError(
+            f"The store has no tiles {tile_key!r} (tile_key). Available shapes: {format_names(sdata.shapes)}. Make "
+            "tiles with lazyslide.pp.tile_tissues(wsi, ...)."
+        )
+    tiles = sdata.shapes[tile_key]
+    tiles = tiles.set_index(_TILE_ID) if _TILE_ID in tiles else tiles
+    key = _features(sdata, features, tile_key)
+    attrs = sdata.tables[key].uns[_keys.SPATIALDATA_ATTRS]
+    ids = sdata.tables[key].obs[attrs["instance_key"]].to_numpy()
+    if len(set(ids)) < len(ids) or not tiles.index.is_unique:
+        raise ValueError(f"The tiles {tile_key!r} or their features {key!r} have duplicate ids.")
+    columns = sdata.tables[key].obs.drop(columns=[attrs["instance_key"], attrs["region_key"]])
+    embedding = sdata.tables[key].X
+    embedding = matrix(embedding.toarray() if sparse.issparse(embedding) else embedding, f"features {key!r}")
+    properties = sdata.attrs.get(_PROPERTIES, {})
+    mpp = microns_per_pixel or properties.get("mpp")
+    loaded = _load_image(sdata, source, image, slide, mpp)
+    images = {} if loaded is None else dict(loaded.images)
     if mpp is None and loaded is not None:
-        mpp = loaded.attrs.get(_keys.MPP, {}).get(image_name(slide))
+        mpp = loaded.attrs.get(_keys.MPP, {}).get(f"{slide}_image")
 
-    rows, matrix, var = np.arange(len(ids)), no_genes(len(ids)), pd.DataFrame(index=pd.Index([], dtype=object))
+    rows, counts = np.arange(len(ids)), sparse.csr_matrix((len(ids), 0), dtype=np.float32)
+    var = pd.DataFrame(index=pd.Index([], dtype=object))
     if expression is not None:
-        rows, matrix, var = _measured(sdata, expression, ids)
+        rows, counts, var = _measured(expression, ids)
     at = tiles.index.get_indexer(ids[rows])
     if (at < 0).any():
         raise ValueError(
@@ -110,20 +125,31 @@ def from_wsidata(
     obs = obs.loc[:, ~obs.columns.duplicated()].set_axis([f"{slide}_{tile}" for tile in tiles.index])
     if patient is not None:
         obs[_keys.PATIENT] = pd.Categorical([patient] * len(obs))
-    table = AnnData(X=matrix, obs=obs, var=var)
     centers = tiles.geometry.centroid
-    table.obsm[_keys.SPATIAL] = np.column_stack([centers.x, centers.y]).astype(np.float64)
+    table = AnnData(X=counts, obs=obs, var=var, obsm={_keys.SPATIAL: np.column_stack([centers.x, centers.y])})
     model = key.removesuffix(f"_{tile_key}")
-    table.obsm[_keys.image(model)] = values[rows]
+    table.obsm[_keys.image(model)] = embedding[rows]
     side = float(np.sqrt(tiles.geometry.area.median()))
-    spec = sdata.attrs.get(_TILE_SPEC, {}).get(tile_key)
-    table.uns[_keys.image(model)] = {_keys.PARAMS: _params(model, spec, side, mpp, slide)}
-    tree = None if loaded is None else loaded.images[image_name(slide)]
-    outlines = tiles.geometry.to_numpy()
-    result = slide_data(table, slide, tree, diameter=side, microns_per_pixel=mpp, outlines=outlines)
-    if tree is not None and mpp is not None:
-        result.attrs[_keys.MPP] = {image_name(slide): float(mpp)}
-    return result
+    spec = sdata.attrs.get(_TILE_SPEC, {}).get(tile_key, {"width": side, "mpp": mpp})
+    tile_um = float(spec["width"]) * float(spec.get("mpp") or mpp or 0)
+    unknown = dict.fromkeys(("weights", "transform", "pooling", "versions"), _UNKNOWN)
+    table.uns[_keys.image(model)] = {
+        _keys.PARAMS: {
+            "encoder": model,
+            "recipe": {"source": "lazyslide", "model": model, **unknown},
+            # Scanners state micrometers per pixel with three or four digits.
+            "tile_um": float(f"{tile_um:.4g}") if tile_um else _UNKNOWN,
+            "tile_px": round(spec["width"]),
+            "fields_of_view": [1.0],
+            _keys.MPP: {slide: _UNKNOWN if mpp is None else float(mpp)},
+            "image": {slide: f"{slide}_image"},
+        }
+    }
+    tree, outlines = images.get(f"{slide}_image"), tiles.geometry.to_numpy()
+    shapes = link_spots(table, slide, tree, diameter=side, microns_per_pixel=mpp, outlines=outlines)
+    scales = {name: float(mpp) for name in images if mpp is not None}
+    sdata_attrs = {_keys.MPP: scales} if scales else {}
+    return SpatialData(images=images, shapes={slide: shapes}, tables={_keys.TABLE: table}, attrs=sdata_attrs)
 
 
 def _open_store(wsi: Any) -> tuple[SpatialData, Path | None]:
@@ -132,38 +158,19 @@ def _open_store(wsi: Any) -> tuple[SpatialData, Path | None]:
         path = getattr(getattr(wsi, "reader", None), "file", None)
         return wsi, None if path is None else Path(path)
     path = Path(wsi)
-    if not path.exists():
-        raise FileNotFoundError(f"No store {str(path)!r}.")
     if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
-        raise ValueError(f"{str(path)!r} is not a zarr store. Pass <slide>.zarr, which WSIData.write() makes.")
+        raise FileNotFoundError(f"{str(path)!r} is no zarr store. Pass <slide>.zarr, which WSIData.write() makes.")
     return read_zarr(path), path
 
 
-def _tiles(sdata: SpatialData, tile_key: str) -> Any:
-    """Tiles as a frame of polygons, by id."""
-    if tile_key not in sdata.shapes:
-        raise KeyError(
-            f"The store has no tiles {tile_key!r} (tile_key). Available shapes: {format_names(sdata.shapes)}. Make "
-            "tiles with lazyslide.pp.tile_tissues(wsi, ...)."
-        )
-    tiles = sdata.shapes[tile_key]
-    tiles = tiles.set_index(_TILE_ID) if _TILE_ID in tiles else tiles
-    if not tiles.index.is_unique:
-        raise ValueError(f"The tiles {tile_key!r} have duplicate ids.")
-    return tiles
-
-
-def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression: Any) -> str:
+def _features(sdata: SpatialData, wanted: str | None, tile_key: str) -> str:
     """Name of the table of features."""
     names = [
         name
         for name, table in sdata.tables.items()
         if table.uns.get(_keys.SPATIALDATA_ATTRS, {}).get("region") in (tile_key, [tile_key]) and table.n_vars
     ]
-    if wanted is not None:
-        fits = [name for name in (wanted, f"{wanted}_{tile_key}") if name in names][:1]
-    else:
-        fits = [name for name in names if not isinstance(expression, str) or name != expression]
+    fits = names if wanted is None else [name for name in (wanted, f"{wanted}_{tile_key}") if name in names][:1]
     if len(fits) != 1:
         named = "" if wanted is None else f"{wanted!r} "
         problem = f"{'several' if fits else 'no'} features {named}of {tile_key!r}"
@@ -174,31 +181,8 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str, expression:
     return fits[0]
 
 
-def _embedding(sdata: SpatialData, key: str) -> tuple[Float32, Any, pd.DataFrame]:
-    """Features (n, d), ids of their tiles, and other columns of their table."""
-    table = sdata.tables[key]
-    values = table.X.toarray() if sparse.issparse(table.X) else np.asarray(table.X)
-    attrs = table.uns[_keys.SPATIALDATA_ATTRS]
-    ids = table.obs[attrs["instance_key"]]
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any() or not ids.is_unique:
-        problem = f"NaN or infinite values for {int(bad.sum())} of {len(bad)} tiles" if bad.any() else "duplicate tiles"
-        raise ValueError(f"The features {key!r} have {problem}.")
-    return (
-        values.astype(np.float32),
-        ids.to_numpy(),
-        table.obs.drop(columns=[attrs["instance_key"], attrs["region_key"]]),
-    )
-
-
-def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, pd.DataFrame]:
+def _measured(expression: AnnData, ids: Any) -> tuple[Any, Any, pd.DataFrame]:
     """Rows of the features with measured expression, their expression, and its genes."""
-    if isinstance(expression, str):
-        if expression not in sdata.tables:
-            raise KeyError(
-                f"The store has no table {expression!r} (expression). Available: {format_names(sdata.tables)}."
-            )
-        expression = sdata.tables[expression]
     check_table(expression, what="expression")
     if expression.X is None or expression.n_vars == 0:
         raise ValueError("`expression` has no genes or no X.")
@@ -216,12 +200,10 @@ def _measured(sdata: SpatialData, expression: Any, ids: Any) -> tuple[Any, Any, 
 
 
 def _load_image(
-    sdata: SpatialData, source: Path | None, image: Any, slide: str | None, microns_per_pixel: float | None
+    sdata: SpatialData, source: Path | None, image: Any, slide: str, mpp: float | None
 ) -> SpatialData | None:
     """The slide file, or the full image in the store; `None` if there is neither."""
     properties = sdata.attrs.get(_PROPERTIES, {})
-    mpp = microns_per_pixel or properties.get("mpp")
-    mpp = None if mpp is None else float(mpp)
     path = None if image is None else Path(image)
     if path is None and source is not None and not properties.get("scene", 0):
         files = [source] if source.is_file() else list(source.parent.glob(f"{source.stem}.*"))
@@ -229,7 +211,7 @@ def _load_image(
         path = files[0] if len(files) == 1 else None
     if path is not None:
         loaded = load(path, slide=slide, microns_per_pixel=mpp)
-        found = resolutions(next(iter(loaded.images.values())))[0].shape[1:]
+        found = resolutions(loaded.images[f"{slide}_image"])[0].shape[1:]
         expected = tuple(int(side) for side in properties.get("shape", found))
         if expected != found:
             raise ValueError(
@@ -240,36 +222,10 @@ def _load_image(
     for element in sdata.images.values():
         levels = [array.transpose("c", "y", "x").data for array in resolutions(element)]
         if levels[0].shape == (3, *properties.get("shape", ())) and levels[0].dtype == np.uint8:
-            name = _slide_name(slide, source)
             levels += [halved(levels[0])] if len(levels) == 1 else []
-            return SpatialData(images={image_name(name): multiscale(levels, name)})
+            return SpatialData(images={f"{slide}_image": multiscale(levels, slide)})
     logger.warning(
         "No slide file belongs to the tiles: the result has features and no image. Pass image=<path> to plot on it or "
         "to embed it again."
     )
     return None
-
-
-def _slide_name(slide: str | None, source: Path | None) -> str:
-    if slide is None:
-        slide = "slide" if source is None else re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)
-    check_slide_name(slide)
-    return slide
-
-
-def _params(model: str, spec: dict[str, Any] | None, side: float, mpp: float | None, slide: str) -> dict[str, Any]:
-    """Parameters of the features, as far as the store records them."""
-    tile_um = None if mpp is None else side * mpp
-    if spec is not None and spec.get("mpp"):
-        tile_um = float(spec["width"]) * float(spec["mpp"])
-    unknown = dict.fromkeys(("weights", "transform", "pooling", "versions"), _UNKNOWN)
-    return {
-        "encoder": model,
-        "recipe": {"source": "lazyslide", "model": model, **unknown},
-        # Scanners state micrometers per pixel with three or four digits.
-        "tile_um": _UNKNOWN if tile_um is None else float(f"{tile_um:.4g}"),
-        "tile_px": int(spec["width"]) if spec is not None else round(side),
-        "fields_of_view": [1.0],
-        _keys.MPP: {slide: _UNKNOWN if mpp is None else float(mpp)},
-        "image": {slide: image_name(slide)},
-    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from .. import _keys as keys
 from .._checks import Range, above, between, checked, format_names
@@ -18,8 +19,7 @@ from .._links import shallow_copy
 from .._slides import Float64
 from .._tables._cohorts import slide_rows
 from .._tables._slots import check_table, coordinates, library_column
-from ..io._concat import check_slide_name, link_spots, no_genes
-from ..io._image import thumbnail
+from ..io._concat import check_slide_name, link_spots
 from ._images import scans_of
 from ._tiles import Level
 from ._tissue import tissue_level, tissue_mask
@@ -235,7 +235,6 @@ def _grid(
 ) -> tuple[AnnData, Any]:
     """Table and circles of one slide."""
     from anndata import AnnData
-    from spatialdata.transformations import get_transformation
 
     mpp = levels[0].microns_per_pixel
     level = tissue_level(levels)
@@ -256,16 +255,9 @@ def _grid(
         )
     index = pd.Index([f"{name}_{x}x{y}" for x, y in zip(column[kept], row[kept], strict=True)], dtype=object)
     obs = {"array_row": row[kept], "array_col": column[kept], keys.TISSUE: fraction[kept].astype(np.float32)}
-    table = AnnData(X=no_genes(int(kept.sum())), obs=pd.DataFrame(obs, index=index), obsm={keys.SPATIAL: centers[kept]})
-    circles = link_spots(
-        table,
-        name,
-        *thumbnail(element),
-        diameter=diameter / mpp,
-        microns_per_pixel=mpp,
-        transformations=get_transformation(element, get_all=True),
-    )
-    return table, circles
+    genes = csr_matrix((len(index), 0), dtype=np.float32)
+    table = AnnData(X=genes, obs=pd.DataFrame(obs, index=index), obsm={keys.SPATIAL: centers[kept]})
+    return table, link_spots(table, name, element, diameter=diameter / mpp, microns_per_pixel=mpp)
 
 
 def _lattice(size: tuple[int, int], pitch: float, layout: str) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
