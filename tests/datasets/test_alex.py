@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spahgc.datasets import _visium, alex
+from spahgc.datasets import _published, alex
 
 from ..refusals import refused
 
@@ -97,7 +97,7 @@ def test_refusals(zenodo: Path, slides: dict[str, VisiumSlide], tmp_path: Path) 
         alex(zenodo, slides=["CID4290"], images={"CID4290": "missing.tif"})
     features = zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix" / "features.tsv.gz"
     features.write_text("ERBB2\n")
-    with pytest.raises(ValueError, match="4.*1"):
+    with pytest.raises(ValueError, match=r"`var` must have .*\(4\), but has 1 rows"):
         alex(zenodo, slides=["1142243F"])
     slides["CID4290"].write_spatial(zenodo / "spatial" / "1142243F_spatial")
     slides["1142243F"].write_mtx(zenodo / "filtered_count_matrices" / "1142243F_filtered_count_matrix")
@@ -119,18 +119,18 @@ def test_download(
 ) -> None:
     (tmp_path / "web").mkdir()
     sums = {}
-    for archive in _visium.ALEX_ARCHIVES:
+    for archive in _published.ALEX_ARCHIVES:
         path = tmp_path / "web" / archive
         with tarfile.open(path, "w:gz") as tar:
             tar.add(zenodo / archive.removesuffix(".tar.gz"), archive.removesuffix(".tar.gz"))
         sums[archive] = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
     server = serve(tmp_path / "web")
-    monkeypatch.setattr(_visium, "ALEX_URL", server.url)
+    monkeypatch.setattr(_published, "ALEX_URL", server.url)
     with pytest.raises(
         ValueError, match=r"filtered_count_matrices.*is not the file that spahgc knows \(expected md5:ea12"
     ):
         alex(slides=["CID4290"])
-    monkeypatch.setattr(_visium, "ALEX_ARCHIVES", sums)
+    monkeypatch.setattr(_published, "ALEX_ARCHIVES", sums)
     assert alex(slides=["CID4290"])["table"].n_obs == 81
     assert len(server.asked) == 4
     assert not list((home / "alex").glob("*.tar.gz"))

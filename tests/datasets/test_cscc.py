@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 import spahgc
-from spahgc.datasets import _st, cscc
+from spahgc.datasets import _published, cscc
 
 from ..refusals import refused
 
@@ -71,10 +71,10 @@ def geo(tmp_path: Path) -> dict[str, pd.DataFrame]:
 
 
 def test_accessions() -> None:
-    assert len(_st.CSCC_ACCESSIONS) == 12
-    assert _st.CSCC_ACCESSIONS["P2_ST_rep1"] == "GSM4284316"
-    assert _st.CSCC_ACCESSIONS["P9_ST_rep2"] == "GSM4284323"
-    assert _st.CSCC_ACCESSIONS["P10_ST_rep3"] == "GSM4284327"
+    assert len(_published.CSCC_ACCESSIONS) == 12
+    assert _published.CSCC_ACCESSIONS["P2_ST_rep1"] == "GSM4284316"
+    assert _published.CSCC_ACCESSIONS["P9_ST_rep2"] == "GSM4284323"
+    assert _published.CSCC_ACCESSIONS["P10_ST_rep3"] == "GSM4284327"
 
 
 def test_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,7 +152,7 @@ def test_download(
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(file.read_bytes())
     server = serve(tmp_path / "web")
-    monkeypatch.setattr(_st, "CSCC_URL", server.url)
+    monkeypatch.setattr(_published, "CSCC_URL", server.url)
     sdata = cscc(slides=["P2_ST_rep1"])
     np.testing.assert_array_equal(sdata["table"].to_df(), geo["P2_ST_rep1"])
     assert len(server.asked) == 3

@@ -16,7 +16,7 @@ import spatialdata as sd
 from PIL import Image
 
 from spahgc import settings
-from spahgc.datasets import _st, her2st
+from spahgc.datasets import _published, her2st
 
 from ..refusals import refused
 
@@ -57,9 +57,9 @@ def server(repository: Path, serve: Callable[[Path], Server], monkeypatch: pytes
         file.relative_to(repository).as_posix(): f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
         for file in files
     }
-    monkeypatch.setattr(_st, "her2st_registry", lambda: registry)
+    monkeypatch.setattr(_published, "her2st_registry", lambda: registry)
     server = serve(repository)
-    monkeypatch.setattr(_st, "HER2ST_URL", server.url)
+    monkeypatch.setattr(_published, "HER2ST_URL", server.url)
     return server
 
 
@@ -155,14 +155,14 @@ def test_wrong_checksum(server: Server, home: Path, repository: Path) -> None:
 
 
 def test_registry_holds_three_files_a_slide() -> None:
-    registry = _st.her2st_registry()
+    registry = _published.her2st_registry()
     assert sorted(Path(file).name[:2] for file in registry if "cnts" in file) == ["B4", "C2", "C3", "C4", "C5"]
     assert len(registry) == 15
     assert all(len(checksum) == len("sha256:") + 64 for checksum in registry.values())
 
 
 def test_registry_is_that_of_the_real_files(data_dir: Path) -> None:
-    for file, checksum in _st.her2st_registry().items():
+    for file, checksum in _published.her2st_registry().items():
         digest = hashlib.sha256((data_dir / "her2st" / file).read_bytes()).hexdigest()
         assert f"sha256:{digest}" == checksum, file
 

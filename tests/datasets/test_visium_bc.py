@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import spahgc
-from spahgc.datasets import _visium, visium_bc
+from spahgc.datasets import _published, visium_bc
 
 from ..refusals import refused
 
@@ -26,7 +26,7 @@ def slides(visium_slide: type[VisiumSlide], tmp_path: Path) -> dict[str, VisiumS
     """The three sections, in ``tmp_path / "10x"``; the last one renamed, without prefixes and with a header."""
     slides = {"block1": visium_slide(0), "block2": visium_slide(1), "FFPE": visium_slide(2, genes=PROBES)}
     for name, slide in slides.items():
-        full = _visium.TENX_SLIDES[name][0]
+        full = _published.TENX_SLIDES[name][0]
         folder = tmp_path / "10x" / ("FFPE" if name == "FFPE" else full)
         prefix = "" if name == "FFPE" else f"{full}_"
         slide.write_spatial(folder / "spatial", header=name == "FFPE")
@@ -90,7 +90,7 @@ def test_download(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    section = _visium.TENX_SLIDES["block1"][0]
+    section = _published.TENX_SLIDES["block1"][0]
     source, place = tmp_path / "10x" / section, tmp_path / "web" / "1.1.0" / section
     place.mkdir(parents=True)
     for file in source.glob(f"{section}_*"):
@@ -98,7 +98,7 @@ def test_download(
     with tarfile.open(place / f"{section}_spatial.tar.gz", "w:gz") as tar:
         tar.add(source / "spatial", "spatial")
     server = serve(tmp_path / "web")
-    monkeypatch.setattr(_visium, "TENX_URL", server.url)
+    monkeypatch.setattr(_published, "TENX_URL", server.url)
     server.cut = "_image.tif"
     with pytest.raises(ConnectionError, match=r"_image\.tif.*next call resumes.*visium_bc\(path=\.\.\.\)"):
         visium_bc(slides=["block1"])

@@ -173,12 +173,8 @@ def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None
 
 def test_spots_outside(adata: ad.AnnData) -> None:
     adata.obsm["spatial"][:, 0] += 500
-    with pytest.raises(ValueError, match=r"\d+ of 30 spots lie outside the image of 900 x 700 .* full resolution\?"):
+    with pytest.raises(ValueError, match=r"\d+ of 30 spots lie outside the image of 900 x 700 .* x and y swapped"):
         from_anndata(adata, PICTURE, **GIVEN)
-    adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
-    refused(ValueError, r"Are the positions those of this image", from_anndata, adata, PICTURE, **GIVEN)
-    adata.obsm["spatial"][:, 1] -= 80  # y up to 860: inside once swapped
-    refused(ValueError, r"With x and y swapped all of them lie inside", from_anndata, adata, PICTURE, **GIVEN)
 
 
 @pytest.mark.parametrize(("section", "shape"), [(1, (2604, 4338)), (2, (3630, 0))])

@@ -16,7 +16,6 @@ import openslide
 import pytest
 import spatialdata as sd
 import tifffile
-import tiffslide
 from PIL import Image
 from spatialdata.transformations import get_transformation
 
@@ -55,9 +54,7 @@ def pixels(level: Any) -> np.ndarray:
     [
         ("pyramid.tif", None, 2),
         ("pyramid.tif", "openslide", 2),
-        ("pyramid.tif", "tiffslide", 2),
         ("slide.ome.tif", None, 2),
-        ("slide.ome.tif", "tiffslide", 2),
         ("plain.tif", None, 1),
         ("strips.tif", None, 1),
         ("planar.tif", None, 1),
@@ -75,14 +72,12 @@ def test_pixels_are_those_of_the_file(folder: Path, file: str, backend: Any, n_s
         np.testing.assert_array_equal(pixels(found[1]), tifffile.imread(folder / file, level=1))
 
 
-def test_openslide_and_tiffslide_give_what_they_give_themselves(folder: Path) -> None:
+def test_openslide_gives_what_it_gives_itself(folder: Path) -> None:
     path = folder / "pyramid.tif"
     corner, size = (256, 512), (300, 200)
     window = {"y": slice(512, 712), "x": slice(256, 556)}
     direct = np.asarray(openslide.OpenSlide(path).read_region(corner, 0, size))[..., :3]
     np.testing.assert_array_equal(pixels(levels(read_wsi(path, backend="openslide"))[0].isel(window)), direct)
-    direct = np.asarray(tiffslide.TiffSlide(path).read_region(corner, 0, size, as_array=True))
-    np.testing.assert_array_equal(pixels(levels(read_wsi(path, backend="tiffslide"))[0].isel(window)), direct)
 
 
 def test_layout(folder: Path, tmp_path: Path) -> None:
@@ -135,7 +130,7 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(levels(read_wsi(tmp_path / "he.tif"))[0]), expected)
 
 
-@pytest.mark.parametrize("backend", ["openslide", "tiffslide", "tifffile"])
+@pytest.mark.parametrize("backend", ["openslide", "tifffile"])
 def test_threads_and_processes_open_the_file_for_themselves(folder: Path, backend: Any) -> None:
     array = levels(read_wsi(folder / "pyramid.tif", backend=backend))[0].data
     expected = array.compute(scheduler="synchronous")
@@ -189,7 +184,6 @@ def test_scale_of_the_file(tmp_path: Path, folder: Path, caplog: pytest.LogCaptu
     small = PICTURE[:512, :512]
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=0.25)) == pytest.approx(0.25)
     assert scale(tmp_path / "s.tif", backend="openslide") == pytest.approx(0.25)
-    assert scale(tmp_path / "s.tif", backend="tiffslide") == pytest.approx(0.25)
     assert scale(tmp_path / "s.tif", microns_per_pixel=0.3) == 0.3
     assert scale(ome_tiff(tmp_path / "s.ome.tif", small, size=345, unit="nm")) == pytest.approx(0.345)
     assert caplog.records == []
@@ -198,7 +192,6 @@ def test_scale_of_the_file(tmp_path: Path, folder: Path, caplog: pytest.LogCaptu
     assert scale(ome_tiff(tmp_path / "s.ome.tif", small, size=1, unit="pixel")) is None
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=25400 / 300)) is None
     assert scale(tmp_path / "s.tif", backend="openslide") is None
-    assert scale(tmp_path / "s.tif", backend="tiffslide") is None
     assert "84.67 x 84.67 um per pixel; an H&E image has between 0.05 and 20" in caplog.text
     assert "resolution of a printer or screen, and is ignored" in caplog.text
     assert scale(pyramid_tiff(tmp_path / "s.tif", small, mpp=None)) is None
@@ -219,7 +212,6 @@ def test_scanner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = aperio(tmp_path / "s.svs", "AppMag = 40|MPP = 0.2525")
     assert openslide.OpenSlide.detect_format(str(path)) == "aperio"
     assert read_wsi(path).attrs["microns_per_pixel"]["s_image"] == pytest.approx(0.2525)
-    assert read_wsi(path, backend="tiffslide").attrs["microns_per_pixel"]["s_image"] == pytest.approx(0.2525)
     np.testing.assert_array_equal(pixels(levels(read_wsi(path))[0]), tifffile.imread(path))
     assert caplog.records == []
     # the objective does not give the size of a pixel
@@ -269,7 +261,7 @@ def test_cut_off_picture(tmp_path: Path) -> None:
     refused(OSError, r"he\.jpg\) is damaged or truncated .*Copy", read_wsi, tmp_path / "he.jpg")
 
 
-@pytest.mark.parametrize("backend", ["openslide", "tiffslide", "tifffile"])
+@pytest.mark.parametrize("backend", ["openslide", "tifffile"])
 def test_damaged_block(folder: Path, tmp_path: Path, backend: Any) -> None:
     """The other blocks can be read, before and after."""
     path = tmp_path / "s.tif"
@@ -287,10 +279,6 @@ def test_damaged_block(folder: Path, tmp_path: Path, backend: Any) -> None:
 
 def test_without_the_libraries(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     svs = aperio(tmp_path / "s.svs", "MPP = 0.25")
-    (tmp_path / "s.mrxs").write_text("")
     monkeypatch.setitem(sys.modules, "openslide", None)
-    assert levels(read_wsi(svs))[0].shape == (3, 512, 512)  # tiffslide
     assert levels(read_wsi(folder / "pyramid.tif"))[0].shape == (3, 900, 1203)  # tifffile
-    refused(ImportError, r"Reading s\.mrxs requires openslide.*spahgc\[wsi\]", read_wsi, tmp_path / "s.mrxs")
-    monkeypatch.setitem(sys.modules, "tiffslide", None)
-    refused(ImportError, r"Reading s\.svs requires tiffslide.*spahgc\[wsi\]", read_wsi, svs)
+    refused(ImportError, r"Reading s\.svs requires openslide.*spahgc\[wsi\]", read_wsi, svs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ._hest import hest
-from ._st import cscc, her2st
+from ._published import alex, cscc, her2st, visium_bc
 from ._synthetic import synthetic_cohort
-from ._visium import alex, visium_bc
 
 __all__ = ["alex", "cscc", "her2st", "hest", "synthetic_cohort", "visium_bc"]

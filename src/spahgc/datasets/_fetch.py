@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +19,6 @@ from .._settings import settings
 
 RECORD = "checksums.txt"  # file in a data set's folder with the SHA-256 of files that have no published checksum
 CHUNK = 1 << 16  # bytes that are written at a time
-_TIMEOUT_S = (20, 60)  # seconds to wait for a connection, and for the next bytes
 
 # Paths that each file of a slide may have, the preferred one first; counts come first.
 Candidates = Mapping[str, Sequence[Path]]
@@ -123,7 +124,8 @@ def _resume(url: str, part: Path) -> None:
     start = part.stat().st_size if version else 0
     # Bytes are counted as they are stored: no compression in transit.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-", "If-Range": version} if start else {})
-    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+    # Wait 20 seconds for a connection and 60 for the next bytes.
+    with requests.get(url, headers=headers, stream=True, timeout=(20, 60)) as response:
         if start and response.status_code == requests.codes.requested_range_not_satisfiable:
             tag.unlink()
             return _resume(url, part)
@@ -151,9 +153,5 @@ def unpack(archive: Path, folder: Path) -> None:
         except (tarfile.TarError, EOFError, OSError) as error:
             problem = str(error).partition("\n")[0].rstrip(":")
             raise ValueError(f"{archive} cannot be unpacked: {problem}. Delete it and call again.") from error
-        for path in Path(name).rglob("*"):
-            if path.is_file():
-                target = folder / path.relative_to(name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
+        shutil.copytree(name, folder, copy_function=os.replace, dirs_exist_ok=True)
     archive.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from spatialdata import SpatialData
@@ -18,15 +17,13 @@ from ..io._hest import hest_samples
 
 REPOSITORY = "MahmoodLab/hest"
 PAGE = f"https://huggingface.co/datasets/{REPOSITORY}"
+# Lymph node metastases of breast cancer (Visium) and pancreatic adenocarcinomas, of one study each (Visium) or of 10x
+# (Xenium): LYMPH_IDC and PAAD of HEST-Benchmark, and the pancreas study of HEST's metadata.
 SETS = {
     "lymph_node": ("NCBI681", "NCBI682", "NCBI683", "NCBI684"),
     "pancreas_visium": ("NCBI569", "NCBI570", "NCBI571", "NCBI572"),
     "pancreas_xenium": ("TENX116", "TENX126", "TENX140"),
 }
-"""Lymph node metastases of breast cancer (Visium) and pancreatic adenocarcinomas, of one study each (Visium) or of 10x
-(Xenium): LYMPH_IDC and PAAD of HEST-Benchmark, and the pancreas study of HEST's metadata."""
-
-_REQUIRED = (("metadata", "json"), ("st", "h5ad"), ("wsis", "tif"))
 
 
 @checked()
@@ -78,14 +75,23 @@ def hest(
     >>> sdata = spahgc.datasets.hest("hest_data", slides=["NCBI569"], patients={"NCBI569": "A"})  # doctest: +SKIP
     """
     root = settings.data_dir / "hest" if path is None else Path(path)
-    wanted = _wanted(root, slides)
+    if isinstance(slides, str):
+        if slides not in SETS:
+            raise ValueError(
+                f"`slides` must be one of the sets {format_names(SETS)} or a list of samples, got {slides!r}."
+            )
+        slides = SETS[slides]
+    wanted = hest_samples(root) if slides is None else list(dict.fromkeys(slides))
+    if not wanted:
+        raise ValueError(
+            f"No samples (st/*.h5ad) in {str(root)!r}, or `slides` is empty. Pass a list of samples, or one of "
+            f"{format_names(SETS)}. Samples are described in HEST_v*.csv on {PAGE}."
+        )
     if path is None:
         _download(wanted, root)
     given = patients or {}
     parts = [read_hest(root, name, patient=given.get(name)) for name in wanted]
-    metadata: dict[str, Any] = {}
-    for part in parts:
-        metadata |= part.tables[_keys.TABLE].uns[_keys.HEST]
+    metadata = {name: part.tables[_keys.TABLE].uns[_keys.HEST][name] for name, part in zip(wanted, parts, strict=True)}
     studies = {name: str(metadata[name].get("dataset_title", name)) for name in wanted}
     for name, part in zip(wanted, parts, strict=True):
         obs = part.tables[_keys.TABLE].obs
@@ -96,26 +102,10 @@ def hest(
     return joined
 
 
-def _wanted(root: Path, slides: str | Sequence[str] | None) -> list[str]:
-    """Names of the samples to read."""
-    if isinstance(slides, str):
-        if slides not in SETS:
-            raise ValueError(
-                f"`slides` must be one of the sets {format_names(SETS)} or a list of samples, got {slides!r}."
-            )
-        return list(SETS[slides])
-    names = hest_samples(root) if slides is None else list(dict.fromkeys(slides))
-    if not names:
-        raise ValueError(
-            f"No samples (st/*.h5ad) in {str(root)!r}, or `slides` is empty. Pass a list of samples, or one of "
-            f"{format_names(SETS)}. Samples are described in HEST_v*.csv on {PAGE}."
-        )
-    return names
-
-
 def _download(names: Sequence[str], root: Path) -> None:
     """Fetch missing files. Errors are never chained (`from None`): their requests hold the user's token."""
-    required = [f"{folder}/{name}.{end}" for name in names for folder, end in _REQUIRED]
+    patterns = ("metadata/{}.json", "st/{}.h5ad", "wsis/{}.tif")
+    required = [pattern.format(name) for name in names for pattern in patterns]
     if all((root / file).is_file() for file in required):
         return
     try:

@@ -5,8 +5,7 @@ Tissue is nuclei on fibrous stroma, stained by the Beer-Lambert law. Smooth fiel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,19 +19,16 @@ from .. import _keys
 from .._checks import at_least, between, checked
 from .._slides import Float32, Float64
 from ..io import concat, read_st
+from ..io._st import spot_names
 
 PITCH_UM, SPOT_DIAMETER_UM = 100.0, 55.0
 DRIVERS = ("density", "color", "size", "context")
-LOCAL_UM = 55.0  # nuclei within this distance of a spot count as its own
-CONTEXT_UM = (90.0, 230.0)  # nuclei between these distances are the surroundings of a spot
-DEPTH = 15.0  # mean counts per gene and spot
-DISPERSION = 8.0  # counts have the variance mean + mean^2 / DISPERSION
 GRID_UM = 10.0  # step of the smooth fields
 LATTICE_UM = 11.0  # distance of places for nuclei: 8,300 per mm2 if all are taken, as in dense tumor
 RADIUS_UM = (2.6, 5.2)  # smallest and largest mean nuclear radius
 SHARE = (0.08, 0.85)  # smallest and largest fraction of places that hold a nucleus
+# Optical density of hematoxylin and eosin in red, green, blue: reference vectors of Macenko et al., ISBI 2009.
 STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
-"""Optical density of hematoxylin and eosin in red, green, blue: reference vectors of Macenko et al., ISBI 2009."""
 
 
 @checked(
@@ -97,32 +93,37 @@ def synthetic_cohort(
         raise ValueError(f"`n_patients` must be at most n_slides={n_slides}, got {n_patients}.")
     generator = np.random.default_rng(rng)
     patients = [slide * n_patients // n_slides for slide in range(n_slides)]
-    stains = [Stain.draw(generator) for _ in range(n_patients)]
-    arrays, spots, images, drivers = [], [], [], []
+    stains = [_stain(generator, np.array(STAINS), 243.0, 0.04) for _ in range(n_patients)]
+    tables, images, spots, drivers = [], [], [], []
     for child, patient in zip(generator.spawn(n_slides), patients, strict=True):
         spots_um, array, inside, side_um = _layout(child, n_spots)
-        tissue = DrawnTissue.grow(child, inside, side_um)
-        images.append(_draw(child, tissue, inside, Stain.draw(child, stains[patient], spread=0.02), microns_per_pixel))
-        arrays.append(array)
+        tissue = _tissue(child, inside, side_um)
+        images.append(_draw(child, tissue, inside, _stain(child, *stains[patient], 0.02), microns_per_pixel))
+        columns = np.column_stack([array, spots_um / microns_per_pixel])
+        tables.append(pd.DataFrame(columns, columns=["x", "y", "pixel_x", "pixel_y"]))
         spots.append(spots_um)
         drivers.append(_drivers(tissue, spots_um))
-    var = _genes(n_genes)
+    # Half of the genes are planted, in equal parts; of the others half are smooth, half noise.
+    n_each = n_genes // 2 // len(DRIVERS)
+    n_rest = n_genes - n_each * len(DRIVERS)
+    kinds = {**dict.fromkeys(DRIVERS, n_each), "smooth": n_rest // 2, "noise": n_rest - n_rest // 2}
+    names = [f"{kind}-{index:02d}" for kind, n in kinds.items() for index in range(n)]
+    drawn = [kind if kind in DRIVERS else "none" for kind, n in kinds.items() for _ in range(n)]
+    driver = pd.Categorical(drawn, categories=[*DRIVERS, "none"])
+    var = pd.DataFrame({"planted": driver != "none", "driver": driver}, index=pd.Index(names, dtype=object))
     counts = _counts(generator, var, drivers, spots, patients)
     slides = []
     for index, patient in enumerate(patients):
-        x, y = arrays[index].T
-        pixel_x, pixel_y = spots[index].T / microns_per_pixel
-        slides.append(
-            read_st(
-                pd.DataFrame(counts[index], index=[f"{a}x{b}" for a, b in arrays[index]], columns=var.index),
-                pd.DataFrame({"x": x, "y": y, "pixel_x": pixel_x, "pixel_y": pixel_y}),
-                images[index],
-                slide=f"S{index + 1}",
-                patient=f"P{patient + 1}",
-                microns_per_pixel=microns_per_pixel,
-                spot_diameter_um=SPOT_DIAMETER_UM,
-            )
+        slide = read_st(
+            pd.DataFrame(counts[index], spot_names(tables[index][["x", "y"]].to_numpy()), var.index),
+            tables[index],
+            images[index],
+            slide=f"S{index + 1}",
+            patient=f"P{patient + 1}",
+            microns_per_pixel=microns_per_pixel,
+            spot_diameter_um=SPOT_DIAMETER_UM,
         )
+        slides.append(slide)
     sdata = concat(slides)
     sdata.tables[_keys.TABLE].var = var
     sdata.tables[_keys.TABLE].uns[_keys.SYNTHETIC] = {
@@ -164,10 +165,11 @@ def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np
     return spots, array, inside.astype(np.float32), side_um
 
 
-def _drivers(tissue: DrawnTissue, spots_um: Float64) -> Float64:
+def _drivers(tissue: Tissue, spots_um: Float64) -> Float64:
     """What the image shows at each spot, one column per driver, (n_spots, 4)."""
     tree, nuclei, radius = cKDTree(tissue.places), tissue.taken.astype(np.float64), tissue.radius
-    near, inner, wide = (tree.query_ball_point(spots_um, reach) for reach in (LOCAL_UM, *CONTEXT_UM))
+    # Nuclei within 55 um of a spot count as its own; those 90 to 230 um away are its surroundings.
+    near, inner, wide = (tree.query_ball_point(spots_um, reach) for reach in (55.0, 90.0, 230.0))
     out = np.empty((len(spots_um), len(DRIVERS)))
     for row, (own, large, small) in enumerate(zip(near, wide, inner, strict=True)):
         around = np.setdiff1d(large, small)
@@ -178,19 +180,8 @@ def _drivers(tissue: DrawnTissue, spots_um: Float64) -> Float64:
             radius[taken].mean() if len(taken) else radius.mean(),
             nuclei[around].mean() if len(around) else nuclei.mean(),
         )
-    out[:, DRIVERS.index("color")] = _at(tissue.color, spots_um)
+    out[:, 1] = _at(tissue.color, spots_um)
     return out
-
-
-def _genes(n_genes: int) -> pd.DataFrame:
-    """Names and drivers of the genes: half planted, in equal parts; of the others half smooth, half noise."""
-    n_each = n_genes // 2 // len(DRIVERS)
-    n_rest = n_genes - n_each * len(DRIVERS)
-    kinds = {**dict.fromkeys(DRIVERS, n_each), "smooth": n_rest // 2, "noise": n_rest - n_rest // 2}
-    names = [f"{kind}-{index:02d}" for kind, n in kinds.items() for index in range(n)]
-    drivers = [kind if kind in DRIVERS else "none" for kind, n in kinds.items() for _ in range(n)]
-    driver = pd.Categorical(drivers, categories=[*DRIVERS, "none"])
-    return pd.DataFrame({"planted": driver != "none", "driver": driver}, index=pd.Index(names, dtype=object))
 
 
 def _counts(
@@ -203,9 +194,8 @@ def _counts(
     # Genes come in pairs of equal level and strength, one up and one down: the sum over genes hardly follows the image,
     # so normalization carries no planted signal into the other genes.
     pair = np.arange(n_genes) // 2
-    sign = np.where(np.arange(n_genes) % 2, -1.0, 1.0)
     level = rng.normal(0, 0.7, n_genes)[pair]
-    strength = rng.uniform(0.6, 1.0, n_genes)[pair] * sign
+    strength = rng.uniform(0.6, 1.0, n_genes)[pair] * np.where(np.arange(n_genes) % 2, -1.0, 1.0)
     of_patient = rng.normal(0, 0.3, (max(patients) + 1, n_genes))
     out = []
     for child, slide, positions, patient in zip(rng.spawn(len(drivers)), scaled, spots_um, patients, strict=True):
@@ -216,64 +206,47 @@ def _counts(
         for gene in np.flatnonzero(var.index.str.startswith("smooth")):
             field = _smooth_field(child, float(positions.max()) + PITCH_UM, 100.0)
             signal[:, gene] = abs(strength[gene]) * _at(field, positions)
-        log_share = level + of_patient[patient] + child.normal(0, 0.15, n_genes) + signal
-        share = np.exp(log_share)
+        share = np.exp(level + of_patient[patient] + child.normal(0, 0.15, n_genes) + signal)
         share /= share.sum(axis=1, keepdims=True)
-        density = slide[:, DRIVERS.index("density")]
-        depth = np.exp(child.normal(0, 0.25) + child.normal(0, 0.35, len(slide)) + 0.12 * density)
-        mean = DEPTH * n_genes * depth[:, None] * share
-        rate = child.gamma(DISPERSION, mean / DISPERSION)
+        depth = np.exp(child.normal(0, 0.25) + child.normal(0, 0.35, len(slide)) + 0.12 * slide[:, 0])
+        mean = 15.0 * n_genes * depth[:, None] * share  # 15 counts per gene and spot
+        rate = child.gamma(8.0, mean / 8.0)  # variance mean + mean^2 / 8
         out.append(child.poisson(rate).astype(np.float32))
     return out
 
 
-@dataclass(frozen=True)
-class Stain:
-    """Staining and scan of a slide: optical density (2, 3) of the two stains, and the white of the glass."""
-
-    vectors: Float64
-    white: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, base: Stain | None = None, *, spread: float = 0.04) -> Stain:
-        """Stain that differs from `base` (the textbook's by default) in hue, strength and brightness."""
-        base = base or cls(np.array(STAINS), 243.0)
-        hue = np.abs(base.vectors + rng.normal(0, spread, base.vectors.shape))
-        hue *= np.linalg.norm(base.vectors, axis=1, keepdims=True) / np.linalg.norm(hue, axis=1, keepdims=True)
-        strength = np.exp(rng.normal(0, 2 * spread, (2, 1)))
-        return cls(hue * strength, float(np.clip(base.white + rng.normal(0, 50 * spread), 230, 252)))
+def _stain(rng: np.random.Generator, vectors: Float64, white: float, spread: float) -> tuple[Float64, float]:
+    """Optical density (2, 3) and white of the glass that differ from the given ones in hue, strength and brightness."""
+    hue = np.abs(vectors + rng.normal(0, spread, vectors.shape))
+    hue *= np.linalg.norm(vectors, axis=1, keepdims=True) / np.linalg.norm(hue, axis=1, keepdims=True)
+    strength = np.exp(rng.normal(0, 2 * spread, (2, 1)))
+    return hue * strength, float(np.clip(white + rng.normal(0, 50 * spread), 230, 252))
 
 
-@dataclass(frozen=True)
-class DrawnTissue:
-    """Tissue of a slide: the share of eosin as a smooth field, and places of nuclei in micrometers."""
+class Tissue(NamedTuple):
+    """Tissue of a slide: share of eosin as a smooth field; positions (x, y) for nuclei, which are taken, and sizes."""
 
     side_um: float
     color: Float32
     places: Float64
-    """Positions (x, y) where a nucleus could be, (m, 2)."""
     taken: NDArray[np.bool_]
-    """Whether a place holds a nucleus, (m,)."""
     radius: Float64
-    """Size of the nucleus, (m,)."""
 
-    @classmethod
-    def grow(cls, rng: np.random.Generator, inside: Float32, side_um: float) -> DrawnTissue:
-        """Draw the fields and place the nuclei."""
-        # Density has two scales: without clusters the surroundings of a spot would tell no more than the spot itself.
-        domains, clusters = _smooth_field(rng, side_um, 170), _smooth_field(rng, side_um, 35)
-        density = ndtr((0.75 * domains + 0.65 * clusters) * 1.1)
-        size = ndtr(1.2 * _smooth_field(rng, side_um, 110))
-        color = ndtr(1.2 * _smooth_field(rng, side_um, 110))
-        steps = np.arange(LATTICE_UM / 2, side_um, LATTICE_UM)
-        places = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-        places = places + rng.uniform(-0.45, 0.45, places.shape) * LATTICE_UM
-        places = places[_at(inside, places) > 0.5]
-        low, high = SHARE
-        taken = rng.random(len(places)) < low + (high - low) * _at(density, places)
-        smallest, largest = RADIUS_UM
-        radius = (smallest + (largest - smallest) * _at(size, places)) * np.exp(rng.normal(0, 0.12, len(places)))
-        return cls(side_um, color, places, taken, radius)
+
+def _tissue(rng: np.random.Generator, inside: Float32, side_um: float) -> Tissue:
+    """Draw the fields and place the nuclei."""
+    # Density has two scales: without clusters the surroundings of a spot would tell no more than the spot itself.
+    domains, clusters = _smooth_field(rng, side_um, 170), _smooth_field(rng, side_um, 35)
+    density = ndtr((0.75 * domains + 0.65 * clusters) * 1.1)
+    size = ndtr(1.2 * _smooth_field(rng, side_um, 110))
+    color = ndtr(1.2 * _smooth_field(rng, side_um, 110))
+    steps = np.arange(LATTICE_UM / 2, side_um, LATTICE_UM)
+    places = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    places = places + rng.uniform(-0.45, 0.45, places.shape) * LATTICE_UM
+    places = places[_at(inside, places) > 0.5]
+    taken = rng.random(len(places)) < SHARE[0] + (SHARE[1] - SHARE[0]) * _at(density, places)
+    mean = RADIUS_UM[0] + (RADIUS_UM[1] - RADIUS_UM[0]) * _at(size, places)
+    return Tissue(side_um, color, places, taken, mean * np.exp(rng.normal(0, 0.12, len(places))))
 
 
 def _smooth_field(rng: np.random.Generator, side_um: float, length_um: float) -> Float32:
@@ -293,7 +266,7 @@ def _at(values: NDArray[Any], points: Float64) -> Float64:
 
 
 def _draw(
-    rng: np.random.Generator, tissue: DrawnTissue, inside: Float32, stain: Stain, mpp: float
+    rng: np.random.Generator, tissue: Tissue, inside: Float32, stain: tuple[Float64, float], mpp: float
 ) -> NDArray[np.uint8]:
     """Draw tissue as an RGB image, uint8 (side, side, 3)."""
     side = round(tissue.side_um / mpp)
@@ -308,7 +281,7 @@ def _draw(
     hematoxylin = nuclei * (1 + 0.4 * grain) + (0.28 - 0.22 * color) * (1 + 0.15 * fibers)
     eosin = (0.20 + 0.42 * color) * (1 + 0.18 * fibers) * (1 - 0.6 * nuclei)
     layers = [gaussian_filter(part.clip(0, None) * covered, 0.6 / mpp) for part in (hematoxylin, eosin)]
-    rgb = np.float32(stain.white) * np.exp(-(np.stack(layers, axis=-1) @ stain.vectors.astype(np.float32)))
+    rgb = np.float32(stain[1]) * np.exp(-(np.stack(layers, axis=-1) @ stain[0].astype(np.float32)))
     rgb += 2 * rng.standard_normal((side, side, 1), dtype=np.float32)
     return np.asarray(rgb.clip(0, 255).round(), dtype=np.uint8)
 
@@ -340,7 +313,7 @@ def _fibers(rng: np.random.Generator, side: int, mpp: float) -> Float32:
     return np.asarray(texture / np.sqrt(total), dtype=np.float32)
 
 
-def _nuclei(rng: np.random.Generator, tissue: DrawnTissue, side: int, mpp: float) -> Float32:
+def _nuclei(rng: np.random.Generator, tissue: Tissue, side: int, mpp: float) -> Float32:
     """Nuclei as filled ellipses with soft edges: 0 outside, about 1 inside; float32 (side, side)."""
     centers, radius = tissue.places[tissue.taken] / mpp, tissue.radius[tissue.taken] / mpp
     n = len(centers)

@@ -102,8 +102,8 @@ def bin_to_spots(
             "would count molecules twice."
         )
     key = pick_table(sdata, table_key)
-    table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
     what = f"sdata[{key!r}]"
+    table = check_table(sdata.tables[key], what=what)
     matrix = sparse.csr_array(expression(table, layer, what=what))
     if not are_counts(matrix):
         raise ValueError(
@@ -112,7 +112,11 @@ def bin_to_spots(
         )
     parts = []
     for region, rows, bins, centers in regions(sdata, table):
-        name = _slide_name(region, slide)
+        name = slide.get(region) if isinstance(slide, Mapping) else slide
+        if name is None:
+            without_bins = re.sub(r"_?square_\d{3}um", "", region)
+            name = f"{region}_spots" if without_bins == region else without_bins or "spots"
+        check_slide_name(name)
         mpp, source = microns_per_unit(table, region, rows, bins, centers, given=microns_per_pixel)
         start = centers.min(axis=0) - side_of(bins) / 2
         spot, at, places = assign_spots((centers - start) * mpp, spot_diameter_um, pitch, layout, min_bins=min_bins)
@@ -139,8 +143,8 @@ def bin_to_spots(
             name, len(inside), len(rows), len(at), spot_diameter_um, mpp, source,
         )  # fmt: skip
     joined = concat(parts)
-    obs = joined.tables[_keys.TABLE].obs
-    joined.tables[_keys.TABLE].obs = obs.dropna(axis=1)  # columns that only some slides have
+    # Without columns that only some slides have.
+    joined.tables[_keys.TABLE].obs = joined.tables[_keys.TABLE].obs.dropna(axis=1)
     return SpatialData(
         images=dict(sdata.images), shapes=dict(joined.shapes), tables=dict(joined.tables), attrs=dict(sdata.attrs)
     )
@@ -173,14 +177,6 @@ def assign_spots(
     spot = np.full(len(points), -1, dtype=np.intp)
     spot[inside] = np.where(kept, np.cumsum(kept) - 1, -1)[of_point]
     return spot, np.asarray(centers[inside][first[kept]], dtype=np.float64), place[inside][first[kept]]
-
-
-def _slide_name(region: str, slide: str | Mapping[str, str] | None) -> str:
-    given = slide.get(region) if isinstance(slide, Mapping) else slide
-    bins = re.sub(r"_?square_\d{3}um", "", region)
-    name = given if given is not None else (bins or "spots") if bins != region else f"{region}_spots"
-    check_slide_name(name)
-    return name
 
 
 def _observations(

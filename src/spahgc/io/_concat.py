@@ -47,16 +47,11 @@ def check_inside(xy: Float64, names: pd.Index, size: tuple[int, int], what: str)
     if not len(outside):
         return
     (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
-    swapped = ((xy[:, ::-1] >= 0) & (xy[:, ::-1] < size)).all()
-    advice = (
-        "With x and y swapped all of them lie inside: swap the two columns."
-        if swapped
-        else "Are the positions those of this image, at its full resolution?"
-    )
     raise ValueError(
         f"{len(outside)} of {len(xy)} spots lie outside the image of {size[0]} x {size[1]} pixels (width x "
         f"height), for instance {format_names(names[outside], most=3)}. In {what}, x ranges from {x0:.0f} to {x1:.0f} "
-        f"and y from {y0:.0f} to {y1:.0f}. {advice}"
+        f"and y from {y0:.0f} to {y1:.0f}. Are the positions those of this image at its full resolution, or x and y "
+        "swapped?"
     )
 
 
@@ -89,8 +84,9 @@ def link_spots(
     TableModel.parse(table, region=slide, region_key=_keys.REGION, instance_key=_keys.INSTANCE, overwrite_metadata=True)
     if outlines is not None:
         return ShapesModel.parse(GeoDataFrame({"geometry": outlines}, index=pd.Index(names)), transformations=to)
-    xy, radius = table.obsm[_keys.SPATIAL], diameter / 2
-    return ShapesModel.parse(xy, geometry=0, radius=radius, index=pd.Index(names), transformations=to)
+    return ShapesModel.parse(
+        table.obsm[_keys.SPATIAL], geometry=0, radius=diameter / 2, index=pd.Index(names), transformations=to
+    )
 
 
 @checked()
@@ -116,11 +112,9 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
 
     Raises
     ------
-    KeyError
-        If a slide has no ``table``, or one that was not read or converted with `spahgc.io`.
-    ValueError
-        If two slides have the same name, embeddings were made differently, slides have no gene in common (``"inner"``),
-        or some slides have genes and others none.
+    KeyError, ValueError
+        If a slide was not read or converted with `spahgc.io`, names repeat, embeddings were made differently, slides
+        have no gene in common (``"inner"``), or some slides have genes and others none.
 
     Examples
     --------
@@ -132,7 +126,16 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     """
     if not slides:
         raise ValueError("`slides` is empty: pass at least one slide.")
-    tables = [_table_of(sdata, position) for position, sdata in enumerate(slides)]
+    tables = []
+    for position, sdata in enumerate(slides):
+        table = sdata.tables.get(_keys.TABLE)
+        if table is None or not {_keys.REGION, _keys.INSTANCE} <= set(table.obs) or _keys.SPATIAL not in table.uns:
+            raise KeyError(
+                f"slides[{position}] has no {_keys.TABLE!r} in the layout of spahgc.io (its tables: "
+                f"{format_names(sdata.tables)}). Convert it with spahgc.io.from_anndata(sdata[<table>], <image>, "
+                "slide=<name>), or spahgc.io.bin_to_spots(sdata, ...) for bins and cells."
+            )
+        tables.append(table)
     regions = [table.obs[_keys.REGION].astype("category").cat.remove_unused_categories() for table in tables]
     names = [str(name) for region in regions for name in region.cat.categories]
     duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -179,18 +182,6 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     scales = {name: mpp for sdata in slides for name, mpp in sdata.attrs.get(_keys.MPP, {}).items()}
     attrs = {_keys.MPP: scales} if scales else {}
     return SpatialData(images=images, shapes=shapes, tables={_keys.TABLE: table}, attrs=attrs)
-
-
-def _table_of(sdata: SpatialData, position: int) -> AnnData:
-    """Table of a slide, if it is in the layout of spahgc."""
-    table = sdata.tables.get(_keys.TABLE)
-    if table is None or not {_keys.REGION, _keys.INSTANCE} <= set(table.obs) or _keys.SPATIAL not in table.uns:
-        raise KeyError(
-            f"slides[{position}] has no {_keys.TABLE!r} in the layout of spahgc.io (its tables: "
-            f"{format_names(sdata.tables)}). Convert it with spahgc.io.from_anndata(sdata[<table>], <image>, "
-            "slide=<name>), or spahgc.io.bin_to_spots(sdata, ...) for bins and cells."
-        )
-    return table
 
 
 def _recipes(tables: Sequence[AnnData]) -> dict[str, Any]:

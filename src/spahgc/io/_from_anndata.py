@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -80,11 +79,20 @@ def from_anndata(
                 f"adata.obs has an unrelated column {column!r}, where the link to the shapes is written. Rename it: "
                 f"adata.obs = adata.obs.rename(columns={{{column!r}: <name>}})."
             )
-    library, factors = _library(adata, slide)
+    entries, library, factors = adata.uns.get(_keys.SPATIAL), None, {}
+    if isinstance(entries, Mapping) and entries:
+        if slide not in entries and len(entries) > 1:
+            raise ValueError(
+                f"adata.uns['{_keys.SPATIAL}'] holds several slides: {format_names(entries)}. Select the spots of one, "
+                "adata[adata.obs[<library_key>] == <slide>], pass slide=<its name>, and join the slides with "
+                "spahgc.io.concat."
+            )
+        library = slide if slide in entries else str(next(iter(entries)))
+        factors = dict(entries[library].get("scalefactors", {}))
     if isinstance(image, str | PathLike):
-        known = factors.get(_keys.MPP) if microns_per_pixel is None else microns_per_pixel
+        known = microns_per_pixel or factors.get(_keys.MPP)
         image, slide = load(image, slide=slide or library, microns_per_pixel=known), None
-    elif isinstance(image, np.ndarray):
+    elif not isinstance(image, SpatialData):
         if slide is None and library is None:
             raise ValueError("Pass slide=<name>: neither the array nor adata.uns['spatial'] names the slide.")
         name = slide or library or ""
@@ -100,8 +108,8 @@ def from_anndata(
     if slide not in {None, own}:
         raise ValueError(f"slide={slide!r}, but the image was read as {own!r}. Read it with slide={slide!r}.")
     check_slide_name(own)
-    full = resolutions(element)[0]
-    check_inside(xy, adata.obs_names, (full.sizes["x"], full.sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']")
+    sizes = resolutions(element)[0].sizes
+    check_inside(xy, adata.obs_names, (sizes["x"], sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']")
 
     table = adata[:, []].copy() if adata.X is None else adata.copy()
     if table.X is None:
@@ -109,8 +117,7 @@ def from_anndata(
     table.obsm[_keys.SPATIAL] = xy
     table.uns[_keys.SPATIAL] = {own: {"scalefactors": factors}}
     source = (f"the image {name!r}", image.attrs.get(_keys.MPP, {}).get(name), 1.0)
-    rows = np.arange(table.n_obs)
-    mpp, _ = microns_per_unit(table, own, rows, {}, xy, given=microns_per_pixel, recorded=[source])
+    mpp, _ = microns_per_unit(table, own, np.arange(table.n_obs), {}, xy, given=microns_per_pixel, recorded=[source])
     if spot_diameter_um is None and _keys.SPOT_DIAMETER not in factors:
         raise ValueError(
             f"The spot diameter is unknown: adata.uns['{_keys.SPATIAL}'] has no '{_keys.SPOT_DIAMETER}'. Pass "
@@ -118,21 +125,6 @@ def from_anndata(
         )
     diameter = factors[_keys.SPOT_DIAMETER] if spot_diameter_um is None else spot_diameter_um / mpp
     shapes = link_spots(table, own, element, diameter=diameter, microns_per_pixel=mpp)
-    attrs = {_keys.MPP: {name: mpp}}
-    return SpatialData(images={name: element}, shapes={own: shapes}, tables={_keys.TABLE: table}, attrs=attrs)
-
-
-def _library(adata: AnnData, slide: str | None) -> tuple[str | None, dict[str, Any]]:
-    """Name and scale factors of the slide in ``uns["spatial"]``."""
-    entries = adata.uns.get(_keys.SPATIAL, {})
-    if not isinstance(entries, Mapping) or not entries:
-        return None, {}
-    if slide not in entries:
-        if len(entries) > 1:
-            raise ValueError(
-                f"adata.uns['{_keys.SPATIAL}'] holds several slides: {format_names(entries)}. Select the spots of one, "
-                "adata[adata.obs[<library_key>] == <slide>], pass slide=<its name>, and join the slides with "
-                "spahgc.io.concat."
-            )
-        slide = next(iter(entries))
-    return str(slide), dict(entries[slide].get("scalefactors", {}))
+    return SpatialData(
+        images={name: element}, shapes={own: shapes}, tables={_keys.TABLE: table}, attrs={_keys.MPP: {name: mpp}}
+    )

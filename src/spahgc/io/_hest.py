@@ -28,8 +28,8 @@ from ._wsi import read_wsi
 
 logger = logging.getLogger("spahgc")
 
+# Technologies with printed spots, whose diameter the metadata give; for the others HEST made square bins.
 _PRINTED = {"Visium", "Spatial Transcriptomics"}
-"""Technologies with printed spots, whose diameter the metadata give; for the others HEST made square bins."""
 
 
 @checked(microns_per_pixel=between(*PLAUSIBLE_MPP), spot_diameter_um=above(0))
@@ -83,8 +83,27 @@ def read_hest(
     >>> sdata = spahgc.io.read_hest("hest_data", "NCBI681")  # doctest: +SKIP
     """
     root = Path(path)
-    name = _sample(root, slide)
-    metadata = _metadata(root, name)
+    names = hest_samples(root)
+    name = names[0] if slide is None and len(names) == 1 else slide
+    if name is None or name not in names:
+        raise FileNotFoundError(
+            f"slide={slide!r} is not a sample (st/{{slide}}.h5ad) in {str(root)!r}. Available: {format_names(names)}. "
+            "read_hest reads the layout of HEST-1k: st/TENX143.h5ad, wsis/TENX143.tif, metadata/TENX143.json."
+        )
+    if not (root / "wsis" / f"{name}.tif").is_file():
+        raise FileNotFoundError(
+            f"No {root / 'wsis' / name}.tif. Tiles are cut from the whole-slide image, not taken from HEST's patches, "
+            f"which have another size. Get it with `hf download MahmoodLab/hest wsis/{name}.tif --repo-type dataset "
+            f"--local-dir {root}`."
+        )
+    file = root / "metadata" / f"{name}.json"
+    entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # Without missing values, and under names that Zarr and HDF5 accept.
+    metadata = {
+        re.sub(r"[^A-Za-z0-9_.-]", "_", key): value
+        for key, value in entries.items()
+        if isinstance(value, str | bool | int | float) and not pd.isna(value) and value != ""
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
         adata = read_h5ad(root / "st" / f"{name}.h5ad")
@@ -145,32 +164,3 @@ def read_hest(
 def hest_samples(root: Path) -> list[str]:
     """Samples in a folder that have a table."""
     return sorted(file.stem for file in (root / "st").glob("[!.]*.h5ad"))
-
-
-def _sample(root: Path, slide: str | None) -> str:
-    """Name of the sample to read, whose table and image exist."""
-    names = hest_samples(root)
-    name = names[0] if slide is None and len(names) == 1 else slide
-    if name is None or name not in names:
-        raise FileNotFoundError(
-            f"slide={slide!r} is not a sample (st/{{slide}}.h5ad) in {str(root)!r}. Available: {format_names(names)}. "
-            "read_hest reads the layout of HEST-1k: st/TENX143.h5ad, wsis/TENX143.tif, metadata/TENX143.json."
-        )
-    if not (root / "wsis" / f"{name}.tif").is_file():
-        raise FileNotFoundError(
-            f"No {root / 'wsis' / name}.tif. Tiles are cut from the whole-slide image, not taken from HEST's patches, "
-            f"which have another size. Get it with `hf download MahmoodLab/hest wsis/{name}.tif --repo-type dataset "
-            f"--local-dir {root}`."
-        )
-    return name
-
-
-def _metadata(root: Path, name: str) -> dict[str, Any]:
-    """Metadata of a sample without missing values, under names that Zarr and HDF5 accept; empty if there are none."""
-    file = root / "metadata" / f"{name}.json"
-    entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {
-        re.sub(r"[^A-Za-z0-9_.-]", "_", str(key)): value
-        for key, value in entries.items()
-        if isinstance(value, str | bool | int | float) and not pd.isna(value) and value != ""
-    }

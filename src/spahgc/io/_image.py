@@ -28,10 +28,6 @@ def read_image(image: str | PathLike[str] | NDArray[np.uint8]) -> Image.Image:
     """Read a file or an array as 8-bit RGB; transparent pixels become white."""
     if isinstance(image, np.ndarray):
         return _from_array(image, "image (array)")
-    if not isinstance(image, str | PathLike):
-        raise TypeError(
-            f"`image` must be a path or an array (height, width, 3) of dtype uint8, got {type(image).__name__}."
-        )
     path = Path(image)
     source = f"image ({path.name})"
     if not path.is_file():
@@ -104,16 +100,15 @@ def pyramid(image: Image.Image, slide: str) -> xr.DataTree:
     levels = [image, image.reduce(2)]
     while max(image.size) > 1024 * 2 ** (len(levels) - 1):
         levels.append(levels[-1].reduce(2))
-    return multiscale([_chunked(level) for level in levels], slide)
-
-
-def _chunked(level: Image.Image) -> Any:
-    """Image as a dask array (3, y, x) in memory, copied in strips to save memory."""
-    width, height = level.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP):
-        pixels[top : top + _STRIP] = np.asarray(level.crop((0, top, width, min(top + _STRIP, height))))
-    return da.from_array(np.moveaxis(pixels, -1, 0), chunks=(3, CHUNK, CHUNK), name=f"image-{uuid4().hex}")
+    arrays = []
+    for level in levels:
+        width, height = level.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, _STRIP):  # in strips to save memory
+            pixels[top : top + _STRIP] = np.asarray(level.crop((0, top, width, min(top + _STRIP, height))))
+        name = f"image-{uuid4().hex}"
+        arrays.append(da.from_array(np.moveaxis(pixels, -1, 0), chunks=(3, CHUNK, CHUNK), name=name))
+    return multiscale(arrays, slide)
 
 
 def multiscale(levels: Sequence[Any], slide: str) -> xr.DataTree:

@@ -22,9 +22,8 @@ from ._image import pyramid, read_image
 
 logger = logging.getLogger("spahgc")
 
+# Name of a spot on a legacy array: ``{x}x{y}``, integers or real numbers.
 SPOT_NAME = r"\s*(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)\s*"
-"""Pattern of the name of a spot on a legacy array: ``{x}x{y}``, integers or real numbers."""
-
 _REQUIRED = ["x", "y", "pixel_x", "pixel_y"]
 
 
@@ -186,10 +185,8 @@ def _read_table(path: Path, source: str) -> pd.DataFrame:
     try:
         head = pd.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **options).iloc[0].tolist()
         frame = pd.read_csv(path, skiprows=1, index_col=0, dtype={0: str}, **options)
-    except EOFError:
-        raise ValueError(f"{source} is truncated: the compressed file ends too early. Fetch it again.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{source} is empty or not a table: {error}.") from error
+    except (EOFError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{source} is truncated, empty or not a table: {error}.") from error
     # R writes no name for the column of row names.
     genes = head if len(head) == frame.shape[1] else head[1:]
     if len(genes) != frame.shape[1]:
@@ -214,10 +211,7 @@ def read_spots(spots: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
         frame = frame[frame["selected"].astype(float) != 0]
     if frame.empty:
         raise ValueError(f"{source} has no spots, or none that are selected (column 'selected').")
-    try:
-        frame = frame.astype(dict.fromkeys(_REQUIRED, np.float64)).reset_index(drop=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: x, y, pixel_x and pixel_y must be numbers: {error}.") from None
+    frame = frame.astype(dict.fromkeys(_REQUIRED, np.float64)).reset_index(drop=True)
     array = frame[["x", "y"]].to_numpy()
     if not np.array_equal(array, np.round(array)):
         raise ValueError(

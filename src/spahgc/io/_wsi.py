@@ -1,4 +1,4 @@
-"""Whole-slide images, read block by block through OpenSlide, TiffSlide or tifffile."""
+"""Whole-slide images, read block by block through OpenSlide or tifffile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -32,18 +31,16 @@ from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_im
 
 logger = logging.getLogger("spahgc")
 
-Backend = Literal["openslide", "tiffslide", "tifffile"]
+Backend = Literal["openslide", "tifffile"]
 Levels = list[tuple[tuple[int, int], tuple[int, int]]]  # size and stored block (rows, columns) of each level
 # Micrometers per pixel in x and y that a file states, and whether to trust them: resolution tags are often those of a
 # printer or screen.
 PixelSize = tuple[float | None, float | None, bool]
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
-_TIFFS = {".tif", ".tiff", ".btf"}
 _COARSEST = 2048  # longest side of the coarsest level in pixels; levels that a file lacks are computed on access
 _ONE_PIECE = 4096**2  # pixels per stored block from which on the whole image is decoded at once
 _STRIP_PIXELS = 4 * 2**20  # pixels per block of a file that is stored in strips
-_SQUARE = 0.01  # relative difference that pixel width and height may have
 _MICROMETERS = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "in": 25400.0}
 
 
@@ -71,8 +68,8 @@ def read_wsi(
     microns_per_pixel
         Micrometers per full-resolution pixel. Defaults to the value in the file.
     backend
-        Library to read with. Defaults to tifffile for TIFF without a scanner's layout, else OpenSlide, else TiffSlide.
-        OpenSlide and TiffSlide come with the extra ``wsi``.
+        Library to read with. Defaults to tifffile for TIFF without a scanner's layout, else OpenSlide, which comes with
+        the extra ``wsi``.
 
     Returns
     -------
@@ -81,13 +78,10 @@ def read_wsi(
 
     Raises
     ------
-    FileNotFoundError, ImportError
-        If there is no such file, or OpenSlide or TiffSlide is required and not installed.
-    OSError
-        If the file is damaged or truncated; for a block, when it is read.
+    FileNotFoundError, ImportError, OSError
+        If there is no such file, OpenSlide is not installed, or the file is damaged; for a block, when it is read.
     ValueError
-        If the backend cannot read the file, the image is not 8-bit RGB, pixels are not square, or the micrometers per
-        pixel are implausible.
+        If the image is not 8-bit RGB, pixels are not square, or the micrometers per pixel are implausible.
 
     Examples
     --------
@@ -121,8 +115,7 @@ def load(
         tree, size = _read_levels(path, slide, backend or _backend(path))
     mpp = _scale(size, path.name) if microns_per_pixel is None else float(microns_per_pixel)
     height, width = tree["scale0"]["image"].shape[1:]
-    shown = "unknown" if mpp is None else f"{mpp:.4g}"
-    logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), shown)
+    logger.info("%s: %d x %d pixels, %d levels, %s um per pixel.", path.name, width, height, len(tree.children), mpp)
     name = f"{slide}_image"
     return SpatialData(images={name: tree}, attrs={} if mpp is None else {_keys.MPP: {name: mpp}})
 
@@ -146,8 +139,7 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
         ) from error
     with handle:
         described, pixel_size = (_describe_tiff if backend == "tifffile" else _describe_scan)(handle, path.name)
-    stat = path.stat()
-    stamp = (stat.st_size, stat.st_mtime_ns)
+    stamp = (path.stat().st_size, path.stat().st_mtime_ns)
     levels = []
     for number, (size, block) in enumerate(described):
         level = SlideLevel(source, backend, number, (3, *size), stamp)
@@ -155,9 +147,15 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
             logger.info("%s is stored in one piece: it is decoded as a whole and held in memory.", path.name)
             picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(level[:, :, :], 0, -1)))
             return pyramid(picture, slide), pixel_size
-        name = "slide-" + tokenize(level, block)
-        options: dict[str, Any] = {"asarray": False, "fancy": False, "meta": np.empty((0, 0, 0), np.uint8)}
-        levels.append(da.from_array(level, chunks=(3, *_block_shape(block, size)), name=name, **options))
+        array = da.from_array(
+            level,
+            chunks=(3, *_block_shape(block, size)),
+            name="slide-" + tokenize(level, block),
+            asarray=False,
+            fancy=False,
+            meta=np.empty((0, 0, 0), np.uint8),
+        )
+        levels.append(array)
     # At least two: SpatialData reads an image of one level back as another type.
     while len(levels) < 2 or max(levels[-1].shape[1:]) > _COARSEST:
         levels.append(halved(levels[-1]))
@@ -165,33 +163,31 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
 
 
 def _backend(path: Path) -> Backend:
-    """Library for a file: tifffile returns the stored tiles of a TIFF unchanged, the others know scanners."""
-    tiff = path.suffix.lower() in _TIFFS
+    """Library for a file: tifffile returns the stored tiles of a TIFF unchanged, OpenSlide knows scanners."""
+    tiff = path.suffix.lower() in {".tif", ".tiff", ".btf"}
     try:
         from openslide import OpenSlide
     except ImportError:
-        if path.suffix.lower() in {".svs", ".ndpi", ".scn", ".bif"}:
-            return "tiffslide"
         return "tifffile" if tiff else "openslide"
     vendor = OpenSlide.detect_format(str(path))
     return "tifffile" if tiff and vendor in {None, "generic-tiff"} else "openslide"
 
 
 def _open(backend: Backend, path: str) -> Any:
-    """File opened with one of the libraries; an ImportError names the missing extra."""
+    """File opened with a library; an ImportError names the missing extra."""
     if backend == "tifffile":
         return tifffile.TiffFile(path)
     try:
-        library = import_module(backend)
-    except ModuleNotFoundError as error:
+        from openslide import OpenSlide
+    except ImportError as error:
         raise ImportError(
-            f"Reading {Path(path).name} requires {backend}. Install it with: pip install 'spahgc[wsi]'."
+            f"Reading {Path(path).name} requires openslide. Install it with: pip install 'spahgc[wsi]'."
         ) from error
-    return library.OpenSlide(path) if backend == "openslide" else library.TiffSlide(path)
+    return OpenSlide(path)
 
 
 def _describe_scan(handle: Any, name: str) -> tuple[Levels, PixelSize]:  # noqa: ARG001
-    """Levels and pixel size from OpenSlide or TiffSlide."""
+    """Levels and pixel size from OpenSlide."""
     found = {key.partition(".")[2]: value for key, value in handle.properties.items() if value not in (None, "")}
     levels = []
     for level, (width, height) in enumerate(handle.level_dimensions):
@@ -216,7 +212,10 @@ def _describe_tiff(handle: tifffile.TiffFile, name: str) -> tuple[Levels, PixelS
         levels.append(((shape["Y"], shape["X"]), block if blocked else (CHUNK, CHUNK)))
     if end > handle.filehandle.size:
         raise OSError(f"{name} is truncated: it has {handle.filehandle.size} of at least {end} bytes. Copy it again.")
-    return levels, _ome_size(handle.ome_metadata) or _tag_size(handle.series[0].keyframe)
+    page = handle.series[0].keyframe
+    unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
+    x, y = (unit / value if unit and value else None for value in page.resolution)
+    return levels, _ome_size(handle.ome_metadata) or (x, y, False)
 
 
 def _ome_size(xml: str | None) -> PixelSize | None:
@@ -233,13 +232,6 @@ def _ome_size(xml: str | None) -> PixelSize | None:
     return sides[0], sides[1], True
 
 
-def _tag_size(page: Any) -> PixelSize:
-    unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
-    if unit is None or not all(page.resolution):
-        return None, None, False
-    return unit / page.resolution[0], unit / page.resolution[1], False
-
-
 def _scale(size: PixelSize, name: str) -> float | None:
     """Micrometers per pixel that a file states; raises if a scanner's value is implausible."""
     low, high = PLAUSIBLE_MPP
@@ -252,7 +244,7 @@ def _scale(size: PixelSize, name: str) -> float | None:
             raise ValueError(f"{problem} Pass `microns_per_pixel`.")
         logger.info("%s It may be the resolution of a printer or screen, and is ignored.", problem)
         return None
-    if abs(x / y - 1) > _SQUARE:
+    if abs(x / y - 1) > 0.01:
         raise ValueError(
             f"{name} has pixels of {x:.4g} x {y:.4g} um: square tiles would not be square. Resample the image first, "
             "or pass `microns_per_pixel` if that is wrong."
@@ -268,8 +260,7 @@ class SlideLevel:
     backend: Backend
     level: int
     shape: tuple[int, int, int]
-    stamp: tuple[int, int]
-    """Size and time of the file, which tell it from an earlier file under the same path."""
+    stamp: tuple[int, int]  # size and time of the file, which tell it from an earlier file under the same path
 
     dtype = np.dtype(np.uint8)
     ndim = 3
@@ -277,7 +268,7 @@ class SlideLevel:
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
         _, (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(key, self.shape, strict=True))
         tiff = self.backend == "tifffile"
-        level = self.level if tiff else 0  # the other libraries read all levels from one open file
+        level = self.level if tiff else 0  # OpenSlide reads all levels from one open file
         try:
             opened = _opened(self.backend, self.path, level, self.stamp, os.getpid(), threading.get_ident())
             if tiff:

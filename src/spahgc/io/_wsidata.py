@@ -100,10 +100,8 @@ def from_wsidata(
     if len(set(ids)) < len(ids) or not tiles.index.is_unique:
         raise ValueError(f"The tiles {tile_key!r} or their features {key!r} have duplicate ids.")
     columns = sdata.tables[key].obs.drop(columns=[attrs["instance_key"], attrs["region_key"]])
-    embedding = sdata.tables[key].X
-    embedding = matrix(embedding.toarray() if sparse.issparse(embedding) else embedding, f"features {key!r}")
-    properties = sdata.attrs.get(_PROPERTIES, {})
-    mpp = microns_per_pixel or properties.get("mpp")
+    embedding = matrix(sdata.tables[key].to_df(), f"features {key!r}")
+    mpp = microns_per_pixel or sdata.attrs.get(_PROPERTIES, {}).get("mpp")
     loaded = _load_image(sdata, source, image, slide, mpp)
     images = {} if loaded is None else dict(loaded.images)
     if mpp is None and loaded is not None:
@@ -147,9 +145,8 @@ def from_wsidata(
     }
     tree, outlines = images.get(f"{slide}_image"), tiles.geometry.to_numpy()
     shapes = link_spots(table, slide, tree, diameter=side, microns_per_pixel=mpp, outlines=outlines)
-    scales = {name: float(mpp) for name in images if mpp is not None}
-    sdata_attrs = {_keys.MPP: scales} if scales else {}
-    return SpatialData(images=images, shapes={slide: shapes}, tables={_keys.TABLE: table}, attrs=sdata_attrs)
+    attrs = {_keys.MPP: {name: float(mpp) for name in images}} if images and mpp is not None else {}
+    return SpatialData(images=images, shapes={slide: shapes}, tables={_keys.TABLE: table}, attrs=attrs)
 
 
 def _open_store(wsi: Any) -> tuple[SpatialData, Path | None]:
@@ -206,8 +203,8 @@ def _load_image(
     properties = sdata.attrs.get(_PROPERTIES, {})
     path = None if image is None else Path(image)
     if path is None and source is not None and not properties.get("scene", 0):
-        files = [source] if source.is_file() else list(source.parent.glob(f"{source.stem}.*"))
-        files = [file for file in files if file.is_file()]
+        candidates = [source] if source.is_file() else source.parent.glob(f"{source.stem}.*")
+        files = [file for file in candidates if file.is_file()]
         path = files[0] if len(files) == 1 else None
     if path is not None:
         loaded = load(path, slide=slide, microns_per_pixel=mpp)
