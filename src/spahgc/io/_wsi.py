@@ -309,9 +309,8 @@ def _opened(backend: Backend, path: str, level: int, stamp: tuple[int, int], pro
 
 def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Blocks of whole tiles (rows, columns) of a file: about 512 pixels wide, or strips of the image's width."""
-    rows, columns = block
-    if columns >= size[1] and rows < size[0]:
-        return min(size[0], rows * max(1, _STRIP_PIXELS // (rows * columns))), size[1]
+    if block[1] >= size[1] and block[0] < size[0]:
+        return min(size[0], block[0] * max(1, _STRIP_PIXELS // (block[0] * block[1]))), size[1]
     high, wide = (side * max(1, round(CHUNK / side)) for side in block)
     return min(size[0], high), min(size[1], wide)
 
