@@ -22,6 +22,9 @@ from PIL import Image
 from scipy.io import mmwrite
 from scipy.sparse import csc_matrix
 
+from spahgc import settings
+from spahgc.datasets import _published
+
 
 class Server:
     """Serves a folder, ranges included if `ranges`; `cut` makes it break off half-way through files with this ending.
@@ -68,14 +71,16 @@ class Server:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Server]]:
-    """Maker of a server for a folder."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    """Maker of a server for a folder, from which data sets with the address of this name are downloaded."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     started: list[tuple[Server, threading.Thread]] = []
 
-    def start(folder: Path) -> Server:
+    def start(folder: Path, url: str = "") -> Server:
         server = Server(folder)
+        if url:
+            monkeypatch.setattr(_published, url, server.url)
         thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         started.append((server, thread))
@@ -117,19 +122,11 @@ class VisiumSlide:
         folder.mkdir(parents=True, exist_ok=True)
         positions = pd.DataFrame({"barcode": self.barcodes, "in_tissue": 1})
         positions["array_row"], positions["array_col"] = self.array.T
-        positions["pxl_row_in_fullres"], positions["pxl_col_in_fullres"] = (
-            self.xy[:, 1].round(2),
-            self.xy[:, 0].round(2),
-        )
+        positions["pxl_row_in_fullres"], positions["pxl_col_in_fullres"] = self.xy[:, ::-1].round(2).T
         bare = positions.iloc[:2].assign(barcode=["A" * 16 + "-1", "C" * 16 + "-1"], in_tissue=0, array_row=70)
         name = "tissue_positions.csv" if header else "tissue_positions_list.csv"
         pd.concat([positions.iloc[::-1], bare]).to_csv(folder / name, index=False, header=header)
-        factors = {
-            "tissue_hires_scalef": 0.25,
-            "tissue_lowres_scalef": 0.1,
-            "spot_diameter_fullres": 0.65 * self.pitch,
-            "fiducial_diameter_fullres": self.pitch,
-        }
+        factors = {"tissue_hires_scalef": 0.25, "tissue_lowres_scalef": 0.1}
         (folder / "scalefactors_json.json").write_text(json.dumps(factors))
         image = Image.fromarray(self.image)
         for name, scale in (("hires", 0.25), ("lowres", 0.1)):
@@ -159,9 +156,7 @@ class VisiumSlide:
         buffer = io.BytesIO()
         mmwrite(buffer, csc_matrix(self.counts.to_numpy().T))
         genes = self.counts.columns
-        lines = (
-            list(genes) if columns == 1 else [f"ENSG{i:03d}\t{gene}\tGene Expression" for i, gene in enumerate(genes)]
-        )
+        lines = [gene if columns == 1 else f"ENSG{i}\t{gene}\tGene Expression" for i, gene in enumerate(genes)]
         for name, text in (
             ("matrix.mtx.gz", buffer.getvalue()),
             ("features.tsv.gz", "\n".join([*lines, ""]).encode()),
@@ -178,12 +173,5 @@ class VisiumSlide:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for downloads."""
-    from spahgc import settings
-
     monkeypatch.setattr(settings, "data_dir", tmp_path / "home")
     return tmp_path / "home"
-
-
-@pytest.fixture(scope="session")
-def visium_slide() -> type[VisiumSlide]:
-    return VisiumSlide

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,20 +40,14 @@ def with_value(slide: Args, table: str, row: Any, column: str, value: Any) -> Ar
 
 
 COUNTS: dict[str, tuple[Change, str]] = {
-    "negative": (
-        lambda s: with_value(s, "counts", "3x1", "G4", -2),
-        "(data frame) holds 1 values that are not raw counts, the first -2 at spot '3x1', gene 'G4'",
-    ),
-    "fraction": (
-        lambda s: with_value(s, "counts", "3x1", "G4", 1.5),
-        "the first 1.5 at spot '3x1', gene 'G4'. Raw counts are required: integers of at least 0, neither normalized "
-        "nor log-transformed",
-    ),
-    "missing": (
-        lambda s: with_value(s, "counts", "3x1", "G4", np.nan),
-        "holds 1 values that are not raw counts, the first nan at spot '3x1', gene 'G4'",
-    ),
-    "infinite": (lambda s: with_value(s, "counts", "3x1", "G4", np.inf), "not raw counts, the first inf"),
+    **{
+        str(value): (
+            lambda s, value=value: with_value(s, "counts", "3x1", "G4", value),
+            f"(data frame) holds 1 values that are not raw counts, the first {value:g} at spot '3x1', gene 'G4'. Raw "
+            "counts are required: integers of at least 0, neither normalized nor log-transformed",
+        )
+        for value in (-2, 1.5, np.nan, np.inf)
+    },
     "text": (
         lambda s: with_value(s, "counts", "3x1", "G4", "many"),
         "counts (data frame) holds non-numeric values in the columns 'G4'",
@@ -77,10 +70,6 @@ COUNTS: dict[str, tuple[Change, str]] = {
         lambda s: {"counts": s["counts"].set_axis([f"AACT{i}-1" for i in range(20)])},
         "20 of 20 rows are not named '{x}x{y}' (such as '10x14'), for instance 'AACT0-1'",
     ),
-    "a total": (
-        lambda s: {"counts": s["counts"].rename(index={"2x2": "total"})},
-        "1 of 20 rows are not named '{x}x{y}' (such as '10x14'), for instance 'total'",
-    ),
     "another slide": (
         lambda s: {"counts": s["counts"].set_axis([f"{30 + i}x{40 + i}" for i in range(20)])},
         "no spot in common (matched of 20: 0 by x, y; 0 by new_x, new_y; 0 by rounded x, y). Spots of the counts: "
@@ -100,14 +89,13 @@ def test_counts(slide: Args, case: str) -> None:
     ("text", "said"),
     [
         ("", "counts (counts.tsv) is truncated, empty or not a table"),
-        ("\tG0\tG1\n1x1\t3\t2\n2x1\tmany\t1\n", "counts (counts.tsv) holds non-numeric values in the columns 'G0'"),
         ("\tG0\tG0\n1x1\t3\t2\n", "has 1 duplicate gene names, for instance 'G0'"),
         (
             "\tG0\tG1\tG2\n1x1\t3\t2\n",
             "the header names 3 genes, but row '1x1' has 2 values. Expected fields separated",
         ),
     ],
-    ids=["empty", "text", "genes twice", "header"],
+    ids=["empty", "genes twice", "header"],
 )
 def test_count_files(slide: Args, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "counts.tsv").write_text(text)
@@ -194,16 +182,14 @@ def test_positions_that_do_not_follow_the_array_need_a_scale(slide: Args) -> Non
     ("changes", "error", "said"),
     [
         ({"microns_per_pixel": 0.01}, ValueError, "must be a finite number between 0.05 and 20 or None, got 0.01"),
-        ({"microns_per_pixel": float("nan")}, ValueError, "`microns_per_pixel` must be a finite number"),
         ({"pitch_um": 0}, ValueError, "`pitch_um` must be a finite number greater than 0, got 0."),
         ({"spot_diameter_um": -1}, ValueError, "`spot_diameter_um` must be a finite number greater than 0, got -1."),
-        ({"slide": 4}, TypeError, "`slide` must be a string, got 4."),
         *[({"slide": name}, ValueError, f"slide={name!r} is not a") for name in ("", "a b", "a/b", ".a", "_x")],
         ({"counts": np.ones(3)}, TypeError, "`counts` must be a string or a path or a DataFrame or None, got"),
         ({"spots": [1, 2]}, TypeError, "`spots` must be a string or a path or a DataFrame, got [1, 2]"),
         ({"image": None}, TypeError, "os.PathLike object"),
-        *[({key: "no.tsv"}, FileNotFoundError, "no.tsv'") for key in ("counts", "spots", "image")],
-    ],
+        *[({key: "no.tsv"}, FileNotFoundError, "no.tsv'") for key in ("counts", "spots", "image")]
+    ]
 )  # fmt: skip
 def test_arguments(slide: Args, changes: Args, error: type[Exception], said: str) -> None:
     refuses(slide, error, said, **changes)
@@ -217,22 +203,11 @@ def test_image(slide: Args, tmp_path: Path, source: str) -> None:
         if source == "he.tif":
             tifffile.imwrite(path, image)
         elif source == "he.png" and image is deep:
-            write_png_16(path, image)
+            path.write_bytes(imagecodecs.png_encode(image))  # Pillow cannot write it
         elif source == "he.png":
             Image.fromarray(image).save(path)
             problem = "is a L image, not RGB"
         refuses(slide, ValueError, f"image ({source}) {problem}", image=image if source == "array" else path)
-
-
-def write_png_16(path: Path, image: np.ndarray) -> None:
-    """A 16-bit RGB PNG; Pillow cannot write one."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in image))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
 def test_transparent_pixels_are_white(slide: Args) -> None:

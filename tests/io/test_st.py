@@ -55,9 +55,7 @@ def test_layout(slide: dict[str, Any]) -> None:
     }
     np.testing.assert_array_equal(table.uns["spatial"]["A1"]["images"]["hires"], slide["image"])
     assert sdata["A1"].radius.to_numpy() == pytest.approx(PITCH / 4)
-    np.testing.assert_array_equal(
-        np.column_stack([sdata["A1"].geometry.x, sdata["A1"].geometry.y]), table.obsm["spatial"]
-    )
+    np.testing.assert_array_equal(sdata["A1"].get_coordinates(), table.obsm["spatial"])
     for element in ("A1", "A1_image"):
         assert list(get_transformation(sdata[element], get_all=True)) == ["A1"]
 
@@ -87,9 +85,8 @@ def test_round_trip(slide: dict[str, Any], tmp_path: Path) -> None:
     sdata.write(tmp_path / "slide.zarr")
     back = sd.read_zarr(tmp_path / "slide.zarr")
     same_table(sdata["table"], back["table"])
-    np.testing.assert_array_equal(
-        back["A1_image"]["scale0"]["image"].values, sdata["A1_image"]["scale0"]["image"].values
-    )
+    for element in (back, sdata):
+        np.testing.assert_array_equal(element["A1_image"]["scale0"]["image"], np.moveaxis(slide["image"], -1, 0))
     assert back["A1"].geometry.equals(sdata["A1"].geometry)
     assert list(get_transformation(back["A1_image"], get_all=True)) == ["A1"]
     sdata["table"].write_h5ad(tmp_path / "table.h5ad")
@@ -99,29 +96,13 @@ def test_round_trip(slide: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz", ".csv", ".csv.gz"])
 def test_files(slide: dict[str, Any], tmp_path: Path, suffix: str) -> None:
     sep = "," if "csv" in suffix else "\t"
-    slide["counts"].to_csv(tmp_path / f"counts{suffix}", sep=sep)
+    # R's write.table leaves out the name of the column of spots.
+    slide["counts"].to_csv(tmp_path / f"counts{suffix}", sep=sep, index_label=False if suffix == ".tsv" else None)
     slide["spots"].to_csv(tmp_path / f"spots{suffix}", sep=sep, index=False)
-    Image.fromarray(slide["image"]).save(tmp_path / "he.png")
-    read = read_st(tmp_path / f"counts{suffix}", str(tmp_path / f"spots{suffix}"), tmp_path / "he.png", slide="A1")
+    image = tmp_path / ("he.tif" if "csv" in suffix else "he.png")
+    Image.fromarray(slide["image"]).save(image)
+    read = read_st(tmp_path / f"counts{suffix}", str(tmp_path / f"spots{suffix}"), image, slide="A1")
     same_table(read["table"], read_st(**slide)["table"])
-
-
-def test_header_without_a_name_for_the_spots(slide: dict[str, Any], tmp_path: Path) -> None:
-    """R's write.table leaves the corner out."""
-    slide["counts"].to_csv(tmp_path / "counts.tsv", sep="\t", index_label=False)
-    assert (tmp_path / "counts.tsv").read_text().startswith("G0\tG1")
-    expected = read_st(**slide)["table"]
-    slide["counts"] = tmp_path / "counts.tsv"
-    same_table(read_st(**slide)["table"], expected)
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
-def test_image_files(slide: dict[str, Any], tmp_path: Path, suffix: str) -> None:
-    smooth = np.repeat(np.repeat(slide["image"][:40, :50], 10, axis=0), 10, axis=1)
-    Image.fromarray(smooth).save(tmp_path / f"he{suffix}", **({"quality": 95} if suffix == ".jpg" else {}))
-    slide["image"] = tmp_path / f"he{suffix}"
-    found = read_st(**slide)["A1_image"]["scale0"]["image"]
-    assert np.abs(np.moveaxis(found.values, 0, -1).astype(int) - smooth).mean() < (0.1 if suffix == ".tif" else 25)
 
 
 def test_matching_by_adjusted_and_by_rounded_positions(slide: dict[str, Any]) -> None:

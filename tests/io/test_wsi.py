@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slides")
     pyramid_tiff(folder / "pyramid.tif", PICTURE)
     ome_tiff(folder / "slide.ome.tif", PICTURE)
+    Image.fromarray(PICTURE).save(folder / "he.jpg")
     tifffile.imwrite(folder / "plain.tif", PICTURE, photometric="rgb")
     tifffile.imwrite(folder / "strips.tif", PICTURE, photometric="rgb", compression="deflate", rowsperstrip=16)
     tifffile.imwrite(folder / "planar.tif", np.moveaxis(PICTURE, -1, 0), photometric="rgb", planarconfig="separate")
@@ -70,14 +71,6 @@ def test_pixels_are_those_of_the_file(folder: Path, file: str, backend: Any, n_s
         assert np.abs(pixels(found[1]).astype(int) - reduced(full, 2)).max() <= 1
     elif backend != "openslide":  # which moves levels by parts of a pixel where sizes do not divide
         np.testing.assert_array_equal(pixels(found[1]), tifffile.imread(folder / file, level=1))
-
-
-def test_openslide_gives_what_it_gives_itself(folder: Path) -> None:
-    path = folder / "pyramid.tif"
-    corner, size = (256, 512), (300, 200)
-    window = {"y": slice(512, 712), "x": slice(256, 556)}
-    direct = np.asarray(openslide.OpenSlide(path).read_region(corner, 0, size))[..., :3]
-    np.testing.assert_array_equal(pixels(levels(read_wsi(path, backend="openslide"))[0].isel(window)), direct)
 
 
 def test_layout(folder: Path, tmp_path: Path) -> None:
@@ -203,7 +196,7 @@ def aperio(path: Path, description: str) -> Path:
     """A TIFF with the description by which Aperio's are known."""
     tifffile.imwrite(
         path, PICTURE[:512, :512], tile=(256, 256), compression="jpeg", photometric="rgb", metadata=None,
-        description=f"Aperio Image Library v11\n512x512 (256x256) JPEG/RGB Q=70|{description}",
+        description=f"Aperio Image Library v11\n512x512 (256x256) JPEG/RGB Q=70|{description}"
     )  # fmt: skip
     return path
 
@@ -247,18 +240,14 @@ def test_no_slides(tmp_path: Path) -> None:
     refused(ValueError, r"deep\.tif has dtype uint16; expected uint8", read_wsi, tmp_path / "deep.tif")
 
 
-@pytest.mark.parametrize("name", ["pyramid.tif", "strips.tif", "plain.tif"])
+@pytest.mark.parametrize("name", ["pyramid.tif", "strips.tif", "plain.tif", "he.jpg"])
 def test_cut_off(folder: Path, tmp_path: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    refused(OSError, rf"{name} is truncated: it has {len(whole) // 2} of at least", read_wsi, tmp_path / name)
-
-
-def test_cut_off_picture(tmp_path: Path) -> None:
-    Image.fromarray(PICTURE).save(tmp_path / "he.jpg")
-    whole = (tmp_path / "he.jpg").read_bytes()
-    (tmp_path / "he.jpg").write_bytes(whole[: len(whole) // 2])
-    refused(OSError, r"he\.jpg\) is damaged or truncated .*Copy", read_wsi, tmp_path / "he.jpg")
+    said = (
+        r"he\.jpg\) is damaged" if name == "he.jpg" else rf"{name} is truncated: it has {len(whole) // 2} of at least"
+    )
+    refused(OSError, said, read_wsi, tmp_path / name)
 
 
 @pytest.mark.parametrize("backend", ["openslide", "tifffile"])

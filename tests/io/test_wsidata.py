@@ -40,12 +40,12 @@ def transform(tile: np.ndarray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(tile, -1, 0))).float() / 255
 
 
-def run_lazyslide(path: Path, model: Any, *, tile_px: int = TILE, mpp: float = 0.5) -> Any:
+def run_lazyslide(path: Any, model: Any, *, tile_px: int = TILE, mpp: float = 0.5) -> Any:
     """As in LazySlide's tutorials."""
     import lazyslide as zs
     import wsidata
 
-    wsi = wsidata.open_wsi(path)
+    wsi = wsidata.open_wsi(path) if isinstance(path, Path) else path
     zs.pp.find_tissues(wsi)
     zs.pp.tile_tissues(wsi, tile_px, mpp=mpp)
     zs.tl.feature_extraction(wsi, model, model_name="toy", transform=transform, pbar=False)
@@ -88,14 +88,14 @@ def test_layout(folder: Path, tmp_path: Path) -> None:
     assert sdata["A"].geometry.to_numpy()[3].equals(tiles.geometry.iloc[3])
     assert list(sdata["A"].index) == list(table.obs["spot_id"])
     assert table.uns["spatial"]["A"]["scalefactors"] == {
-        "tissue_hires_scalef": pytest.approx(1000 / SIDE), "spot_diameter_fullres": TILE, "microns_per_pixel": 0.5,
+        "tissue_hires_scalef": pytest.approx(1000 / SIDE), "spot_diameter_fullres": TILE, "microns_per_pixel": 0.5
     }  # fmt: skip
     assert sdata.attrs["microns_per_pixel"] == {"A_image": 0.5}
     params = table.uns["image_toy"]["params"]
     assert (params["encoder"], params["tile_um"], params["tile_px"]) == ("toy", TILE * 0.5, TILE)
     assert params["recipe"] == {
         "source": "lazyslide", "model": "toy", "weights": "not recorded", "transform": "not recorded",
-        "pooling": "not recorded", "versions": "not recorded",
+        "pooling": "not recorded", "versions": "not recorded"
     }  # fmt: skip
     sdata.write(tmp_path / "out.zarr")
     assert sd.read_zarr(tmp_path / "out.zarr")["table"].uns["image_toy"]["params"]["tile_um"] == TILE * 0.5
@@ -126,7 +126,6 @@ def test_object_is_as_the_store(folder: Path, toy: Any, tmp_path: Path) -> None:
 
 def test_image_in_the_store(toy: Any) -> None:
     """A SpatialData that wsidata opened: there is no slide file."""
-    import lazyslide as zs
     import wsidata
     from spatialdata.models import Image2DModel
 
@@ -134,9 +133,7 @@ def test_image_in_the_store(toy: Any) -> None:
     element = Image2DModel.parse(picture, dims=("y", "x", "c"), scale_factors=[2], c_coords=["r", "g", "b"])
     wsi = wsidata.open_wsi(sd.SpatialData(images={"S_image": element}), image_key="S_image")
     wsi.set_mpp(0.5)
-    zs.pp.find_tissues(wsi)
-    zs.pp.tile_tissues(wsi, TILE, mpp=0.5)
-    zs.tl.feature_extraction(wsi, toy, model_name="toy", transform=transform, pbar=False)
+    run_lazyslide(wsi, toy)
     wsi["toy_tiles"].obs["cluster"] = "c1"
     sdata = from_wsidata(wsi, slide="S")
     assert sdata.coordinate_systems == ["S"]

@@ -99,10 +99,10 @@ def read_hest(
     file = root / "metadata" / f"{name}.json"
     entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     # Without missing values, and under names that Zarr and HDF5 accept.
-    metadata = {
+    metadata: dict[str, Any] = {
         re.sub(r"[^A-Za-z0-9_.-]", "_", key): value
         for key, value in entries.items()
-        if isinstance(value, str | bool | int | float) and not pd.isna(value) and value != ""
+        if isinstance(value, str | bool | int | float) and value == value and value != ""
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
