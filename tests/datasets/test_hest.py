@@ -92,15 +92,8 @@ def test_embed_and_predict(hest_sample: Callable[..., Any], tmp_path: Path) -> N
 def test_download(hub: list[str], tmp_path: Path) -> None:
     sdata = hest(slides=["NCBI681", "NCBI682"])
     assert sdata["table"].n_obs == 162
-    assert hub == [
-        "metadata/NCBI681.json",
-        "st/NCBI681.h5ad",
-        "wsis/NCBI681.tif",
-        "metadata/NCBI682.json",
-        "st/NCBI682.h5ad",
-        "wsis/NCBI682.tif",
-        "tissue_seg/NCBI681_contours.geojson",
-    ]
+    files = [f"{name}.{end}" for end in ("json", "h5ad", "tif") for name in ("NCBI681", "NCBI682")]
+    assert sorted(file.split("/")[1] for file in hub) == sorted([*files, "NCBI681_contours.geojson"])
     hest()
     assert len(hub) == 7
     (tmp_path / "home" / "hest" / "wsis" / "NCBI682.tif").unlink()
@@ -118,11 +111,7 @@ GATED = r"gated.*Accept them on https://huggingface\.co/datasets/MahmoodLab/hest
     [
         (GatedRepoError("no", response=answer(403)), PermissionError, GATED),
         (HfHubHTTPError("no", response=answer(401)), PermissionError, GATED),
-        (
-            HfHubHTTPError("no", response=answer(500)),
-            ConnectionError,
-            r"Could not download metadata/NCBI681.*\(status 500\)",
-        ),
+        (HfHubHTTPError("no", response=answer(500)), ConnectionError, r"metadata/NCBI681.*\(status 500\)"),
         (LocalEntryNotFoundError("no"), ConnectionError, NO_HUB),
         (OSError("reset"), ConnectionError, r"metadata/NCBI681\.json.*\(OSError\)"),
     ],

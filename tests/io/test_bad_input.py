@@ -48,18 +48,15 @@ COUNTS: dict[str, tuple[Change, str]] = {
         )
         for value in (-2, 1.5, np.nan, np.inf)
     },
-    "text": (
-        lambda s: with_value(s, "counts", "3x1", "G4", "many"),
-        "counts (data frame) holds non-numeric values in the columns 'G4'",
-    ),
+    "text": (lambda s: with_value(s, "counts", "3x1", "G4", "many"), "holds non-numeric values in the columns 'G4'"),
     "no spots": (lambda s: {"counts": s["counts"].iloc[:0]}, "no spot in common"),
     "genes twice": (
         lambda s: {"counts": s["counts"].rename(columns={"G5": "G1"})},
-        "has 1 duplicate gene names, for instance 'G1'. Sum or rename them first.",
+        "1 duplicate gene names, for instance 'G1'.",
     ),
     "spots twice": (
         lambda s: {"counts": s["counts"].rename(index={"5x4": "1x1"})},
-        "has 1 duplicate spot names, for instance '1x1'",
+        "1 duplicate spot names, for instance '1x1'",
     ),
     "transposed": (
         lambda s: {"counts": s["counts"].T},
@@ -68,13 +65,12 @@ COUNTS: dict[str, tuple[Change, str]] = {
     ),
     "barcodes": (
         lambda s: {"counts": s["counts"].set_axis([f"AACT{i}-1" for i in range(20)])},
-        "20 of 20 rows are not named '{x}x{y}' (such as '10x14'), for instance 'AACT0-1'",
+        "20 of 20 rows are not named",
     ),
     "another slide": (
         lambda s: {"counts": s["counts"].set_axis([f"{30 + i}x{40 + i}" for i in range(20)])},
         "no spot in common (matched of 20: 0 by x, y; 0 by new_x, new_y; 0 by rounded x, y). Spots of the counts: "
-        "'30x40', '31x41', '32x42', ... (20 in all); of the spot table: '1x1', '2x1', '3x1', ... (20 in all). Do they "
-        "belong to the same slide?",
+        "'30x40', '31x41', '32x42', ... (20 in all); of the spot table: '1x1', '2x1', '3x1', ... (20 in all).",
     ),
 }
 
@@ -90,10 +86,7 @@ def test_counts(slide: Args, case: str) -> None:
     [
         ("", "counts (counts.tsv) is truncated, empty or not a table"),
         ("\tG0\tG0\n1x1\t3\t2\n", "has 1 duplicate gene names, for instance 'G0'"),
-        (
-            "\tG0\tG1\tG2\n1x1\t3\t2\n",
-            "the header names 3 genes, but row '1x1' has 2 values. Expected fields separated",
-        ),
+        ("\tG0\tG1\tG2\n1x1\t3\t2\n", "the header names 3 genes, but row '1x1' has 2 values. Expected"),
     ],
     ids=["empty", "genes twice", "header"],
 )
@@ -123,11 +116,13 @@ def shuffled(slide: Args) -> Args:
 
 SWAPPED = {"pixel_x": "pixel_y", "pixel_y": "pixel_x"}
 SPOTS: dict[str, tuple[Change, str]] = {
-    "none": (lambda s: {"spots": s["spots"].iloc[:0]}, "spots (data frame) has no spots, or none that are selected"),
-    "none selected": (lambda s: {"spots": s["spots"].assign(selected=0)}, "or none that are selected"),
+    "none selected": (
+        lambda s: {"spots": s["spots"].assign(selected=0)},
+        "spots (data frame) has no spots, or none that are selected",
+    ),
     "twice": (
         lambda s: {"spots": pd.concat([s["spots"], s["spots"].iloc[[3]]])},
-        "spots (data frame) has 1 duplicate spots, for instance '4x1'",
+        "has 1 duplicate spots, for instance '4x1'",
     ),
     "missing": (
         lambda s: with_value(s, "spots", 2, "pixel_x", np.nan),
@@ -147,7 +142,7 @@ SPOTS: dict[str, tuple[Change, str]] = {
     "shuffled": (shuffled, "The pixel positions do not follow the array"),
     "one row": (
         lambda s: {"spots": s["spots"][s["spots"]["y"] == 1]},
-        "The spot pitch cannot be measured: 5 spots do not span rows and columns. Pass `microns_per_pixel`",
+        "The spot pitch cannot be measured: 5 spots do not span rows and columns.",
     ),
     "thumbnail": (lambda s: scaled(s, 0.1), "The spot pitch (6.0 pixels for 200 um) implies 33.3 um per pixel"),
 }

@@ -21,7 +21,7 @@ from spatialdata import SpatialData
 
 from .. import _keys
 from .._checks import checked, format_names
-from .._geometry import VISIUM_PITCH_UM, VISIUM_SPOT_UM, visium_pitch
+from .._geometry import VISIUM_PITCH_UM, visium_pitch
 from .._settings import settings
 from ..io import concat, from_anndata, read_st
 from ..io._st import read_counts, read_spots, spot_names
@@ -403,7 +403,7 @@ def _read_section(slide: str, paths: Mapping[str, Path], *, patient: str) -> Spa
             "%s has no full-resolution image: the small one is used, with %.2g um per pixel, which does not show "
             "cells. Get the full-resolution image, and pass images={%r: <file>}.", slide, mpp, slide,
         )  # fmt: skip
-    return from_anndata(adata, image, slide=slide, microns_per_pixel=mpp, spot_diameter_um=VISIUM_SPOT_UM)
+    return from_anndata(adata, image, slide=slide, microns_per_pixel=mpp, spot_diameter_um=55)
 
 
 def _read_mtx(folder: Path) -> AnnData:
