@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 from .. import _keys
-from .._checks import checked, format_names
+from .._checks import above, checked, format_names
 from .._geometry import VISIUM_PITCH_UM, visium_pitch
 from .._settings import settings
 from ..io import concat, from_anndata, read_st
@@ -31,7 +31,6 @@ logger = logging.getLogger("spahgc")
 
 HER2ST_URL = "https://raw.githubusercontent.com/almaan/her2st/master/"
 CSCC_URL = "https://ftp.ncbi.nlm.nih.gov/geo/samples/"
-CSCC_PITCH_UM = 150.0
 CSCC_ACCESSIONS = {
     f"{patient}_ST_rep{replicate}": f"GSM{4284316 + 3 * number + replicate - 1}"
     for number, patient in enumerate(("P2", "P5", "P9", "P10"))
@@ -136,18 +135,22 @@ def her2st_registry() -> dict[str, str]:
     return dict(line.split() for line in lines if line and not line.startswith("#"))
 
 
-@checked()
-def cscc(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | None = None) -> SpatialData:
+@checked(pitch_um=above(0))
+def cscc(
+    path: str | PathLike[str] | None = None, *, slides: Sequence[str] | None = None, pitch_um: float = 150.0
+) -> SpatialData:
     """Human cutaneous squamous cell carcinoma: 12 legacy ST slides with H&E, three sections of each of four patients.
 
-    On these arrays a second grid of spots lies between the first, so neighbors are on the diagonals, 150 um apart;
-    spots are 110 um wide. Only the spots of the spot tables are kept (under tissue, 460 to 1180 of 1934 per slide).
+    On these arrays a second grid of spots lies between the first, so neighbors are on the diagonals; spots are 110 um
+    wide. Only the spots of the spot tables are kept (under tissue, 460 to 1180 of 1934 per slide).
 
     Parameters
     ----------
     path, slides
         As in :func:`her2st`, for the files of ``GSE144240_RAW.tar`` (compressed or not) in
         ``settings.data_dir / "cscc"`` or from GEO, and slides such as ``"P2_ST_rep1"`` and ``"P10_ST_rep3"``.
+    pitch_um
+        Center-to-center distance of neighboring spots in micrometers, which sets the scale of the images.
 
     Returns
     -------
@@ -207,7 +210,7 @@ def cscc(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | Non
             paths["image"],
             slide=slide,
             patient=slide.split("_")[0],
-            pitch_um=CSCC_PITCH_UM / np.sqrt(2) if diagonal else CSCC_PITCH_UM,
+            pitch_um=pitch_um / np.sqrt(2) if diagonal else pitch_um,
             spot_diameter_um=110,
         )
         parts.append(part)
