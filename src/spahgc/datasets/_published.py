@@ -78,10 +78,9 @@ def her2st(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | N
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If `path` is not such a folder, a slide is incomplete or unknown, or a download has the wrong checksum.
-    ConnectionError
-        If a download fails; the next call resumes it.
+    FileNotFoundError, ValueError, ConnectionError
+        If `path` is not such a folder, a slide is incomplete or unknown, or a download fails (the next call resumes it)
+        or has the wrong checksum.
 
     References
     ----------
