@@ -143,6 +143,8 @@ def test_registry_holds_three_files_a_slide() -> None:
     assert sorted(Path(file).name[:2] for file in registry if "cnts" in file) == ["B4", "C2", "C3", "C4", "C5"]
     assert len(registry) == 15
     assert all(len(checksum) == len("sha256:") + 64 for checksum in registry.values())
+    accessions = _published.CSCC_ACCESSIONS
+    assert (len(accessions), accessions["P9_ST_rep2"], accessions["P10_ST_rep3"]) == (12, "GSM4284323", "GSM4284327")
 
 
 def test_registry_is_that_of_the_real_files(data_dir: Path) -> None:
@@ -205,12 +207,6 @@ def geo(tmp_path: Path) -> dict[str, pd.DataFrame]:
         "P2_ST_rep2": write_slide(folder, "GSM4284317", "P2_ST_rep2"),
         "P10_ST_rep3": write_slide(folder, "GSM4284327", "P10_ST_rep3", plain=True),
     }
-
-
-def test_cscc_accessions() -> None:
-    accessions = _published.CSCC_ACCESSIONS
-    assert len(accessions) == 12
-    assert (accessions["P9_ST_rep2"], accessions["P10_ST_rep3"]) == ("GSM4284323", "GSM4284327")
 
 
 def test_cscc_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
