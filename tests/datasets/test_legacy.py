@@ -110,12 +110,10 @@ def test_her2st_download(server: Server, home: Path) -> None:
     assert her2st(slides=["B3"])["table"].shape == (6, 4)
     assert files_in(home / "her2st" / "data") == ["B3.tsv.gz", "B3_HE.jpg", "B3_selection.tsv"]
     assert len(server.asked) == 3
-    # what is there is not asked for again; what is not there comes in
     her2st(slides=["B3"])
     assert len(server.asked) == 3
     assert her2st(slides=["B2", "B3"])["table"].n_obs == 12
     assert len(server.asked) == 6
-    # no slides named: those that are there
     assert her2st()["table"].n_obs == 12
 
 
