@@ -71,18 +71,13 @@ def test_after_the_fix_the_first_panel_is_how_it_was() -> None:
     assert now.get_title() == "as it is now: swap x and y"
 
 
-def test_a_slide_that_is_right() -> None:
+def test_a_slide_that_is_right_and_spots_far_outside() -> None:
     sdata = make()
+    table = sdata["table"]
     spahgc.pp.check_alignment(sdata)
     given, other = spahgc.pl.alignment(sdata)
     assert given.get_title() == "S: ok"
     assert other.get_title().startswith("next best, undone:")
-
-
-def test_spots_far_outside_are_told() -> None:
-    sdata = make()
-    table = sdata["table"]
-    spahgc.pp.check_alignment(sdata)
     table.uns["alignment"]["slides"]["S"]["affine"] = np.diag([10.0, 10.0, 1.0])
     _, other = spahgc.pl.alignment(sdata)
     assert "spots are further out" in other.texts[0].get_text()

@@ -43,7 +43,7 @@ def legend(ax: Axes) -> list[str]:
     return [text.get_text() for text in (box.get_title(), *box.get_texts())]
 
 
-def test_a_row_a_method_the_best_first() -> None:
+def test_a_row_a_method_the_best_first_with_its_difference() -> None:
     ax = spahgc.pl.benchmark(scores())
     assert [label.get_text() for label in ax.get_yticklabels()] == ["spahgc", "ridge", "gene mean"]
     np.testing.assert_allclose(marked(ax, "D"), [[0.40, 0], [0.35, 1]])
@@ -51,10 +51,7 @@ def test_a_row_a_method_the_best_first() -> None:
     assert ax.get_xlabel() == "mean over genes of Pearson correlation"
     assert "no score: constant on every slide" in [text.get_text() for text in ax.texts]
     assert len(ax.collections) == 2
-
-
-def test_the_difference_stands_beside_it() -> None:
-    ax = spahgc.pl.benchmark(scores())
+    # The difference stands beside it.
     right = ax.figure.axes[1]
     assert [label.get_text() for label in right.get_yticklabels()] == ["+0.050 (+0.050 to +0.050)", "", ""]
     assert "difference to ridge" in [text.get_text() for text in ax.texts]
@@ -92,13 +89,10 @@ def test_the_lines() -> None:
 
 def test_one_slide() -> None:
     table = scores()
+    assert_nothing_cut_off(spahgc.pl.benchmark(table))
     ax = spahgc.pl.benchmark(table[table["slide"] == "S0"])
     assert legend(ax)[0].startswith("1 slide of 1 patient")
     assert len(marked(ax, "D")) == 2
-
-
-def test_nothing_is_cut_off() -> None:
-    assert_nothing_cut_off(spahgc.pl.benchmark(scores()))
 
 
 def test_takes_a_table_or_its_cross_validation_and_given_axes(slide: ad.AnnData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from skimage.transform import resize
 from spatialdata import SpatialData
@@ -43,10 +44,9 @@ def test_tiles_and_what_is_said_of_them(slides: tuple[SpatialData, SpatialData])
     assert axes[0].get_ylabel() == "log1p counts per 10k"
     counts = reference["table"].X.toarray().astype(np.float64)
     measured = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    frame = pd.DataFrame(measured, reference["table"].obs_names, reference["table"].var_names)
     for ax, (_, row) in zip(axes[1:], behind.iterrows(), strict=True):
-        value = measured[
-            reference["table"].obs_names.get_loc(row["reference"]), reference["table"].var_names.get_loc(gene)
-        ]
+        value = frame.loc[row["reference"], gene]
         assert ax.get_title() == f"weight {100 * row['weight']:.0f} %"
         assert ax.get_xlabel() == f"{row['slide']} ({row['patient']})\nmeasured {value:.2f}"
     # Tiles are those of the spots: the same spot of the same slide gives the same picture.

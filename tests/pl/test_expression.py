@@ -9,10 +9,13 @@ import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
+import spatialdata as sd
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
+from spatialdata.models import ShapesModel, TableModel
 
 import spahgc
 from spahgc import _disk
@@ -51,7 +54,6 @@ def state(adata: ad.AnnData) -> dict[str, Any]:
 
 def test_panels_hold_measured_predicted_and_difference(slide: ad.AnnData) -> None:
     axes = spahgc.pl.expression(slide, "STRIPE")
-    assert isinstance(axes, list)
     assert [ax.get_title().split(",")[0] for ax in axes] == ["measured", "predicted", "predicted \u2212 measured"]
     column = slide.var_names.get_loc("STRIPE")
     measured = normalize(slide.X, "log1p")[:, column]
@@ -84,7 +86,7 @@ def test_the_ledger_gives_the_unit(slide: ad.AnnData) -> None:
     assert [bar.get_ylabel() for ax in axes for bar in bars(ax)] == ["log10(counts + 1)"] * 2
 
 
-def test_one_colour_scale_for_measured_and_predicted(slide: ad.AnnData) -> None:
+def test_one_color_scale_for_measured_and_predicted(slide: ad.AnnData) -> None:
     measured, predicted, difference = spahgc.pl.expression(slide, "GRADIENT")
     assert spots(measured).get_clim() == spots(predicted).get_clim()
     pooled = np.concatenate([values(measured), values(predicted)])
@@ -93,18 +95,12 @@ def test_one_colour_scale_for_measured_and_predicted(slide: ad.AnnData) -> None:
     assert low == -high < 0
     assert [len(bars(ax)) for ax in (measured, predicted, difference)] == [0, 1, 1]
 
-    measured, predicted, _ = spahgc.pl.expression(slide, "GRADIENT", scale="own", quantiles=(0.0, 1.0))
-    np.testing.assert_allclose(spots(predicted).get_clim(), (values(predicted).min(), values(predicted).max()))
-    assert spots(measured).get_clim() != spots(predicted).get_clim()
-    assert len(bars(measured)) == 1
-
 
 def test_bar_shows_that_values_go_beyond_the_scale(slide: ad.AnnData) -> None:
-    (beyond,) = bars(spahgc.pl.expression(slide, "GRADIENT", what="predicted", quantiles=(0.2, 0.8))[0])
-    (within,) = bars(spahgc.pl.expression(slide, "GRADIENT", what="predicted", quantiles=(0.0, 1.0))[0])
-    extensions = [
-        sum(isinstance(patch, mpl.patches.PathPatch) for patch in bar.get_children()) for bar in (beyond, within)
-    ]
+    extensions = []
+    for gene in ("GRADIENT", "FLAT"):  # beyond the quantiles of a constant gene there is nothing
+        (bar,) = bars(spahgc.pl.expression(slide, gene, what="predicted")[0])
+        extensions.append(sum(isinstance(patch, mpl.patches.PathPatch) for patch in bar.get_children()))
     assert extensions == [2, 0]
 
 
@@ -134,13 +130,10 @@ def test_y_points_down_and_the_picture_is_cropped_to_the_spots(slide: ad.AnnData
     ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
     bottom, top = ax.get_ylim()
     left, right = ax.get_xlim()
-    assert bottom > top
     x, y = slide.obsm["spatial"].T
     radius = DIAMETER / 2
-    assert left < x.min() - radius
-    assert right > x.max() + radius
-    assert top < y.min() - radius
-    assert bottom > y.max() + radius
+    assert left < x.min() - radius < x.max() + radius < right
+    assert top < y.min() - radius < y.max() + radius < bottom
     (image,) = ax.images
     x0, x1, y1, y0 = image.get_extent()
     # Whole pixels of the thumbnail, so up to one of them more than the box on each side.
@@ -171,17 +164,16 @@ def test_scale_bar_is_as_long_as_it_says(slide: ad.AnnData) -> None:
     assert np.ptp(bar.get_xdata()) * MPP == pytest.approx(200)
 
 
-def test_no_scale_bar_without_micrometres_and_no_tissue_without_image(slide: ad.AnnData, caplog: Any) -> None:
+def test_no_scale_bar_without_micrometers_and_no_tissue_without_image(slide: ad.AnnData, caplog: Any) -> None:
     del slide.uns["spatial"]["S1"]["images"]["hires"], slide.uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"]
-    with caplog.at_level(logging.INFO, logger="spahgc"):
-        ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
+    ax = spahgc.pl.expression(slide, "STRIPE", what="predicted")[0]
     assert not ax.images
     assert not ax.lines
-    assert "drawn without tissue" in caplog.text
-    assert "no scale bar" in caplog.text
     assert not spahgc.pl.expression(slide, "STRIPE", what="predicted", img=False)[0].images
     del slide.uns["spatial"]
-    half_pitch = spots(spahgc.pl.expression(slide, "STRIPE", what="predicted")[0])
+    with caplog.at_level(logging.INFO, logger="spahgc"):
+        half_pitch = spots(spahgc.pl.expression(slide, "STRIPE", what="predicted")[0])
+    assert "drawn at half their pitch" in caplog.text
     np.testing.assert_allclose(half_pitch.get_widths(), 50.0)
     del slide.obsm["spatial"]
     with pytest.raises(KeyError, match="no 'spatial'"):
@@ -192,15 +184,12 @@ def test_several_genes_one_row_each(slide: ad.AnnData) -> None:
     before = state(slide)
     axes = spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"])
     np.testing.assert_equal(state(slide), before)
-    assert len(axes) == 6
     assert [axes[i].get_ylabel() for i in (0, 3)] == ["STRIPE", "HLA-DRA"]
     assert axes[0].get_subplotspec().rowspan.start != axes[3].get_subplotspec().rowspan.start
 
 
 def test_one_kind_of_panel_fills_rows(slide: ad.AnnData) -> None:
     axes = spahgc.pl.expression(slide, GENES, what="predicted")
-    assert len(axes) == 4
-    assert len(axes[0].figure.axes) - sum(len(bars(ax)) for ax in axes) in (0, 4)
     assert axes[3].get_subplotspec().rowspan.start == 1
     assert [bars(ax)[0].get_ylabel() != "" for ax in axes] == [False, False, True, True]
 
@@ -239,7 +228,7 @@ def test_constant_gene_has_no_correlation(slide: ad.AnnData) -> None:
     assert low < high
 
 
-def test_missing_values_are_grey(slide: ad.AnnData) -> None:
+def test_missing_values_are_gray(slide: ad.AnnData) -> None:
     frame = slide.obsm["spahgc"].copy()
     frame.iloc[:5, 1] = np.nan
     frame["HLA-DRA"] = np.nan
@@ -264,7 +253,7 @@ def test_draws_into_given_axes_and_leaves_settings_alone(slide: ad.AnnData) -> N
     assert dict(mpl.rcParams) == before
     with pytest.raises(ValueError, match="`ax` must hold 3 Axes, one per panel, got 2"):
         spahgc.pl.expression(slide, "STRIPE", ax=grid[:2])
-    with pytest.raises(TypeError, match="`ax` must hold matplotlib Axes, got str"):
+    with pytest.raises(ValueError, match=r"`ax` must hold 3 Axes, one per panel, got 1 \(str\)"):
         spahgc.pl.expression(slide, "STRIPE", ax="here")
 
 
@@ -290,7 +279,6 @@ def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
     for axes in (
         spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"]),
         spahgc.pl.expression(slide, GENES, what="predicted"),
-        spahgc.pl.expression(slide, "STRIPE", scale="own"),
     ):
         assert_nothing_cut_off(axes[0])
         name, label = axes[0].texts
@@ -299,9 +287,6 @@ def test_nothing_is_cut_off(slide: ad.AnnData) -> None:
 
 
 def test_takes_a_spatialdata(slide: ad.AnnData) -> None:
-    import spatialdata as sd
-    from spatialdata.models import ShapesModel, TableModel
-
     shapes = ShapesModel.parse(
         slide.obsm["spatial"], geometry=0, radius=DIAMETER / 2, index=slide.obs["spot_id"].to_numpy()
     )
@@ -328,25 +313,12 @@ def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
         ("STRIPES", {}, KeyError, r"'STRIPES' is not in the panel of 4 predicted genes. Closest: 'STRIPE'"),
         ("stripe", {}, KeyError, r"Closest: 'STRIPE'"),
         ("ONLY_MEASURED", {}, KeyError, r"It was measured, not predicted: pass panel=\[...\] to spahgc.tl.predict"),
-        (
-            "STRIPE",
-            {"key": "other"},
-            KeyError,
-            r"no prediction 'other'.*tl.predict.*first.*'spahgc'",
-        ),
+        ("STRIPE", {"key": "other"}, KeyError, r"no prediction 'other'.*tl.predict.*first.*'spahgc'"),
         ("STRIPE", {"key": "spatial"}, KeyError, "no prediction 'spatial'"),
         ("STRIPE", {"slide": "S9"}, KeyError, r"No slide 'S9'. Available: 'S1'"),
         ("STRIPE", {"library_key": "sample"}, KeyError, r"no column 'sample' \(library_key\). Available: 'region'"),
-        (
-            "STRIPE",
-            {"what": "residual"},
-            ValueError,
-            r"`what` must be one of 'measured', 'predicted', 'difference' or a sequence",
-        ),
+        ("STRIPE", {"what": "residual"}, ValueError, "`what` must be one of 'measured', 'predicted', 'difference' or"),
         ("STRIPE", {"what": ()}, ValueError, "at least one gene of the panel and one kind of panel"),
-        ("STRIPE", {"scale": "log"}, ValueError, "`scale` must be one of 'shared', 'own', got 'log'"),
-        ("STRIPE", {"quantiles": (0.9, 0.1)}, ValueError, "two increasing numbers between 0 and 1"),
-        ("STRIPE", {"quantiles": (0.5, 1.5)}, ValueError, "two increasing numbers between 0 and 1"),
         ("STRIPE", {"size": 0}, ValueError, "`size` must be a finite number greater than 0"),
         ([], {}, ValueError, "at least one gene of the panel"),
     ],
@@ -362,8 +334,6 @@ def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exce
 def test_one_artist_for_many_spots() -> None:
     n = 6000
     rng = np.random.default_rng(0)
-    import pandas as pd
-
     adata = ad.AnnData(sp.csr_matrix((n, 1), dtype=np.float32), var=pd.DataFrame(index=["A"]))
     adata.obsm["spatial"] = rng.uniform(0, 1e4, (n, 2))
     adata.obsm["spahgc"] = pd.DataFrame({"A": rng.normal(size=n)}, index=adata.obs_names)

@@ -19,16 +19,6 @@ def scored(slide: ad.AnnData, scores: pd.DataFrame) -> ad.AnnData:
     return slide
 
 
-@pytest.fixture
-def compared(slide: ad.AnnData, scores: pd.DataFrame) -> ad.AnnData:
-    parts = [
-        scores.assign(method=name, value=scores["value"] - less)
-        for name, less in (("gene mean", 0.6), ("ridge", -0.1), ("spahgc", 0.0))
-    ]
-    slide.uns["spahgc_scores"] = pd.concat(parts).to_dict("list")
-    return slide
-
-
 def named(ax: Axes) -> list[list[str]]:
     return [
         [text.get_text() for text in box.findobj(TextArea)]
@@ -68,7 +58,9 @@ def test_best_and_worst_genes_are_named_in_italics(scored: ad.AnnData) -> None:
 
 
 def test_one_slide(scored: ad.AnnData) -> None:
-    ax = spahgc.pl.gene_scores(scored, slide="S1")
+    given = plt.subplots()[1]
+    ax = spahgc.pl.gene_scores(scored, slide="S1", ax=given)
+    assert ax is given
     np.testing.assert_allclose(curves(ax)[0], [*(0.8 - 0.1 * np.arange(8)), -0.4])
     assert ax.get_title(loc="left").startswith("S1: mean 0.36")
 
@@ -81,8 +73,12 @@ def test_an_error_measure_is_better_when_small(scored: ad.AnnData) -> None:
     assert ax.get_ylabel() == "RMSE"
 
 
-def test_methods_are_overlaid_the_prediction_first(compared: ad.AnnData) -> None:
-    ax = spahgc.pl.gene_scores(compared, n_genes=1)
+def test_methods_are_overlaid_the_prediction_first(slide: ad.AnnData, scores: pd.DataFrame) -> None:
+    less = {"gene mean": 0.6, "ridge": -0.1, "spahgc": 0.0}
+    parts = [scores.assign(method=name, value=scores["value"] - less[name]) for name in less]
+    slide.uns["spahgc_scores"] = pd.concat(parts).to_dict("list")
+    ax = spahgc.pl.gene_scores(slide, n_genes=1)
+    assert_nothing_cut_off(ax)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == [
         "spahgc: mean 0.41, 67 % above 0.3",
@@ -91,15 +87,6 @@ def test_methods_are_overlaid_the_prediction_first(compared: ad.AnnData) -> None
     ]
     assert ax.get_legend().get_title().get_text() == "mean of 2 slides"
     assert [curve[0] for curve in curves(ax)] == pytest.approx([0.85, 0.95, 0.25])
-
-
-def test_nothing_is_cut_off(compared: ad.AnnData) -> None:
-    assert_nothing_cut_off(spahgc.pl.gene_scores(compared))
-
-
-def test_draws_into_given_axes(scored: ad.AnnData) -> None:
-    ax = plt.subplots()[1]
-    assert spahgc.pl.gene_scores(scored, ax=ax) is ax
 
 
 def test_errors(slide: ad.AnnData, scores: pd.DataFrame) -> None:

@@ -1,7 +1,4 @@
-"""The command ``spahgc``: the package's functions for scripts and clusters, one module per command.
-
-Handlers import what takes long to import, so that ``spahgc --help`` answers at once.
-"""
+"""The command ``spahgc``; its modules import late what takes long to import, so that the help answers at once."""
 
 from __future__ import annotations
 

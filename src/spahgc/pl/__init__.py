@@ -5,10 +5,8 @@ from __future__ import annotations
 from ._alignment import alignment
 from ._benchmark import benchmark
 from ._evidence import evidence
-from ._expression import expression
-from ._scores import gene_scores
-from ._support import support
+from ._expression import expression, support
+from ._genes import gene_scores, trust
 from ._training import training
-from ._trust import trust
 
 __all__ = ["alignment", "benchmark", "evidence", "expression", "gene_scores", "support", "training", "trust"]

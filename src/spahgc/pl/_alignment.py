@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,15 @@ from .._checks import checked
 from .._links import affine_between, pick_table, regions, systems_of
 from .._slides import Float64
 from ..io._image import resolutions, thumbnail
-from ._style import GRAY, palette, panels
-from ._tissue import desaturate, pick_slide
+from ._drawing import GRAY, desaturate, palette, panels, pick_slide
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _LINE = 44  # characters in a line of text
 _REACH = 0.25  # how far beyond the image spots are drawn, as a fraction of its longer side; others are counted
+_EVIDENCE = ("inside", "on_tissue", "outline", "expression", "score")
+_TEXT = "inside {:.0%}, on tissue {:.0%}\noutline {:.2f} + expression {:.2f} = {:.2f}"
 
 
 @checked()
@@ -77,12 +78,11 @@ def alignment(
     shared = systems_of(shapes) & systems_of(array)
     to_pixels = image_scale * affine_between(shapes, array, name if name in shared else min(shared))[:2]
     affine = np.asarray(found["affine"], dtype=np.float64)
-    unchanged = found["verdict"] in ("ok", "unclear")
     if found["fixed"]:
         maps, title = {"given": np.linalg.inv(affine), "candidate": np.eye(3)}, f"as it is now: {found['fix']}"
     else:
         maps = {"given": np.eye(3), "candidate": affine}
-        title = f"{'next best, undone' if unchanged else 'undone'}: {found['candidate']}"
+        title = f"{'next best, ' if found['verdict'] in ('ok', 'unclear') else ''}undone: {found['candidate']}"
     titles = (f"{name}: {found['verdict']}", title)
     with panels(ax, 2, (6.4, 4.2), show=show) as axes:
         for one, (which, transform), title in zip(axes, maps.items(), titles, strict=True):
@@ -90,18 +90,9 @@ def alignment(
             good = (found["verdict"] == "ok") == (which == "given")
             _draw(one, picture, points @ to_pixels[:, :2].T + to_pixels[:, 2], palette(2)[0 if good else 1])
             one.set_title(fill(title, _LINE))
-            one.set_xlabel(_describe(found, which), color=GRAY)
+            numbers = (float(found[f"{which}_{name}"]) for name in _EVIDENCE)
+            one.set_xlabel(_TEXT.format(*numbers), color=GRAY)
     return axes
-
-
-def _describe(found: Mapping[str, Any], which: str) -> str:
-    value = {
-        name: float(found[f"{which}_{name}"]) for name in ("inside", "on_tissue", "outline", "expression", "score")
-    }
-    return (
-        f"inside {value['inside']:.0%}, on tissue {value['on_tissue']:.0%}\n"
-        f"outline {value['outline']:.2f} + expression {value['expression']:.2f} = {value['score']:.2f}"
-    )
 
 
 def _draw(ax: Axes, picture: NDArray[np.uint8], points: Float64, color: Any) -> None:

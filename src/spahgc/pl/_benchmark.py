@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -11,12 +12,10 @@ from .. import _keys as keys
 from .. import get
 from .._checks import between, checked
 from ..metrics import summarize
-from ._scores import LABELS
-from ._style import GRAY, MINUS, count, legend_above, palette, panels
-from ._tissue import table_of
+from ._drawing import GRAY, MINUS, count, legend_above, palette, panels, table_of
+from ._genes import LABELS
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -69,12 +68,14 @@ def benchmark(
     --------
     >>> spahgc.pl.benchmark(sdata_ref)  # doctest: +SKIP
     """
-    scores: Any = adata if hasattr(adata, "columns") else get.cross_validation(table_of(adata), key=key)
+    scores: Any = adata if isinstance(adata, pd.DataFrame) else get.cross_validation(table_of(adata), key=key)
     label = scores.attrs.get("label")
     if "method" in scores:
         scores = scores[scores["method"] != keys.MEASURED]
     summary = summarize(scores, baseline, metric=metric, level=level)
-    slides = _slide_means(scores, metric)
+    # Means over seeds, then over genes.
+    genes = scores[scores["metric"] == metric].groupby(["method", "slide", "gene"], observed=True)["value"].mean()
+    slides = genes.groupby(["method", "slide"]).mean().unstack("method")
     meaningful = bool(summary.loc[summary["mean"].notna(), "meaningful"].all())
     blue, gray = palette(1)[0], "0.55"
     with panels(ax, 1, (5.6, 1.25 + 0.27 * len(summary)), show=show) as [ax]:
@@ -92,35 +93,29 @@ def benchmark(
             # Slides are spread vertically in the order of their names, so that equal scores do not overlap.
             spread = np.linspace(-0.16, 0.16, len(points)) if len(points) > 1 else np.zeros(1)
             ax.plot(points, row + spread, "o", color=gray, markersize=2.2, alpha=0.7, zorder=2)
-            line = "-" if meaningful else (0, (2, 1.5))
-            ax.hlines(row, values["low"], values["high"], color=blue, linewidth=1.4, linestyle=line, zorder=3)
+            dashes = "-" if meaningful else (0, (2, 1.5))
+            ax.hlines(row, values["low"], values["high"], color=blue, linewidth=1.4, linestyle=dashes, zorder=3)
             ax.plot(values["mean"], row, "D", color=blue, markersize=4.0, zorder=4)
+        line: dict[str, Any] = {"color": GRAY, "zorder": 1}
         handles = [
             Line2D([], [], color=blue, marker="D", markersize=4, linestyle="none", label="mean"),
             Line2D([], [], color=gray, marker="o", markersize=2.5, linestyle="none", label="a slide"),
-            _line(ax, summary["mean"][baseline], _shown(baseline), linestyle=(0, (4, 3)), linewidth=0.8),
+            ax.axvline(summary["mean"][baseline], label=_shown(baseline), linestyle=(0, (4, 3)), linewidth=0.8, **line),
         ]
         if metric == "pearson" and scores.loc[scores["metric"] == "depth_only", "value"].notna().any():
             depth = summarize(scores, None, metric="depth_only", n_resamples=1)["mean"].mean()
-            handles.append(_line(ax, depth, "depth alone", linestyle=":", linewidth=0.9))
+            handles.append(ax.axvline(depth, label="depth alone", linestyle=":", linewidth=0.9, **line))
         ax.set_yticks(np.arange(len(summary)), [_shown(method) for method in summary.index])
         ax.set(ylim=(len(summary) - 0.5, -0.5), xlabel=f"mean over genes of {LABELS.get(metric, _shown(metric))}")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         _write_differences(ax, summary, baseline)
-        title = _title(summary, label, level, meaningful=meaningful)
+        n_slides, n_patients = int(summary["n_slides"].max()), int(summary["n_patients"].max())
+        patients = count(n_patients, "patient")
+        title = f"{count(n_slides, 'slide')} of {patients}{f', {label}' if label else ''}\n{100 * level:g} % interval "
+        title += "over slides" if n_patients == 1 else "over patients"
+        title += "" if meaningful else f", not meaningful: {patients}"
         legend_above(ax, handles=handles, title=title, ncols=len(handles), handlelength=1.5, columnspacing=1.2)
     return ax
-
-
-def _slide_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean over seeds, then genes: slides by methods."""
-    rows = scores[scores["metric"] == metric]
-    genes = rows.groupby(["method", "slide", "gene"], observed=True)["value"].mean()
-    return genes.groupby(["method", "slide"]).mean().unstack("method")
-
-
-def _line(ax: Axes, x: Any, label: str, **look: Any) -> Line2D:
-    return ax.axvline(float(x), color=GRAY, label=label, zorder=1, **look)
 
 
 def _write_differences(ax: Axes, summary: pd.DataFrame, baseline: str) -> None:
@@ -142,12 +137,3 @@ def _write_differences(ax: Axes, summary: pd.DataFrame, baseline: str) -> None:
 
 def _shown(name: object) -> str:
     return str(name).replace("_", " ")
-
-
-def _title(summary: pd.DataFrame, label: str | None, level: float, *, meaningful: bool) -> str:
-    n_patients = int(summary["n_patients"].max())
-    patients = count(n_patients, "patient")
-    interval = f"{100 * level:g} % interval over {'slides' if n_patients == 1 else 'patients'}"
-    few = "" if meaningful else f", not meaningful: {patients}"
-    slides = count(int(summary["n_slides"].max()), "slide")
-    return f"{slides} of {patients}{f', {label}' if label else ''}\n{interval}{few}"

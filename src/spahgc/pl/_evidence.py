@@ -16,9 +16,8 @@ from .._tables._cohorts import measured_expression
 from .._tables._predictions import read_prediction
 from ..pp._images import locate
 from ..pp._tiles import TileReader
+from ._drawing import GRAY, draw_scale_bar, panels, shorten
 from ._expression import check_panel
-from ._style import GRAY, panels
-from ._tissue import draw_scale_bar, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -91,10 +90,9 @@ def evidence(
     if gene is not None:
         check_panel([gene], read_prediction(target, key).genes, target.var_names)
     params: Mapping[str, Any] = target.uns.get(key, {}).get(keys.PARAMS, {})
-    library = params.get("library_key")  # slides of the model need not be slides of the images
-    found = get.evidence(
-        target, spot, adata_ref=reference, library_key=library if library in reference.obs else None, key=key
-    ).head(n_tiles)
+    # Slides of the model need not be slides of the images.
+    library = params["library_key"] if params.get("library_key") in reference.obs else None
+    found = get.evidence(target, spot, adata_ref=reference, library_key=library, key=key).head(n_tiles)
     if tile_um is None:
         tile_um = float(target.uns.get(params["use_rep"], {}).get(keys.PARAMS, {}).get("tile_um", _TILE_UM))
     tiles = [*_tiles(sdata_target, target, [spot], tile_um), *_tiles(sdata_ref, reference, found["reference"], tile_um)]

@@ -11,15 +11,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._checks import above, between, checked, format_names
+from .._checks import above, checked, format_names
 from .._slides import Float64
 from .._slides import Normalize as Unit
 from .._tables._cohorts import measured_expression
 from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
-from ._style import GRAY, MINUS, panels
-from ._tissue import draw_spots, draw_tissue, log, slide_of, table_of
+from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, slide_of, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,10 +29,11 @@ Panel = Literal["measured", "predicted", "difference"]
 _PANEL_WIDTH = 1.9
 _BAR_WIDTH = 0.55
 _MOST_COLUMNS = 3
+_QUANTILES = (0.01, 0.99)  # of the values, at the ends of a color scale
 _DEFAULT = 3  # genes that are drawn if none is named
 
 
-@checked(size=above(0), alpha=between(0, 1))
+@checked(size=above(0))
 def expression(
     adata: AnnData | SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -43,11 +43,8 @@ def expression(
     library_key: str | None = None,
     layer: str | None = None,
     key: str = keys.PREDICTION,
-    scale: Literal["shared", "own"] = "shared",
-    quantiles: tuple[float, float] = (0.01, 0.99),
     cmap: str = "viridis",
     size: float = 1.0,
-    alpha: float = 1.0,
     img: bool = True,
     ax: Axes | Sequence[Axes] | NDArray[Any] | None = None,
     show: bool | None = None,
@@ -76,17 +73,11 @@ def expression(
         Layer with the measured raw counts; `None` takes ``X``.
     key
         Key of the prediction.
-    scale
-        ``"shared"``: one color scale for measured and predicted expression. ``"own"``: one for each.
-    quantiles
-        Quantiles of the values at which a color scale starts and ends. The scale of the difference is symmetric, up to
-        the larger absolute value of its two quantiles.
     cmap
-        Color map of measured and predicted expression.
+        Color map of measured and predicted expression, which share one scale from the 1 % to the 99 % quantile of both.
+        The scale of the difference is symmetric.
     size
         Spot diameter as a multiple of the true one; about 1.8 closes the gaps of a Visium array.
-    alpha
-        Opacity of the spots.
     img
         Draw the H&E thumbnail ``uns["spatial"][slide]["images"]["hires"]``.
     ax
@@ -124,8 +115,6 @@ def expression(
             "drawn, but this prediction has no trust per gene: run spahgc.tl.cross_validate on the reference before "
             "spahgc.tl.predict."
         )
-    if not 0 <= quantiles[0] < quantiles[1] <= 1:
-        raise ValueError(f"`quantiles` must be two increasing numbers between 0 and 1, got {quantiles}.")
     check_panel(chosen, prediction.genes, table.var_names)
     drawn = slide_of(table, slide, library_key, size)
     params = record.get(keys.PARAMS, {})
@@ -140,9 +129,8 @@ def expression(
     shared_patients = set(map(str, params.get("shared_patients", ())))
     patients = drawn.rows.obs.get(params.get("patient_key"))
     same_patient = patients is not None and set(patients.astype(str)) <= shared_patients
-    units = str(record.get("units", "expression"))
-    # With one scale for measured and predicted expression, the latter of the two panels has the color bar.
-    shared = scale == "shared" and {"measured", "predicted"} <= set(wanted)
+    shared = {"measured", "predicted"} <= set(wanted)
+    # The latter of the two panels with one scale has the color bar.
     bars = [kind for kind in wanted if not shared or kind != min("measured", "predicted", key=wanted.index)]
     plan = [(row, gene, panel) for row, gene in enumerate(chosen) for panel in wanted]
     n_columns = len(wanted) if len(wanted) > 1 else min(len(chosen), _MOST_COLUMNS)
@@ -156,8 +144,12 @@ def expression(
             notes = [drawn.name] if first else []
             notes += ["same patient"] if same_patient and kind == "predicted" and gene in measured else []
             draw_tissue(one, drawn, img=img, name=", ".join(filter(None, notes)), scale_bar=first)
+            verdict = verdicts.get(gene, VERDICTS[0])
             if kind == wanted[0]:
-                _name_gene(one, gene, verdicts.get(gene))
+                one.set_ylabel(gene if verdict == VERDICTS[0] else f"{gene}\n", style="italic", fontsize=10)
+            if kind == wanted[0] and verdict != VERDICTS[0]:
+                place: dict[str, Any] = {"xycoords": one.yaxis.label, "ha": "right", "va": "center"}
+                one.annotate(str(verdict), (1, 0.5), rotation=90, color=GRAY, annotation_clip=False, **place)
             values = {"predicted": predicted[:, row]}
             if gene in measured:
                 values |= {"measured": measured[gene], "difference": predicted[:, row] - measured[gene]}
@@ -174,12 +166,70 @@ def expression(
                 drawn,
                 values[kind],
                 cmap="RdBu_r" if kind == "difference" else cmap,
-                norm=_norm(pool, quantiles, diverging=kind == "difference"),
-                alpha=alpha,
+                norm=_norm(pool, diverging=kind == "difference"),
                 outline=kind == "difference",
-                label=(units if labeled else "") if kind in bars else None,
+                label=(str(record.get("units", "expression")) if labeled else "") if kind in bars else None,
             )
     return axes
+
+
+@checked(size=above(0))
+def support(
+    adata: AnnData | SpatialData,
+    *,
+    what: Literal["support", "agreement"] = "support",
+    slide: str | None = None,
+    library_key: str | None = None,
+    key: str = keys.PREDICTION,
+    cmap: str = "viridis",
+    size: float = 1.0,
+    img: bool = True,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw on the tissue how well the reference covers each spot, or agrees with its prediction.
+
+    Parameters
+    ----------
+    adata
+        Table after :func:`spahgc.tl.predict`, or a SpatialData with this ``table``.
+    what
+        ``"support"`` of each spot by the reference, from 0 (not covered) to 1 (:func:`spahgc.tl.predict`), or
+        ``"agreement"`` of the prediction with the measured expression of the reference spots behind it, from 0 (or
+        below) to 1 (:func:`spahgc.tl.explain`).
+    slide, library_key, key, cmap, size, img, ax, show
+        As in :func:`expression`.
+
+    Returns
+    -------
+    Axes of the panel.
+
+    Raises
+    ------
+    KeyError
+        If there is no support or agreement, or no such slide.
+    ValueError
+        If there are several slides and none is named.
+
+    Examples
+    --------
+    >>> spahgc.pl.support(sdata_target, what="agreement", size=1.8)  # doctest: +SKIP
+    """
+    table = table_of(adata)
+    column = keys.support(key) if what == "support" else keys.agreement(key)
+    if column not in table.obs:
+        raise KeyError(
+            f"adata.obs has no {column!r}. Available in obs: {format_names(table.obs.columns)}. Run "
+            f"spahgc.tl.{'predict' if what == 'support' else 'explain'} first, or pass key=<its key_added>."
+        )
+    drawn = slide_of(table, slide, library_key, size)
+    values = np.asarray(drawn.rows.obs[column], dtype=np.float64)
+    label = "support by the reference" if what == "support" else "agreement with the reference"
+    with panels(ax, 1, (2.4 + 0.8, 2.4 * drawn.aspect + 0.3), show=show) as [ax]:
+        draw_tissue(ax, drawn, img=img, name=drawn.name)
+        draw_spots(ax, drawn, values, cmap=cmap, norm=Normalize(0.0, 1.0), label=label)
+        ax.set_title(f"{what}, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else what)
+    return ax
 
 
 def check_panel(genes: Sequence[str], panel: Sequence[str], measured: Any) -> None:
@@ -203,15 +253,6 @@ def _measured(rows: AnnData, genes: Sequence[str], layer: str | None, unit: Unit
     return dict(zip(here, values.T.astype(np.float64), strict=True))
 
 
-def _name_gene(ax: Axes, gene: str, verdict: str | None) -> None:
-    """Write the gene to the left of its row, with its verdict unless it is trusted."""
-    doubtful = verdict is not None and verdict != VERDICTS[0]
-    ax.set_ylabel(f"{gene}\n" if doubtful else gene, style="italic", fontsize=10)
-    if doubtful:
-        place: dict[str, Any] = {"xycoords": ax.yaxis.label, "ha": "right", "va": "center", "annotation_clip": False}
-        ax.annotate(str(verdict), (1, 0.5), rotation=90, color=GRAY, **place)
-
-
 def _title(kind: str, values: Mapping[str, Float64]) -> str:
     if kind != "predicted":
         return kind if kind == "measured" else f"predicted {MINUS} measured"
@@ -223,10 +264,10 @@ def _title(kind: str, values: Mapping[str, Float64]) -> str:
     return "predicted (r not defined)" if np.isnan(r) else f"predicted, r = {r:.2f}".replace("-", MINUS)
 
 
-def _norm(values: Float64, quantiles: tuple[float, float], *, diverging: bool) -> Normalize:
+def _norm(values: Float64, *, diverging: bool) -> Normalize:
     """Color scale between two quantiles of the finite values, or symmetric around zero."""
     finite = values[np.isfinite(values)]
-    low, high = np.quantile(finite, quantiles) if finite.size else (0.0, 1.0)
+    low, high = np.quantile(finite, _QUANTILES) if finite.size else (0.0, 1.0)
     if low == high and finite.size:
         # Of a gene found in very few spots the quantiles coincide, but perhaps not the extremes.
         low, high = finite.min(), finite.max()

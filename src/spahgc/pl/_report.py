@@ -8,32 +8,28 @@ from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
 
 from .. import _keys as keys
 from .. import get
 from .._disk import replacing
-from ._expression import expression
-from ._scores import gene_scores
-from ._style import MINUS
-from ._support import support
+from ._drawing import MINUS
+from ._expression import expression, support
+from ._genes import gene_scores
 from ._training import training
-from ._trust import trust
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from matplotlib.axes import Axes
 
 _DPI = 200
 _CSS_DPI = 120  # pixels of the page per inch of a figure: text of 8.5 points is a little smaller than the page's
 _BEST = 10
 _SIZE = 1.5  # spots of legacy arrays are half as wide as their pitch; patterns are easier to see on larger ones
 
+# Heading and any of text (paragraphs), warnings, picture (caption, alt), table (table_caption), facts and entries.
 Section = Mapping[str, Any]
-"""Heading and any of text (paragraphs), warnings, picture (caption, alt), table (table_caption), facts and entries."""
 
 
 def write_report(
@@ -46,16 +42,11 @@ def write_report(
     history: Mapping[str, Any] | None = None,
     title: str,
     subtitle: str = "",
-    key: str = keys.PREDICTION,
 ) -> None:
-    """Write the report of an evaluated prediction of one slide, with descriptions of the genes to draw.
-
-    The page is one HTML file without scripts or links to other files. The folder ``figures`` beside it also holds the
-    figures.
-    """
+    """Write the report of an evaluated prediction of a slide, and its figures in the folder ``figures`` beside it."""
     import jinja2
 
-    sections = [result, *_sections(adata, path.parent / "figures", key, genes, history), *closing]
+    sections = [result, *_sections(adata, path.parent / "figures", genes, history), *closing]
     # Autoescape: names of slides and genes come from files.
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("spahgc.pl").joinpath("_report.html").read_text(encoding="utf-8"))
@@ -67,8 +58,6 @@ def write_report(
 
 def html_table(frame: pd.DataFrame, *, digits: int = 3, classes: str | None = None) -> str:
     """Escaped HTML of a table, with the name of its index in the corner; NaN is "n/a"."""
-    import pandas as pd
-
     headed = frame.rename_axis(None).rename_axis(str(frame.index.name), axis="columns")
     with pd.option_context("display.max_colwidth", None):
         return headed.to_html(
@@ -81,17 +70,15 @@ def html_table(frame: pd.DataFrame, *, digits: int = 3, classes: str | None = No
 
 
 def _sections(
-    adata: AnnData, folder: Path, key: str, genes: Mapping[str, str], history: Mapping[str, Any] | None
+    adata: AnnData, folder: Path, genes: Mapping[str, str], history: Mapping[str, Any] | None
 ) -> list[Section]:
+    key = keys.PREDICTION
     name = " ".join(map(str, adata.uns[key][keys.PARAMS]["target_slides"]))
     described = ", ".join(f"{gene} ({meaning})" for gene, meaning in genes.items())
-
     sections: list[Section] = [
         {
             "heading": "Predicted and measured",
-            "picture": _embed(
-                folder / "expression.png", expression(adata, list(genes), key=key, size=_SIZE, show=False)[0]
-            ),
+            "picture": _embed(folder / "expression.png", expression(adata, list(genes), size=_SIZE, show=False)[0]),
             "caption": f"{described}: measured, predicted from H&E alone, and the difference, on {name}. The genes "
             "were chosen before the prediction. r is the Pearson correlation over spots. A prediction contains no "
             "sampling noise and varies less than a measurement; both share one color scale. Where the difference has "
@@ -101,40 +88,23 @@ def _sections(
         },
         {
             "heading": "Scores by gene",
-            "picture": _embed(folder / "gene_scores.png", gene_scores(adata, key=key, show=False)),
+            "picture": _embed(folder / "gene_scores.png", gene_scores(adata, show=False)),
             "caption": f"Correlation of every gene on {name}; the genes of each method are sorted by their own scores. "
             f"The best and worst genes of {key} are labeled; they are known only after scoring.",
             "alt": "Falling curves of Pearson correlation over genes, one per method.",
-            "table": html_table(_best_genes(get.scores(adata, key=key), key), digits=2),
+            "table": html_table(_best_genes(get.scores(adata), key), digits=2),
             "table_caption": f"Pearson correlation of the {_BEST} genes with the best score of {key}, sorted after "
             f"scoring; for {key} also with depth removed, and the correlation of the gene with log depth.",
         },
-    ]
-    if "trust" in adata.uns[key]:
-        frame = get.trust(adata, key=key)
-        columns = {"expected_pearson": "expected Pearson", "low": "low", "high": "high", "verdict": "verdict"}
-        sections.append(
-            {
-                "heading": "Genes to trust",
-                "picture": _embed(folder / "trust.png", trust(adata, key=key, show=False)),
-                "caption": "Correlation expected of each gene from cross-validation on the reference, known before the "
-                "target was scored, with the interval that contains the correlation on the next slide with a "
-                f"probability of {100 * frame.attrs['level']:g} %.",
-                "alt": "Falling curve of expected Pearson correlation over genes, colored by verdict.",
-                "table": html_table(frame.head(_BEST)[list(columns)].rename(columns=columns), digits=2),
-                "table_caption": f"The {_BEST} genes with the highest expected correlation. {frame.attrs['rule']}.",
-            }
-        )
-    sections.append(
         {
             "heading": "Where the reference covers the slide",
-            "picture": _embed(folder / "support.png", support(adata, key=key, size=_SIZE, show=False)),
+            "picture": _embed(folder / "support.png", support(adata, size=_SIZE, show=False)),
             "caption": "Support of each spot: the fraction of reference spots that lie at least as far from the other "
             "reference slides, in the image embedding, as this spot does. Near 0 the slide shows tissue that the "
             "reference lacks, and the prediction should not be used. Measured expression is not involved.",
             "alt": f"Spots of slide {name} colored by support, from 0 to 1.",
-        }
-    )
+        },
+    ]
     if history:
         sections.append(
             {

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,12 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from .. import _keys as keys
 from .._checks import checked, format_names
 from .._tables._slots import check_table
-from ._style import GRAY, legend_above, palette, panels
+from ._drawing import GRAY, legend_above, palette, panels
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-_CHOSEN = "chosen_epoch"
 # Label, and index in the palette, of spahgc's own curves.
 _LOSSES = {
     "loss": ("loss", 0),
@@ -28,9 +24,7 @@ _FREE = (4, 5, 6, 8)  # indices in the palette for other curves
 
 
 @checked()
-def training(
-    model: Any | AnnData, *, key: str = keys.PREDICTION, ax: Axes | None = None, show: bool | None = None
-) -> Axes:
+def training(model: Any, *, key: str = keys.PREDICTION, ax: Axes | None = None, show: bool | None = None) -> Axes:
     """Draw the curves of a training: losses on the left axis, scores (higher is better) on the right.
 
     Parameters
@@ -63,19 +57,32 @@ def training(
     'epoch'
     """
     history = _history(model, key)
-    chosen = [int(epoch) for epoch in np.ravel(history.pop(_CHOSEN, []))]
+    chosen = [int(epoch) for epoch in np.ravel(history.pop("chosen_epoch", []))]
     if not history:
         raise ValueError("There are no training curves: this method is not trained over epochs.")
-    scores = {name: history.pop(name) for name in _SCORES if name in history}
+    others = [name for name in history if name not in {*_LOSSES, *_SCORES}]
+    free = {name: (name.replace("_", " "), _FREE[i % len(_FREE)]) for i, name in enumerate(others)}
+    scores, colors, lines = [name for name in _SCORES if name in history], palette(10), []
     with panels(ax, 1, (4.2, 3.0), show=show) as [ax]:
-        lines = _curves(ax, history, _LOSSES, "-")
         ax.set(xlabel="epoch", ylabel="loss")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        right = ax
         if scores:
-            twin = ax.twinx()
-            twin.spines["right"].set_visible(True)
-            twin.set_ylabel("score (dashed)")
-            lines += _curves(twin, scores, _SCORES, (0, (3, 1)))
+            right = ax.twinx()
+            right.spines["right"].set_visible(True)
+            right.set_ylabel("score (dashed)")
+        for name, (label, color) in (_LOSSES | free | _SCORES).items():
+            if name in history:
+                values = np.ravel(np.asarray(history[name], dtype=np.float64))
+                lines += (right if name in scores else ax).plot(
+                    np.arange(len(values)) + 1,
+                    values,
+                    label=label,
+                    color=colors[color],
+                    linestyle=(0, (3, 1)) if name in scores else "-",
+                    linewidth=1.6 if name in ("loss", "validation") else 1.0,
+                    marker="o" if len(values) == 1 else None,
+                )
         marks = [ax.axvline(epoch, color=GRAY, linewidth=0.8, linestyle=":", zorder=0) for epoch in chosen]
         for mark in marks[:1]:
             mark.set_label(f"chosen epoch: {', '.join(map(str, chosen))}")
@@ -97,23 +104,3 @@ def _history(model: Any, key: str) -> dict[str, Any]:
             "spahgc.pl.training(model)."
         )
     return dict(adata.uns[key]["training"])
-
-
-def _curves(ax: Axes, curves: Mapping[str, Any], known: Mapping[str, tuple[str, int]], dashes: Any) -> list[Any]:
-    """Draw one line per curve: the known ones in their order, then the others under their names."""
-    colors, lines = palette(10), []
-    others = [name for name in curves if name not in known]
-    for name in [*(name for name in known if name in curves), *others]:
-        values = np.ravel(np.asarray(curves[name], dtype=np.float64))
-        label, color = (
-            known[name] if name in known else (name.replace("_", " "), _FREE[others.index(name) % len(_FREE)])
-        )
-        look: dict[str, Any] = {
-            "label": label,
-            "color": colors[color],
-            "linestyle": dashes,
-            "linewidth": 1.6 if name in ("loss", "validation") else 1.0,
-            "marker": "o" if len(values) == 1 else None,
-        }
-        lines += ax.plot(np.arange(len(values)) + 1, values, **look)
-    return lines

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import __version__
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from .. import __version__, datasets, get, tl
 from .. import _keys as keys
 from .._disk import replacing
-from . import _options as options
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from .._tables._cohorts import measured_expression
+from ..metrics import share_above
+from ..pl._report import MINUS, html_table, write_report
+from ..pp import image_embedding
+from ..tl._model_folder import check_free
 
 METHODS = ("spahgc", "context_ridge", "ridge", "knn", "gene_mean")  # the method and its controls
 ORACLE = "depth only (oracle)"
-PANEL = 300
 RECORD = "demo.json"
 FILES = {
     "predictions.h5ad": "AnnData for scanpy and squidpy. X is the prediction of spahgc; layers hold the predictions of "
@@ -64,32 +64,6 @@ _MEANING = (
 )
 
 
-def add(command: options.Command) -> None:
-    """Add the command."""
-    parser = command(
-        "demo",
-        _run,
-        "train and predict on example slides, score, write figures and a report",
-        "Train on the HER2+ breast cancer slides B4, C2, C3 and C5, predict C4 as if it had H&E only, then score the "
-        "prediction beside the controls. Without the slides it runs on a drawn cohort, and says so.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write to (%(default)s)")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--data", type=Path, help="folder that holds her2st/; otherwise SPAHGC_DATA_DIR, then ../shared/data"
-    )
-    source.add_argument("--synthetic", action="store_true", help="use the drawn cohort")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
-    options.device(parser)
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window, no screen
-    run(arguments.out, say=partial(print, flush=True), **options.given(arguments, "data", "synthetic", "seed"))
-
-
 @dataclass(frozen=True)
 class Example:
     """Slides of the demonstration, and genes to draw with their descriptions."""
@@ -102,25 +76,8 @@ class Example:
     drawn: bool
 
 
-class Stopwatch:
-    """Prints each stage when it begins and records how many seconds it takes."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._say, self._stage = say, ""
-        self._start = self._last = time.perf_counter()
-
-    def begin(self, stage: str, message: str) -> None:
-        """End the last stage and begin the next."""
-        now = time.perf_counter()
-        if self._stage:
-            self.seconds[self._stage] = now - self._last
-        self._stage, self._last = stage, now
-        self._say(f"{now - self._start:6.1f} s  {message}")
-
-
 def run(
-    out: Path,
+    out: Path = Path("demo_output"),
     *,
     say: Callable[[str], None],
     data: Path | None = None,
@@ -131,79 +88,70 @@ def run(
 ) -> None:
     """Train on the reference, predict the target from its H&E, score it, and write everything to a folder."""
     prepare(out)
-    watch = Stopwatch(say)
+    started: dict[str, float] = {}
+
+    def begin(stage: str, message: str) -> None:
+        started[stage] = time.perf_counter()
+        say(f"{started[stage] - next(iter(started.values())):6.1f} s  {message}")
+
     folder, real = find_data(data)
     if not real and not synthetic:
         say(f"No her2st/ in {folder}; --data names another folder.")
     drawn = synthetic or not real
     if drawn:
         say("Slides are DRAWN, not real: the scores show that the parts work together, and nothing about tissue.")
-    watch.begin("reading", "drawing the slides" if drawn else "reading the slides")
+    begin("reading", "drawing the slides" if drawn else "reading the slides")
     example = drawn_slides(seed, **(cohort or {})) if drawn else real_slides(folder)
     # From here to the scores the target has no genes, so no step can read its measured expression.
     reference, blind = example.reference, he_only(example.target)
     adata_ref, adata_blind = reference.tables[keys.TABLE], blind.tables[keys.TABLE]
 
-    watch.begin("importing", "loading torch")
-    import pandas as pd
-    import torch  # noqa: F401
-
-    from .. import get, tl
-    from ..pp import image_embedding
-
-    n_tiles = adata_ref.n_obs + adata_blind.n_obs
-    watch.begin("embedding", f"embedding {n_tiles} tiles (texture, no pretrained weights)")
+    begin("embedding", f"embedding {adata_ref.n_obs + adata_blind.n_obs} tiles (texture, no pretrained weights)")
     image_embedding(reference)
     image_embedding(blind)
 
     same_patient = set(adata_blind.obs[keys.PATIENT]) <= set(adata_ref.obs[keys.PATIENT])
+    split_by: Any = "slide" if same_patient else "patient"
     models = {}
     for method in METHODS:
-        watch.begin(f"training {method}", f"training {method} on {', '.join(adata_ref.obs[keys.REGION].unique())}")
-        models[method] = tl.train(
-            adata_ref,
-            panel=PANEL,
-            method=method,
-            method_params=method_params if method == "spahgc" else None,
-            split_by="slide" if same_patient else "patient",
-            rng=seed,
-        )
-    watch.begin("predicting", f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
+        begin(f"training {method}", f"training {method} on {', '.join(adata_ref.obs[keys.REGION].unique())}")
+        own = method_params if method == "spahgc" else None
+        models[method] = tl.train(adata_ref, method=method, method_params=own, split_by=split_by, rng=seed)
+    begin("predicting", f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
     for method, model in models.items():
         tl.predict(model, adata_blind, key_added=method)
 
-    watch.begin("scoring", "scoring against what was measured")
+    begin("scoring", "scoring against what was measured")
     target = example.target.tables[keys.TABLE].copy()
     target.obs[keys.support()] = adata_blind.obs[keys.support()]
     for method in METHODS:
         target.obsm[method], target.uns[method] = adata_blind.obsm[method], adata_blind.uns[method]
         tl.evaluate(target, key=method)
-    record = target.uns[keys.PREDICTION]
-    params = record[keys.PARAMS]
-    scores = pd.concat([get.scores(target, key=method).assign(method=method) for method in METHODS], ignore_index=True)
+    record, params = target.uns[keys.PREDICTION], target.uns[keys.PREDICTION][keys.PARAMS]
+    scores = pd.concat([get.scores(target, key=method) for method in METHODS], ignore_index=True)
     scores.insert(2, "same_patient", scores["patient"].isin(params["shared_patients"]))
     summary = summarize(scores)
 
-    watch.begin("writing", f"writing {out}")
+    begin("writing", f"writing {out}")
     models["spahgc"].save(out / "model", overwrite=True)
     with replacing(out / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
     with replacing(out / "predictions.h5ad") as temporary:
         table_for_scanpy(target).write_h5ad(temporary)
-    target.uns[keys.scores()] = {name: column.to_numpy() for name, column in scores.items()}
-    write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed, seconds=watch.seconds)
+    target.uns[keys.scores()] = scores.to_dict("list")
+    write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed)
 
     say(
         f"\n{' '.join(params['target_slides'])}: {target.n_obs} spots, {len(record['genes'])} genes chosen on the "
         f"reference {', '.join(params['reference_slides'])}; {record['units']}; mean over genes"
     )
-    for remark in remarks(params, drawn=example.drawn):
-        say(remark)
+    say("\n".join(remarks(params, drawn=drawn)))
     widths = [max(6, len(str(name)) + 1) for name in summary]
     say(f"\n{formatted(summary).rename_axis(None).to_string(col_space=widths)}\n")
-    watch.begin("", f"done. Look at {out / 'report.html'}")
+    begin("done", f"done. Look at {out / 'report.html'}")
+    seconds = {stage: started[after] - started[stage] for stage, after in pairwise(started)}
     rows = summary.astype(object).where(summary.notna(), None).to_dict("index")
-    _write_record(out, {"seed": seed, "drawn": example.drawn, "seconds": watch.seconds, "scores": rows})
+    _write_record(out, {"seed": seed, "drawn": drawn, "seconds": seconds, "scores": rows})
 
 
 def find_data(data: Path | None) -> tuple[Path, bool]:
@@ -216,14 +164,12 @@ def find_data(data: Path | None) -> tuple[Path, bool]:
 
 def real_slides(folder: Path) -> Example:
     """HER2+ breast cancer: the target C4 and three of the reference slides are of patient C."""
-    from ..datasets import her2st
-
     path = folder / "her2st"
     return Example(
         name="HER2+ breast cancer",
         origin=f"{path} (Andersson et al., Nature Communications 2021)",
-        reference=her2st(path, slides=["B4", "C2", "C3", "C5"]),
-        target=her2st(path, slides=["C4"]),
+        reference=datasets.her2st(path, slides=["B4", "C2", "C3", "C5"]),
+        target=datasets.her2st(path, slides=["C4"]),
         genes=MARKER_GENES,
         drawn=False,
     )
@@ -231,9 +177,7 @@ def real_slides(folder: Path) -> Example:
 
 def drawn_slides(seed: int, **parameters: Any) -> Example:
     """Drawn slides: the last one, of a patient of its own, is the target."""
-    from ..datasets import synthetic_cohort
-
-    cohort = synthetic_cohort(**{"n_slides": 5, "n_patients": 3, "rng": seed, **parameters})
+    cohort = datasets.synthetic_cohort(**{"n_slides": 5, "n_patients": 3, "rng": seed, **parameters})
     *reference, target = cohort.tables[keys.TABLE].obs[keys.REGION].cat.categories
     return Example(
         name="Synthetic cohort",
@@ -247,8 +191,6 @@ def drawn_slides(seed: int, **parameters: Any) -> Example:
 
 def he_only(sdata: SpatialData) -> SpatialData:
     """The same images and spots with a table without genes."""
-    from spatialdata import SpatialData
-
     blind = sdata.tables[keys.TABLE][:, :0].copy()
     return SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={keys.TABLE: blind})
 
@@ -258,17 +200,11 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
 
     Undefined scores are NaN, such as the correlation of the gene mean, which is constant.
     """
-    import pandas as pd
-
-    from ..metrics import share_above
-
     values = scores.groupby(["method", "metric"])["value"]
     means, shares = values.mean().unstack(), values.agg(share_above).unstack()
     # The depth of a spot, and so the score of the oracle, is the same for all methods.
-    means.loc[ORACLE, "pearson"], shares.loc[ORACLE, "pearson"] = (
-        means["depth_only"]["ridge"],
-        shares["depth_only"]["ridge"],
-    )
+    means.loc[ORACLE, "pearson"] = means["depth_only"]["ridge"]
+    shares.loc[ORACLE, "pearson"] = shares["depth_only"]["ridge"]
     return pd.DataFrame(
         {
             "Pearson": means["pearson"],
@@ -292,11 +228,6 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
 
 def table_for_scanpy(target: AnnData) -> AnnData:
     """Prediction of spahgc in ``X``, controls and measurement in ``layers``, scores in ``var``."""
-    import pandas as pd
-
-    from .. import get
-    from .._tables._cohorts import measured_expression
-
     table = get.predicted(target)
     for method in METHODS[1:]:
         table.layers[method] = target.obsm[method][table.var_names].to_numpy()
@@ -330,11 +261,8 @@ def write_page(
     *,
     history: Mapping[str, Any],
     seed: int,
-    seconds: Mapping[str, float],
 ) -> None:
     """Write the report and its figures."""
-    from ..pl._report import MINUS, html_table, write_report
-
     record = target.uns[keys.PREDICTION]
     params, panel = record[keys.PARAMS], [str(gene) for gene in record["genes"]]
     name, patient = " ".join(params["target_slides"]), " (same patient)" if params["shared_patients"] else ""
@@ -358,19 +286,16 @@ def write_page(
     encoder = record["encoder"]
     fields = ", ".join(f"{encoder['tile_um'] * field:.0f}" for field in encoder["fields_of_view"])
     pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
-    facts = {
+    how = {
         "Slides": f"{example.name}: {example.origin}",
         "Reference": [f"{slide} (patient {patient})" for slide, patient in pairs],
-        "Target": params["target_slides"],
         "Embedding": f"{encoder['encoder']}, tiles of {fields} um, standardized per slide",
         "Panel": f"{len(panel)} genes with the best mean dispersion rank over the reference slides, detected in more "
         "than 5 % of their spots",
         "Unit": record["units"],
         "Held out while tuning": f"one {params['split_by']} of the reference at a time",
-        "Seed": str(seed),
         "Model": record["model"],
-        "Seconds": [f"{stage} {value:.1f}" for stage, value in seconds.items()],
-        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "Seed": str(seed),
         "Versions": [f"{name} {version(name)}" for name in ("spahgc", "torch", "torch-geometric", "anndata")],
     }
     write_report(
@@ -382,7 +307,7 @@ def write_page(
         history=history,
         closing=[
             {"heading": "What the numbers mean", "text": _MEANING},
-            {"heading": "How it was made", "facts": facts},
+            {"heading": "How it was made", "facts": how},
             {"heading": "Files", "entries": [f"{file}: {text}" for file, text in FILES.items()]},
         ],
         title=f"spahgc: expression of {name} from its H&E",
@@ -393,10 +318,6 @@ def write_page(
 
 def prepare(out: Path) -> None:
     """Make the folder and mark it as a demonstration's; raise if it contains files from elsewhere."""
-    from ..tl._model_folder import check_free
-
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file. Choose another folder: --out.")
     taken = [name for name in FILES if (out / name).exists()]
     ours = (out / RECORD).is_file() and '"written_by": "spahgc demo"' in (out / RECORD).read_text(encoding="utf-8")
     if taken and not ours:
