@@ -30,11 +30,11 @@ def test_names_and_callables() -> None:
 
 
 def test_unknown_encoders(torchvision: None) -> None:
-    with pytest.raises(ValueError, match=r"Unknown encoder 'uni9'. Similar: 'uni2?', 'uni2?'.*obsm\['image_uni9'\]"):
+    with pytest.raises(ValueError, match=r"No encoder 'uni9'. Available: 'uni2?', 'uni2?'.*obsm\['image_uni9'\]"):
         resolve("uni9")
     # A weight file does not say what model it belongs to.
     for name in ("titan", "weights/uni.bin", "model.safetensors", "ctranspath.pt2"):
-        with pytest.raises(ValueError, match=rf"Unknown encoder '{name}'.*load\(<model>, weights=<file>\)"):
+        with pytest.raises(ValueError, match=rf"No encoder '{name}'.*load\(<model>, weights=<file>\)"):
             resolve(name)
     with pytest.raises(TypeError, match=r"load\('uni2', weights='a.bin'\)"):
         resolve(Path("a.bin"))  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ def test_what_is_said_of_models_is_of_models_that_there_are(models: Any) -> None
     ]
     tables += [models.TRANSFORMERS, models.ARCHITECTURES]
     assert set().union(*tables) - names == {"resnet50"}
+    assert set(_table.NAMES) == names
     assert all(value > 0 for value in models.MPP.values())
 
 

@@ -152,7 +152,7 @@ def test_microns_per_pixel_absurd_by_the_transformation(make_sdata: Make) -> Non
 
 
 def test_unknown_encoder(make_sdata: Make, torchvision: None) -> None:
-    _fails(make_sdata(), ValueError, r"Unknown encoder 'uni22'. Similar: .*'uni2'.*encoders.table", encoder="uni22")
+    _fails(make_sdata(), ValueError, r"No encoder 'uni22'. Available: .*'uni2'.*encoders.table", encoder="uni22")
     _fails(make_sdata(), TypeError, "`encoder` must be a string or .*, got None", encoder=None)
 
 

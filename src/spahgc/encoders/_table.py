@@ -19,6 +19,16 @@ from ._texture import texture, texture_names
 
 logger = logging.getLogger("spahgc")
 
+# Encoders of lazyslide-models, so that an unknown name is refused without importing it; a test compares them.
+NAMES = [
+    *("biomedclip", "chief", "conceptclip", "conch", "conch-madeleine", "conch_v1.5", "crisp", "crown"),
+    *("ctranspath", "genbio-pathfm", "gigapath", "gigapath-flash", "gpfm", "h-optimus-0", "h-optimus-1"),
+    *("h0-mini", "hibou-b", "hibou-l", "keep", "lunit-bt", "lunit-dino-s16", "lunit-dino-s8"),
+    *("lunit-dino-s8-moozy", "lunit-mocov2", "lunit-swav", "mascaret", "medsiglip", "midnight", "mstar"),
+    *("musk", "omiclip", "open-midnight", "path_orchestra", "phaet", "phikon", "phikonv2", "plip"),
+    *("quiltnet-b16", "quiltnet-b16-pmb", "quiltnet-b32", "rudolfv2", "rudolfv2-b", "rudolfv2-s", "uni"),
+    *("uni2", "virchow", "virchow2"),
+]
 ALIASES = {"resnet50": "timm:resnet50"}
 # Sides of tiles in pixels of models whose transform is not the usual 224; a test compares them with the transforms of
 # lazyslide-models.
@@ -128,18 +138,17 @@ def load(
         # Increase `revision` when the statistics change, so that embeddings of both versions are not mixed.
         recipe = {"source": "spahgc", "model": name, "revision": 1, "width": len(texture_names())}
         return Encoder(name, texture, fields_of_view=(1.0, 2.0, 4.0), tile_px=112, threads=True, recipe=recipe)
-    hub = _hub(f"Encoder {name!r} requires")
-    full = ALIASES.get(name, name)
-    if full.startswith("timm:"):
-        return hub.load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
-    names = ["texture", *ALIASES, *hub.registry()]
-    if name not in names:
+    full, names = ALIASES.get(name, name), ["texture", *ALIASES, *NAMES]
+    if name not in names and not full.startswith("timm:"):
         similar = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         raise ValueError(
-            f"Unknown encoder {name!r}. Similar: {format_names(similar)}. All: spahgc.encoders.table(), and "
-            "'timm:<name>' for any network of timm. Weights from a file: spahgc.encoders.load(<model>, "
-            f"weights=<file>). Store existing embeddings in adata.obsm['image_{name}']."
+            f"No encoder {name!r}. Available: {format_names(dict.fromkeys([*similar, *names]))}, and "
+            "'timm:<name>' for any network of timm (see spahgc.encoders.table). Weights from a file: "
+            f"spahgc.encoders.load(<model>, weights=<file>). Store existing embeddings in adata.obsm['image_{name}']."
         )
+    hub = _hub(f"Encoder {name!r} requires")
+    if full.startswith("timm:"):
+        return hub.load_timm(full.removeprefix("timm:"), weights=path, device=device, precision=precision)
     return hub.load_registered(name, weights=path, device=device, precision=precision)
 
 
