@@ -30,7 +30,7 @@ def test_all_genes_from_best_to_worst(trusted: ad.AnnData) -> None:
     assert points(ax) == [(1, 0.5), (2, 0.25), (3, 0.05)]
     assert ax.get_xlabel() == "genes, best to worst (1 not assessed left out)"
     assert ax.get_ylabel() == "expected Pearson correlation, 90 % interval"
-    assert [area.get_text() for area in ax.findobj(TextArea)] == ["best", "GRADIENT", "STRIPE"]
+    assert [area.get_text() for box in ax.artists for area in box.findobj(TextArea)] == ["best", "GRADIENT", "STRIPE"]
     bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
     np.testing.assert_allclose(bars, [[0.3, 0.7], [0.05, 0.45], [-0.15, 0.25]])
 
