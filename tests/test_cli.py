@@ -200,9 +200,8 @@ def _dask_address() -> str | None:
 def test_embed_on_a_scheduler(slides: SpatialData, tmp_path: Path, handed_on: dict[str, Any]) -> None:
     path = tmp_path / "slides.zarr"
     slides.write(path, update_sdata_path=False)
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
-    ) as cluster:
+    alone = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**alone, protocol="tcp") as cluster:
         assert main(["embed", str(path), "--scheduler", cluster.scheduler_address]) == 2
         assert handed_on["cluster"] == cluster.scheduler_address
     assert _dask_address() is None
