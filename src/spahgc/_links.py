@@ -13,21 +13,12 @@ from numpy.typing import NDArray
 
 from . import _keys as keys
 from ._checks import format_names
-from ._geometry import (
-    DIFFERS,
-    PLAUSIBLE_MPP,
-    VISIUM_PITCH_UM,
-    VISIUM_SPOT_UM,
-    shape_areas,
-    side_of,
-    visium_pitch,
-)
+from ._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, VISIUM_SPOT_UM, shape_areas, side_of, visium_pitch
 from ._slides import Float64
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
 
 logger = logging.getLogger("spahgc")
 
@@ -41,18 +32,16 @@ def pick_table(sdata: SpatialData, table_key: str | None = None) -> str:
         if table_key not in tables:
             raise KeyError(f"sdata has no table {table_key!r} (table_key). Available: {format_names(tables)}.")
         return table_key
+    if not tables:
+        raise KeyError("sdata has no table. For a slide with H&E only, spahgc.pp.tissue_grid makes one.")
     linked = [name for name in tables if tables[name].uns.get(keys.SPATIALDATA_ATTRS)]
     for candidates in (list(tables), [keys.TABLE] if keys.TABLE in tables else [], linked):
         if len(candidates) == 1:
             return str(candidates[0])
-    if not tables:
-        raise KeyError(
-            "sdata has no table. For a slide with H&E only, spahgc.pp.tissue_grid makes one with spots on the tissue."
-        )
     described = []
     for name, table in tables.items():
-        region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region") or []
-        shapes = format_names([region] if isinstance(region, str) else region, most=3) or "no shapes"
+        region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region", "no shapes")
+        shapes = format_names([region] if isinstance(region, str) else region, most=3)
         described.append(f"{name!r}: {table.n_obs} rows on {shapes}")
     raise KeyError(f"sdata has {len(tables)} tables ({'; '.join(described)}). Pass table_key=<one of them>.")
 
@@ -95,11 +84,19 @@ def regions(sdata: SpatialData, table: AnnData) -> list[RegionSpots]:
         rows = np.flatnonzero(of_spot == name)
         if len(rows):
             shapes = _shapes_of(sdata, table, name, rows, instances[rows])
-            found.append(RegionSpots(name, rows, shapes, _centers_of(shapes, name)))
+            centers = shapes.geometry.centroid.get_coordinates().to_numpy(dtype=np.float64)
+            bad = ~np.isfinite(centers).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. "
+                    f"{format_names(shapes.index[bad], most=3)}."
+                )
+            found.append(RegionSpots(name, rows, shapes, centers))
     return found
 
 
 def _shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.intp], instances: Any) -> Any:
+    """Shapes of the rows of a region, in their order."""
     if name in sdata.shapes:
         shapes = sdata.shapes[name]
     else:
@@ -119,25 +116,19 @@ def _shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.i
 
 
 def _shapes_with_ids(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.intp]) -> tuple[Any, Any]:
-    """The only shapes that have the ids of a text column of the table, and these ids.
-
-    For tables that annotate labels, as `spatialdata_io.xenium` reads cells.
-    """
+    """The only shapes with the ids of a text column of a table on labels (as Xenium's reader makes), and these ids."""
     candidates = []
     for column in table.obs:
         ids = table.obs[column].to_numpy()[rows]
         if isinstance(ids[0], str):  # numbers would fit by chance: every element may count from 1
-            candidates += [
-                (key, column, ids) for key, shapes in sdata.shapes.items() if pd.Index(ids).isin(shapes.index).all()
-            ]
+            matching = [key for key, shapes in sdata.shapes.items() if pd.Index(ids).isin(shapes.index).all()]
+            candidates += [(key, column, ids) for key in matching]
     are_labels = name in sdata.labels
     if are_labels and len(candidates) == 1:
         key, column, ids = candidates[0]
         logger.info("%r is a labels element: taking the shapes %r, which have the ids in obs[%r].", name, key, column)
         return sdata.shapes[key], ids
-    hint = " It is a labels element: spahgc needs circles or polygons." if are_labels else ""
-    message = f"The table annotates {name!r}, which is not among the shapes.{hint} Available shapes: "
-    message += f"{format_names(sdata.shapes)}."
+    message = f"The table annotates {name!r}, which is not among the shapes ({format_names(sdata.shapes)})."
     region_key = table.uns[keys.SPATIALDATA_ATTRS]["region_key"]
     for key, column, _ in candidates:
         message += (
@@ -147,22 +138,11 @@ def _shapes_with_ids(sdata: SpatialData, table: AnnData, name: str, rows: NDArra
         )
     if are_labels and not candidates:
         message += (
-            f" No shapes have its ids. Make some, spatialdata.to_polygons(sdata[{name!r}]), and link the table to "
-            "them, sdata.set_table_annotates_spatialelement. Xenium: spatialdata_io.xenium(..., cells_as_circles=True)."
+            " It is a labels element, and no shapes have its ids: make some with spatialdata.to_polygons("
+            f"sdata[{name!r}]) and link the table to them, sdata.set_table_annotates_spatialelement. Xenium: "
+            "spatialdata_io.xenium(..., cells_as_circles=True)."
         )
     raise KeyError(message)
-
-
-def _centers_of(shapes: Any, name: str) -> Float64:
-    points = shapes.geometry.centroid
-    centers = np.column_stack([points.x, points.y]).astype(np.float64)
-    bad = ~np.isfinite(centers).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{int(bad.sum())} spots of slide {name!r} have no coordinates, e.g. "
-            f"{format_names(shapes.index[bad], most=3)}."
-        )
-    return centers
 
 
 def systems_of(element: Any) -> set[str]:

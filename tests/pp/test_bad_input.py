@@ -92,10 +92,10 @@ def test_missing_links_shapes_and_images(
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (lambda image: image[..., :1], "has 1 channel, and H&E has three"),
-        (lambda image: np.concatenate([image, image[..., :1]], axis=2), "has four channels .RGBA.: put it on white"),
-        (lambda image: image.astype(np.uint16) * 257, r"is 16-bit: convert it with \(image // 257\)"),
-        (lambda image: image / 255, r"is float64: convert it with \(image \* 255\)"),
+        (lambda image: image[..., :1], "has 1 channels, and H&E has three"),
+        (lambda image: np.concatenate([image, image[..., :1]], axis=2), "has 4 channels, .*put RGBA on white"),
+        (lambda image: image.astype(np.uint16) * 257, r"is uint16: convert it to 8-bit, e.g. with \(image // 257\)"),
+        (lambda image: image / 255, r"is float64: convert it to 8-bit, e.g. with \(image \* 255\)"),
     ],
 )
 def test_images_that_are_not_8_bit_rgb(

@@ -236,7 +236,7 @@ def test_refusals(slide: sd.SpatialData) -> None:
         G_image=(scene(400, 400, radius=0), {"G": Identity()})), microns_per_pixel=2.0)  # fmt: skip
     refused(ValueError, "micrometers per pixel of image 'G_image' are not known", images(
         G_image=(PICTURE, {"G": Identity()})))  # fmt: skip
-    refused(ValueError, "No H&E image: 'G_image' is 16-bit: convert", images(
+    refused(ValueError, "No H&E image: 'G_image' is uint16: convert", images(
         G_image=(PICTURE.astype(np.uint16), {"G": Identity()})))  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_labels_with_several_shapes_or_none() -> None:
     sdata = layouts.xenium_object(circles=False, n=50)
     sdata.shapes["nuclei"] = sdata["cell_boundaries"]
     with pytest.raises(
-        KeyError, match=r"labels element.*'nuclei' has the ids in obs\['cell_id'\]: to take it, table"
+        KeyError, match=r"not among the shapes.*'nuclei' has the ids in obs\['cell_id'\]: to take it, table"
     ) as told:
         find(sdata)
     command = re.search(r"to take it, (table[^;]*); (sdata\.[^.]*)\. 'nuclei'", str(told.value))

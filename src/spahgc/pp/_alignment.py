@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ class Agreement:
     def score(self) -> float:
         """Score by which placements are compared."""
         return self.outline + self.expression
+
+    def as_dict(self) -> dict[str, float]:
+        """Evidence and score by name."""
+        return asdict(self) | {"score": self.score}
 
     @property
     def fits(self) -> bool:
@@ -246,12 +251,11 @@ def shift(spots: SpotSample, image: SummedImage, placement: Placement) -> tuple[
     last = step / 8
     while step > last:
         middle = at
-        for i in range(-n, n + 1):
-            for j in range(-n, n + 1):
-                moved = middle + step * np.array([i, j])
-                found = judge(outline, image, _shifted(placement, moved)).outline
-                if found > best:
-                    best, at = found, moved
+        for steps in itertools.product(range(-n, n + 1), repeat=2):
+            moved = middle + step * np.array(steps)
+            found = judge(outline, image, _shifted(placement, moved)).outline
+            if found > best:
+                best, at = found, moved
         step, n = step / 2, 1
     return at, judge(spots, image, _shifted(placement, at))
 

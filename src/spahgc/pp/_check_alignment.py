@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,29 +50,20 @@ class _Slide:
     platform_um: float  # pitch of the platform in micrometers, or NaN
     microns_per_pixel: float  # per unit of the shapes' coordinates, or NaN
 
-    @property
-    def to_pixels(self) -> Float64:
-        """Map from coordinates of the shapes to full-resolution pixels."""
-        return self.image.affines[0]
-
     def in_shapes(self, placement: kernel.Placement) -> Float64:
         """What a placement does to the coordinates of the shapes, (3, 3)."""
-        return np.asarray(np.linalg.inv(self.to_pixels) @ placement.affine @ self.to_pixels)
+        to_pixels = self.image.affines[0]
+        return np.asarray(np.linalg.inv(to_pixels) @ placement.affine @ to_pixels)
 
 
-@dataclass(frozen=True, eq=False)
-class _Verdict:
-    """Verdict on one slide, and its evidence."""
+class _Verdict(NamedTuple):
+    """Verdict on one slide, as it is written (`entry`) and as it is acted upon."""
 
     slide: _Slide
-    verdict: str
-    fix: str
-    affine: Float64 | None  # what `fix` does to the coordinates of the shapes
+    entry: dict[str, Any]
+    affine: Float64 | None  # what the fix does to the coordinates of the shapes
     advice: str  # what remains to be done by the user
     obsm: str  # see _held_by_obsm
-    given: kernel.Agreement
-    rival: kernel.Agreement
-    candidate: kernel.Placement  # the best one other than the coordinates as given
 
 
 @checked(microns_per_pixel=between(*PLAUSIBLE_MPP))
@@ -151,75 +142,44 @@ def check_alignment(
     for spots in regions(sdata, table):
         slide = _prepared(sdata, table, spots, microns_per_pixel, image_key, layer)
         verdicts.append(_judged(slide, table))
-    # Compute everything before writing, so that a failure leaves the object unchanged.
-    fixes = [_fixed(sdata, found) if fix else None for found in verdicts]
-    record = _record(table, verdicts, fixed=[change is not None for change in fixes], layer=layer)
+    # Everything is computed before anything is written, so that a failure leaves the object unchanged.
     if copy:
         sdata = shallow_copy(sdata, key)
         table = sdata.tables[key]
-    for found, change in zip(verdicts, fixes, strict=True):
-        name, left = found.slide.spots.name, _left_to_user(found) if fix else ""
-        if left:
+    fixes = dict(table.uns.get(keys.ALIGNMENT, {}).get("fixes", {}))
+    for found in verdicts:
+        name, entry = found.slide.spots.name, found.entry
+        if fix and _fix(sdata, table, found, copy=copy):
+            entry["fixed"] = True
+            fixes[name] = {"fault": entry["verdict"], "fix": entry["fix"]}
+            if found.affine is not None:
+                fixes[name]["affine"] = found.affine
+        if fix and (left := _left_to_user(found)):
             warnings.warn(f"Slide {name!r}{left}", UserWarning, stacklevel=3)
-        if change is not None:
-            columns, coordinates = change
-            if copy and columns:
-                sdata.shapes[name] = sdata.shapes[name].copy()
-            for column, values in columns.items():
-                sdata.shapes[name][column] = values
-            if coordinates is not None:
-                moved = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
-                moved[found.slide.spots.rows] = coordinates
-                table.obsm[keys.SPATIAL] = moved
-    table.uns[keys.ALIGNMENT] = record
+    params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
+    slides = {found.slide.spots.name: found.entry for found in verdicts}
+    table.uns[keys.ALIGNMENT] = {keys.PARAMS: params, "slides": slides, "fixes": fixes}
     return sdata if copy else None
 
 
-def _record(table: AnnData, verdicts: list[_Verdict], fixed: list[bool], layer: str | None) -> dict[str, Any]:
-    """Entry of ``uns``."""
-    slides: dict[str, Any] = {}
-    fixes = dict(table.uns.get(keys.ALIGNMENT, {}).get("fixes", {}))
-    for found, done in zip(verdicts, fixed, strict=True):
-        slide = found.slide
-        slides[slide.spots.name] = {
-            "verdict": found.verdict,
-            "fix": found.fix,
-            "fixed": done,
-            "image": slide.image.key,
-            "pitch_um": slide.pitch * slide.microns_per_pixel,
-            "platform_um": slide.platform_um,
-            **{f"given_{name}": value for name, value in asdict(found.given).items()},
-            "given_score": found.given.score,
-            "candidate": found.candidate.fault,
-            **{f"candidate_{name}": value for name, value in asdict(found.rival).items()},
-            "candidate_score": found.rival.score,
-            "affine": slide.in_shapes(found.candidate),
-        }
-        if done:
-            fixes[slide.spots.name] = {"fault": found.verdict, "fix": found.fix}
-            if found.affine is not None:
-                fixes[slide.spots.name]["affine"] = found.affine
-    params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
-    return {keys.PARAMS: params, "slides": slides, "fixes": fixes}
-
-
 def _judged(slide: _Slide, table: AnnData) -> _Verdict:
-    evidence = [kernel.judge(slide.sample, slide.picture, placement) for placement in slide.placements]
+    tried, name, image = slide.placements, slide.spots.name, slide.image.key
+    evidence = [kernel.judge(slide.sample, slide.picture, placement) for placement in tried]
     best_on = max(agreement.on_tissue for agreement in evidence)
     if best_on < ON_TISSUE:
         raise ValueError(
-            f"None of the {len(evidence)} candidates puts spots of slide {slide.spots.name!r} on tissue of image "
-            f"{slide.image.key!r} ({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), "
-            "whole and not cropped, and are the coordinates pixels of it?"
+            f"None of the {len(evidence)} candidates puts spots of slide {name!r} on tissue of image {image!r} "
+            f"({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), whole and not cropped, "
+            "and are the coordinates pixels of it?"
         )
-    best, rivals = kernel.decide(slide.placements, evidence, slide.sample)
+    best, rivals = kernel.decide(tried, evidence, slide.sample)
     shifted = _shifted(slide, evidence, best, rivals)
     best = best if shifted is None else shifted[0]
-    other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
-    verdict, fix = slide.placements[best].fault, slide.placements[best].fix
-    affine = slide.in_shapes(slide.placements[best]) if best else None
-    obsm = _held_by_obsm(slide, table)
-    advice = ""
+    verdict, fix = tried[best].fault, tried[best].fix
+    affine = slide.in_shapes(tried[best]) if best else None
+    obsm, advice = _held_by_obsm(slide, table), ""
+    # NaN compares false: there is no advice if the pitch of the platform or the micrometers per pixel are unknown.
+    right_mpp = slide.platform_um / (slide.pitch * (1.0 if affine is None else scale_of(affine)))
     if shifted is not None:
         verdict = f"{verdict}; shifted" if best else "shifted"
         fix = advice = f"{fix}; then {shifted[1]}" if best else shifted[1]
@@ -227,53 +187,52 @@ def _judged(slide: _Slide, table: AnnData) -> _Verdict:
     elif not evidence[best].fits:
         fix = (
             f"nothing fits well: best is {verdict if best else 'as given'!r} with outline {evidence[best].outline:.2f} "
-            f"and expression {evidence[best].expression:.2f}; is {slide.image.key!r} the image of this slide?"
+            f"and expression {evidence[best].expression:.2f}; is {image!r} the image of this slide?"
         )
         verdict, affine = UNCLEAR, None
     elif rivals:
-        names = (
-            f"{slide.placements[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4]
-        )
+        names = (f"{tried[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4])
         verdict, affine = UNCLEAR, None
         fix = f"cannot be told apart by score: {', '.join(names)}; look at spahgc.pl.alignment"
     elif best == 0 and obsm == "other":
         verdict, fix = _TABLE, f"obsm['{keys.SPATIAL}'] = centers of the shapes"
-    elif advice := _pitch_advice(slide, affine):
+    elif abs(np.log(right_mpp / slide.microns_per_pixel)) > np.log(1 + PITCH_OFF):
+        advice = f"set microns_per_pixel to {right_mpp:.4g}: the platform's spots are {slide.platform_um:g} um apart"
         verdict = verdict if best else "microns_per_pixel wrong"
         fix = f"{fix}; {advice}" if fix else advice
-    return _Verdict(slide, verdict, fix, affine, advice, obsm, evidence[0], evidence[other], slide.placements[other])
+    other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
+    entry = {
+        "verdict": verdict,
+        "fix": fix,
+        "fixed": False,
+        "image": image,
+        "pitch_um": slide.pitch * slide.microns_per_pixel,
+        "platform_um": slide.platform_um,
+        **{f"given_{part}": value for part, value in evidence[0].as_dict().items()},
+        "candidate": tried[other].fault,
+        **{f"candidate_{part}": value for part, value in evidence[other].as_dict().items()},
+        "affine": slide.in_shapes(tried[other]),
+    }
+    return _Verdict(slide, entry, affine, advice, obsm)
 
 
 def _shifted(
     slide: _Slide, evidence: Sequence[kernel.Agreement], best: int, rivals: Sequence[int]
 ) -> tuple[int, str] | None:
     """Placement that leads by the margin once it is shifted, and what would have to be added, if there is one."""
-
-    def shift(k: int) -> tuple[Float64, kernel.Agreement]:
-        return kernel.shift(slide.sample, slide.picture, slide.placements[k])
-
+    tried = {best: kernel.shift(slide.sample, slide.picture, slide.placements[best])}
     needed = evidence[best].score + kernel.MARGIN
-    tried = {best: shift(best)}
     if not rivals and tried[best][1].score < needed:
         return None
     # With a shift another of the eight symmetries may suit better than the one that led without.
     first = best // 8 * 8
-    tried |= {k: shift(k) for k in {*range(first, first + 8), *rivals} - {best}}
+    for k in {*range(first, first + 8), *rivals} - {best}:
+        tried[k] = kernel.shift(slide.sample, slide.picture, slide.placements[k])
     top, second = sorted(tried, key=lambda k: -tried[k][1].score)[:2]
     if tried[top][1].score < max(needed, tried[second][1].score + kernel.MARGIN):
         return None
     dx, dy = tried[top][0]
     return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped, or is it another slide's?)"
-
-
-def _pitch_advice(slide: _Slide, affine: Float64 | None) -> str:
-    """What to do about the micrometers per pixel, by the pitch of the platform; empty if nothing."""
-    stretch = 1.0 if affine is None else scale_of(affine)
-    right = slide.platform_um / (slide.pitch * stretch)
-    # NaN compares false: there is no advice if either is unknown.
-    if abs(np.log(right / slide.microns_per_pixel)) > np.log(1 + PITCH_OFF):
-        return f"set microns_per_pixel to {right:.4g}: the platform's spots are {slide.platform_um:g} um apart"
-    return ""
 
 
 def _held_by_obsm(slide: _Slide, table: AnnData) -> str:
@@ -283,35 +242,41 @@ def _held_by_obsm(slide: _Slide, table: AnnData) -> str:
     coordinates = np.asarray(table.obsm[keys.SPATIAL])[slide.spots.rows, :2].astype(np.float64)
     if np.abs(coordinates - slide.spots.centers).max() <= 0.25 * slide.pitch:
         return "shapes"
-    pixels = transformed(slide.to_pixels, slide.spots.centers)
-    off = np.abs(coordinates - pixels).max()
-    return "pixels" if off <= 0.25 * slide.pitch * scale_of(slide.to_pixels) else "other"
+    off = np.abs(coordinates - transformed(slide.image.affines[0], slide.spots.centers)).max()
+    return "pixels" if off <= 0.25 * slide.pitch * slide.image.pixels_per_unit else "other"
 
 
-def _fixed(sdata: SpatialData, found: _Verdict) -> tuple[dict[str, Any], Float64 | None] | None:
-    """New columns of the shapes and new coordinates of the table's rows; `None` if there is nothing to fix."""
-    slide = found.slide
-    if found.affine is None:
-        return ({}, slide.spots.centers) if found.verdict == _TABLE else None
-    (a, b, x), (c, d, y), _ = found.affine
-    shapes = sdata.shapes[slide.spots.name]
-    columns: dict[str, Any] = {"geometry": shapes.geometry.affine_transform([a, b, c, d, x, y])}
-    if "radius" in shapes:
-        # Coordinates in the wrong unit may come with a radius in the right one: spots are about half a pitch wide.
-        stretch = scale_of(found.affine)
-        half = slide.pitch * stretch / 4
-        columns["radius"] = min(
-            (shapes["radius"] * factor for factor in (1.0, stretch)),
-            key=lambda radius: abs(np.log(float(radius.median()) / half)),
-        )
-    centers = transformed(found.affine, slide.spots.centers)
-    return columns, {"shapes": centers, "pixels": transformed(slide.to_pixels, centers)}.get(found.obsm)
+def _fix(sdata: SpatialData, table: AnnData, found: _Verdict, *, copy: bool) -> bool:
+    """Move the shapes of a slide, and ``obsm["spatial"]`` with them; whether there was anything to move."""
+    name, rows, _, centers = found.slide.spots
+    if found.affine is not None:
+        (a, b, x), (c, d, y), _ = found.affine
+        shapes = sdata.shapes[name].copy() if copy else sdata.shapes[name]
+        shapes["geometry"] = shapes.geometry.affine_transform([a, b, c, d, x, y])
+        if "radius" in shapes:
+            # Coordinates in the wrong unit may come with a radius in the right one: spots are about half a pitch wide.
+            stretch, radius = scale_of(found.affine), float(shapes["radius"].median())
+            half = found.slide.pitch * stretch / 4
+            if abs(np.log(stretch * radius / half)) < abs(np.log(radius / half)):
+                shapes["radius"] = shapes["radius"] * stretch
+        if copy:
+            sdata.shapes[name] = shapes
+        centers = transformed(found.affine, centers)
+    elif found.entry["verdict"] != _TABLE:
+        return False
+    if found.obsm == "pixels":
+        centers = transformed(found.slide.image.affines[0], centers)
+    if found.obsm in ("shapes", "pixels") or found.affine is None:
+        moved = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
+        moved[rows] = centers
+        table.obsm[keys.SPATIAL] = moved
+    return True
 
 
 def _left_to_user(found: _Verdict) -> str:
     """What a fix leaves undone; empty if nothing."""
-    if found.verdict == UNCLEAR:
-        return f" is left as it is: {found.fix}."
+    if found.entry["verdict"] == UNCLEAR:
+        return f" is left as it is: {found.entry['fix']}."
     if found.affine is not None and found.obsm == "other":
         return f": obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. Check again."
     return f": left to you: {found.advice}." if found.advice else ""
@@ -341,11 +306,9 @@ def _prepared(
         mpp = float("nan")
     wanted = image_key.get(name) if isinstance(image_key, Mapping) else image_key
     image = finest(placed_images(sdata, spots, wanted), name)
-    to_pixels = image.affines[0]
-    pixels = transformed(to_pixels, centers)
+    pixels = transformed(image.affines[0], centers)
     cell, pitch = lattice(pixels)
-    pitch /= scale_of(to_pixels)
-
+    pitch /= image.pixels_per_unit
     mirrored, platform_um = _by_array(table, rows, pixels)
     some = np.arange(len(rows))
     if len(rows) > kernel.MAX_SPOTS:
@@ -374,8 +337,8 @@ def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> kernel.S
     tissue, _ = tissue_mask(small, level.microns_per_pixel * factor)
     if not tissue.any() or np.ptp(small) == 0:
         raise ValueError(
-            f"Image {image.key!r} of slide {name!r} shows no tissue: nothing on it is darker than the glass"
-            f"{', it has one color only' if np.ptp(small) == 0 else ''}. Is it the right image (image_key)?"
+            f"Image {image.key!r} of slide {name!r} shows no tissue: nothing on it is darker than the glass, or it has "
+            "one color only. Is it the right image (image_key)?"
         )
     to_level = level.affine @ np.linalg.inv(image.affines[0])
     return kernel.summed_image(rgb, tissue, kernel.scaling(1 / factor) @ to_level)
@@ -401,13 +364,13 @@ def _scales(
             # Coordinates that are pixels of the other image, brought to this one as the images are registered.
             affine = affine_between(other, image.arrays[0], image.system) @ np.linalg.inv(image.affines[0])
             scales[f"in pixels of image {key!r}"] = (f"apply the transformation of image {key!r}", affine)
-    for factor in (2.0, 0.5, 4.0, 0.25):
-        too = f"{1 / factor:g} times too large" if factor < 1 else f"{factor:g} times too small"
-        scales[too] = (f"multiply by {factor:g}", kernel.scaling(factor))
+    factors = {2.0: "", 0.5: "", 4.0: "", 0.25: ""}
     # Last, because it is measured: a round factor near it is more likely, and exact.
     if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
-        too = f"{by_pitch:.3g} times too small" if by_pitch > 1 else f"{1 / by_pitch:.3g} times too large"
-        scales[f"{too}, by the pitch"] = (f"multiply by {by_pitch:.4g}", kernel.scaling(by_pitch))
+        factors.setdefault(by_pitch, ", by the pitch")
+    for factor, source in factors.items():
+        too = f"{factor:.3g} times too small" if factor > 1 else f"{1 / factor:.3g} times too large"
+        scales[f"{too}{source}"] = (f"multiply by {factor:.4g}", kernel.scaling(factor))
     return scales
 
 
@@ -424,12 +387,11 @@ def _components(table: AnnData, rows: NDArray[np.intp], layer: str | None) -> An
 
 def _by_array(table: AnnData, rows: NDArray[np.intp], pixels: Float64) -> tuple[bool | None, float]:
     """Whether array columns and rows run against x and y, if known, and the pitch in micrometers that they imply."""
-    nothing = None, float("nan")
     if not {"array_row", "array_col"} <= set(table.obs.columns):
-        return nothing
+        return None, float("nan")
     grid = table.obs[["array_col", "array_row"]].iloc[rows].to_numpy(dtype=np.float64)
     if not np.isfinite(grid).all() or not (np.ptp(grid, axis=0) > 0).all():
-        return nothing
+        return None, float("nan")
     design = np.column_stack([grid, np.ones(len(grid))])
     affine, *_ = np.linalg.lstsq(design, pixels, rcond=None)
     follows = ((design @ affine - pixels).std(axis=0) < 0.1 * pixels.std(axis=0)).all()

@@ -253,7 +253,7 @@ def _canonical(genes: pd.DataFrame, pairs: pd.DataFrame, kind: Kind) -> None:
         known = symbol.map(_id_of_symbol(pairs))
         name = gene.mask(gene == "", known.fillna(""))
         remark[name == ""] = "no Ensembl id is known"
-        for i in np.flatnonzero((name == "") & (known == "")):
+        for i in name.index[(name == "") & (known == "")]:
             remark[i] = f"ambiguous: {', '.join(sorted(pairs.loc[pairs['symbol'] == symbol[i], 'id']))}"
         name = name.mask(name == "", symbol)
     damaged = genes["shown"].str.strip().map(is_damaged)

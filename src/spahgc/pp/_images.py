@@ -157,15 +157,12 @@ def not_he(key: str, array: Any, *, named: bool) -> str:
         )
     if not named and key.startswith("morphology_"):
         return "is Xenium's fluorescence image, not H&E"
-    channels = array.sizes["c"]
-    if channels == 4:
-        return "has four channels (RGBA): put it on white and parse it again with three, e.g. PIL's alpha_composite"
-    if channels != 3:
-        return f"has {channels} channel{'s' if channels > 1 else ''}, and H&E has three (RGB)"
-    if array.dtype == np.uint16:
-        return "is 16-bit: convert it with (image // 257).astype('uint8') if it fills the 16 bits, and parse it again"
+    if array.sizes["c"] != 3:
+        rgba = "; put RGBA on white, e.g. with PIL's alpha_composite" if array.sizes["c"] == 4 else ""
+        return f"has {array.sizes['c']} channels, and H&E has three (RGB){rgba}"
     if array.dtype != np.uint8:
-        return f"is {array.dtype}: convert it with (image * 255).round().astype('uint8') if it goes from 0 to 1"
+        convert = "(image // 257)" if array.dtype == np.uint16 else "(image * 255).round()"
+        return f"is {array.dtype}: convert it to 8-bit, e.g. with {convert}.astype('uint8'), and parse it again"
     return ""
 
 
@@ -173,7 +170,7 @@ def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> Pla
     """Place an image; each resolution has its own map, because sizes that do not divide make odd factors."""
     name, _, shapes, centers = spots
     arrays = tuple(resolutions(element))
-    system = name if name in shared else min(shared, key=lambda system: (len(system), system))
+    system = name if name in shared else min(sorted(shared), key=len)
     affines = tuple(affine_between(shapes, array, system) for array in arrays)
     pixels = transformed(affines[0], centers)
     for other in shared - {system}:
