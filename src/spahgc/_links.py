@@ -84,7 +84,8 @@ def regions(sdata: SpatialData, table: AnnData) -> list[RegionSpots]:
         rows = np.flatnonzero(of_spot == name)
         if len(rows):
             shapes = _shapes_of(sdata, table, name, rows, instances[rows])
-            centers = shapes.geometry.centroid.get_coordinates().to_numpy(dtype=np.float64)
+            points = shapes.geometry.centroid
+            centers = np.column_stack([points.x, points.y]).astype(np.float64)
             bad = ~np.isfinite(centers).all(axis=1)
             if bad.any():
                 raise ValueError(
@@ -128,7 +129,9 @@ def _shapes_with_ids(sdata: SpatialData, table: AnnData, name: str, rows: NDArra
         key, column, ids = candidates[0]
         logger.info("%r is a labels element: taking the shapes %r, which have the ids in obs[%r].", name, key, column)
         return sdata.shapes[key], ids
-    message = f"The table annotates {name!r}, which is not among the shapes ({format_names(sdata.shapes)})."
+    message = (
+        f"The table annotates {name!r}, which is not among the shapes. Available shapes: {format_names(sdata.shapes)}."
+    )
     region_key = table.uns[keys.SPATIALDATA_ATTRS]["region_key"]
     for key, column, _ in candidates:
         message += (

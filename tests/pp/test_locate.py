@@ -85,7 +85,7 @@ def test_labels_with_several_shapes_or_none() -> None:
     assert find(sdata)[0].name == "cell_boundaries"
     sdata = layouts.xenium_object(circles=False, n=50)
     del sdata.shapes["cell_boundaries"]
-    with pytest.raises(KeyError, match=r"No shapes have its ids.*to_polygons.*cells_as_circles=True"):
+    with pytest.raises(KeyError, match=r"no shapes have its ids.*to_polygons.*cells_as_circles=True"):
         find(sdata)
 
 
@@ -101,7 +101,7 @@ def test_numbers_are_not_taken_for_ids() -> None:
     """Labels 1, 2, 3 fit any element that counts from 1."""
     sdata = layouts.xenium_object(circles=False, n=50)
     sdata["cell_boundaries"].index = np.arange(1, 51)
-    with pytest.raises(KeyError, match="No shapes have its ids"):
+    with pytest.raises(KeyError, match="no shapes have its ids"):
         find(sdata)
 
 
