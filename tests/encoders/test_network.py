@@ -38,11 +38,7 @@ def test_a_module_gets_normalized_tiles(tiles: Any) -> None:
     np.testing.assert_allclose(out, (given.mean(axis=(2, 3)) / 255 - mean) / sd, atol=1e-5)
     assert isinstance(out, np.ndarray)
     assert out.dtype == np.float32
-
-
-def test_recipe_of_a_module() -> None:
-    recipe = resolve(Mean()).recipe
-    assert recipe == {
+    assert encoder.recipe == {
         "source": "torch",
         "model": f"{Mean.__module__}.Mean",
         "transform": "scale to 0..1; normalize mean (0.485, 0.456, 0.406) sd (0.229, 0.224, 0.225)",
