@@ -49,51 +49,12 @@ def image(encoder: str) -> str:
     return f"{IMAGE_PREFIX}{encoder}"
 
 
-def support(key: str = PREDICTION) -> str:
-    """``obs`` key of how well the reference covers a spot."""
-    return f"{key}_support"
+def slot(key: str, what: str) -> str:
+    """Key of a part of prediction `key`, e.g. ``spahgc_support``.
 
-
-def agreement(key: str = PREDICTION) -> str:
-    """``obs`` key of whether the reference spots behind a spot's prediction say the same."""
-    return f"{key}_agreement"
-
-
-def evidence(key: str = PREDICTION) -> str:
-    """``uns`` key of the reference spots behind a prediction."""
-    return f"{key}_evidence"
-
-
-def references(key: str = PREDICTION) -> str:
-    """``obsm`` key of the reference spots behind each spot, numbers in ``uns[evidence(key)]``."""
-    return f"{key}_references"
-
-
-def weights(key: str = PREDICTION) -> str:
-    """``obsm`` key of the weights of these reference spots."""
-    return f"{key}_weights"
-
-
-def slides(key: str = PREDICTION) -> str:
-    """``obsm`` key of the share that each reference slide has in the evidence."""
-    return f"{key}_slides"
-
-
-def scores(key: str = PREDICTION) -> str:
-    """``uns`` key of the scores of a prediction against measured expression."""
-    return f"{key}_scores"
-
-
-def cross_validation(key: str = PREDICTION) -> str:
-    """``uns`` key of the scores of a cross-validation on the reference slides."""
-    return f"{key}_cv"
-
-
-def trust(key: str = PREDICTION) -> str:
-    """``uns`` key, on the reference, of the trust per gene that a cross-validation gave."""
-    return f"{key}_trust"
-
-
-def gene(key: str, what: str) -> str:
-    """``var`` key of a per-gene quantity of a prediction, e.g. ``spahgc_pearson``."""
+    ``obs``: ``support`` (how well the reference covers a spot) and ``agreement`` (of a prediction with the reference
+    spots behind it). ``uns``: ``evidence``, ``scores``, ``cv`` (scores of a cross-validation) and ``trust`` (on the
+    reference). ``obsm``: ``references`` (numbers of reference spots in the evidence), their ``weights``, and
+    ``slides`` (share of each reference slide). ``var``: any of :data:`METRICS` and :data:`TRUST`.
+    """
     return f"{key}_{what}"

@@ -11,12 +11,12 @@ from . import _keys as keys
 from ._checks import checked, format_names
 from ._tables._predictions import (
     Trust,
-    mean_scores,
     prediction_table,
     read_cross_validation,
     read_prediction,
     read_scores,
     reference_trusts,
+    write_mean_scores,
 )
 from ._tables._slots import coordinates, library_column
 
@@ -40,9 +40,8 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     -------
     A row per slide: ``verdict`` (``"ok"``, the fault in words, or ``"unclear"``), ``fix`` (what undoes it, in
     full-resolution pixels), ``fixed`` (whether that was done), ``image``, ``pitch_um`` and ``platform_um`` (distance of
-    neighboring spots by the coordinates as given, and on the platform; NaN if unknown), and for the coordinates as
-    ``given`` and for the best other ``candidate`` the evidence ``inside``, ``on_tissue``, ``outline``, ``expression``
-    and their ``score``.
+    neighboring spots by the coordinates, and on the platform; NaN if unknown), and for the coordinates as ``given`` and
+    the best other ``candidate`` the evidence ``inside``, ``on_tissue``, ``outline``, ``expression`` and their ``score``.
 
     Raises
     ------
@@ -52,7 +51,7 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     Examples
     --------
     >>> import spahgc
-    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1)
+    >>> sdata = spahgc.datasets.synthetic_cohort(n_slides=1, n_patients=1, n_spots=30)
     >>> spahgc.pp.check_alignment(sdata)
     >>> spahgc.get.alignment(sdata["table"])["image"].tolist()
     ['S1_image']
@@ -101,16 +100,15 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     >>> import spahgc
     >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
     >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
     >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
     >>> spahgc.get.predicted(adata).shape
     (50, 5)
     """
     prediction = read_prediction(adata, key)
     out = prediction_table(adata, key, prediction)
-    if keys.scores(key) in adata.uns:
-        for metric, values in mean_scores(adata, key).items():
-            out.var[keys.gene(key, metric)] = values.reindex(out.var_names).to_numpy()
+    if keys.slot(key, "scores") in adata.uns:
+        write_mean_scores(out, key, read_scores(adata, key))
     in_memory = hasattr(prediction.values, "to_numpy")
     out.X = prediction.values.to_numpy(dtype=np.float32, copy=True) if in_memory else prediction.values
     return out
@@ -158,7 +156,7 @@ def evidence(
     >>> import spahgc
     >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
     >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
     >>> model = spahgc.tl.train(reference, method="knn", panel=5)
     >>> spahgc.tl.predict(model, adata)
     >>> spahgc.tl.explain(model, adata, n_references=3)
@@ -167,33 +165,32 @@ def evidence(
     """
     import pandas as pd
 
-    name = keys.evidence(key)
-    if name not in adata.uns or keys.references(key) not in adata.obsm:
+    name, index = keys.slot(key, "evidence"), keys.slot(key, "references")
+    if name not in adata.uns or index not in adata.obsm:
         raise KeyError(
-            f"There is no evidence for {key!r}: no uns[{name!r}] with obsm[{keys.references(key)!r}]. Run "
+            f"There is no evidence for {key!r}: no uns[{name!r}] with obsm[{index!r}]. Run "
             f"spahgc.tl.explain(model, adata, key={key!r}) with the model that predicted."
         )
-    wanted = list(adata.obs_names) if spots is None else [spots] if isinstance(spots, str) else list(spots)
+    wanted = pd.Index([spots] if isinstance(spots, str) else adata.obs_names if spots is None else spots, dtype=object)
     rows = adata.obs_names.get_indexer(wanted)
     if (rows < 0).any():
-        missing = [spot for spot, row in zip(wanted, rows, strict=True) if row < 0]
         raise KeyError(
-            f"No spot {format_names(missing)} in obs_names, which begin with {format_names(adata.obs_names[:3])}."
+            f"No spot {format_names(wanted[rows < 0])} in obs_names, which begin with "
+            f"{format_names(adata.obs_names[:3])}."
         )
-    references = np.asarray(adata.obsm[keys.references(key)])[rows]
+    references = np.asarray(adata.obsm[index])[rows]
     spot, rank = np.nonzero(references >= 0)
-    of = references[spot, rank]
-    entry = adata.uns[name]
+    of, entry = references[spot, rank], adata.uns[name]
     slide = np.asarray(entry["slide"])[of]
     table = pd.DataFrame(
         {
-            "spot": np.asarray(wanted, dtype=object)[spot],
+            "spot": wanted.to_numpy()[spot],
             "rank": rank + 1,
             "slide": np.asarray(entry["slides"], dtype=object)[slide],
             "patient": np.asarray(entry["patients"], dtype=object)[slide],
             "x": np.asarray(entry["x"])[of],
             "y": np.asarray(entry["y"])[of],
-            "weight": np.asarray(adata.obsm[keys.weights(key)])[rows][spot, rank],
+            "weight": np.asarray(adata.obsm[keys.slot(key, "weights")])[rows][spot, rank],
         }
     )
     if adata_ref is not None:
@@ -247,7 +244,7 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
     >>> import spahgc
     >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
     >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
     >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
     >>> spahgc.tl.evaluate(adata)
     >>> sorted(spahgc.get.scores(adata)["slide"].unique())
@@ -332,7 +329,7 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
     trusts, shown = reference_trusts(adata, key)
     if not trusts:
         raise KeyError(
-            f"There is no trust per gene for {key!r}: no uns[{key!r}]['trust'], no uns[{keys.trust(key)!r}]. "
+            f"There is no trust per gene for {key!r}: no uns[{key!r}]['trust'], no uns['{keys.slot(key, 'trust')}']. "
             f"Run spahgc.tl.cross_validate(adata_ref), then spahgc.tl.predict(adata_ref, adata) with the same method."
         )
     label = shown if method is None else method

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spahgc.tl._folds import make_folds
+from spahgc.tl._protocols import make_folds
 
 PATIENTS = {"B1": "B", "A1": "A", "A2": "A", "C1": "C"}
 SHARED: dict[str, Any] = {"split_by": "slide", "allow_shared_patients": True}

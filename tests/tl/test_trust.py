@@ -235,15 +235,6 @@ def test_what_was_held_out() -> None:
     assert not same_patient(long(values, list("ABCDE")), "slide")
 
 
-def test_errors() -> None:
-    table = whole(drawn(np.random.default_rng(9), ["A"] * 3))
-    with pytest.raises(KeyError, match=r"no column 'patient'"):
-        gene_trust(table.drop(columns="patient"), method="ridge")
-    with pytest.raises(KeyError, match=r"no 'pearson' of method 'spahgc'. Methods: 'ridge'"):
-        gene_trust(table, method="spahgc")
-    with pytest.raises(ValueError, match="`level` must be a probability"):
-        gene_trust(table, method="ridge", level=90)
-
 
 # On the reference, with the model, on the prediction.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,12 @@ logger = logging.getLogger("spahgc")
 
 VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
 """Verdicts on a gene, from best to worst; "not assessed" has no cross-validated score."""
-_TRUST = "trust"  # entry of a prediction's record
+_TRUST_COLUMNS: dict[str, type] = {
+    **dict.fromkeys(("expected_pearson", "low", "high", "expected_depth_removed"), float),
+    **dict.fromkeys(("difference_to_ridge", "difference_to_depth", "share_of_ceiling"), float),
+    "n_slides": int,
+    "verdict": object,
+}
 _LARGE_LAYER = 2**28  # bytes from which on the size of a layer is logged
 _WORKERS = 4  # chunks of a store that are read at once
 _CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
@@ -44,10 +49,7 @@ class Trust:
 
     def to_slots(self) -> dict[str, Any]:
         """Parameters, genes and columns as arrays, which AnnData can write."""
-        columns = {
-            str(name): np.array(column, dtype=object if column.dtype == object else None)
-            for name, column in self.frame.items()
-        }
+        columns = {str(name): np.array(column) for name, column in self.frame.items()}
         return {keys.PARAMS: dict(self.params), "genes": np.array(self.frame.index, dtype=object), **columns}
 
     def to_json(self) -> dict[str, Any]:
@@ -62,14 +64,9 @@ class Trust:
         """Inverse of :meth:`to_slots`; missing values may be NaN or `None`."""
         import pandas as pd
 
-        params = plain(entry[keys.PARAMS])
-        numbers = ["expected_pearson", "low", "high", "expected_depth_removed", f"difference_to_{params['baseline']}"]
-        numbers += ["difference_to_depth", "share_of_ceiling"]
-        columns: dict[str, Any] = {name: np.asarray(entry[name], dtype=np.float64) for name in numbers}
-        columns["n_slides"] = np.asarray(entry["n_slides"], dtype=np.int64)
-        columns["verdict"] = np.asarray(entry["verdict"], dtype=object)
+        columns: dict[str, Any] = {name: np.asarray(entry[name], dtype=dtype) for name, dtype in _TRUST_COLUMNS.items()}
         frame = pd.DataFrame(columns, index=pd.Index(np.asarray(entry["genes"], dtype=object), name="gene"))
-        return cls(frame, params)
+        return cls(frame, plain(entry[keys.PARAMS]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +85,7 @@ class Prediction:
     @property
     def trust(self) -> Trust | None:
         """Trust per gene, if the model had any."""
-        return Trust.from_slots(self.record[_TRUST]) if _TRUST in self.record else None
+        return Trust.from_slots(self.record["trust"]) if "trust" in self.record else None
 
     def expression(self, genes: Sequence[str]) -> Float32:
         """Predicted expression of some genes of a prediction that was read, float32 (n_obs, n_genes), in memory."""
@@ -116,14 +113,11 @@ def stored_at(adata: AnnData, key: str) -> str | None:
 
 def read_prediction(adata: AnnData, key: str) -> Prediction:
     """Prediction of a table; values are read later."""
-    table = _in_table(adata, key)
-    values = _in_store(adata, key) if table is None else table
-    entry = adata.uns.get(key)
-    support = adata.obs.get(keys.support(key))
+    table, entry = _in_table(adata, key), adata.uns.get(key)
     return Prediction(
-        values,
+        _in_store(adata, key) if table is None else table,
         tuple(panel(adata, key)),
-        None if support is None else support.to_numpy(),
+        adata.obs[keys.slot(key, "support")].to_numpy() if keys.slot(key, "support") in adata.obs else None,
         dict(entry) if isinstance(entry, Mapping) else {},
     )
 
@@ -182,7 +176,8 @@ def write_prediction(
     """Write a prediction to the slots of a table, or its values to a store, and remove results of an older one."""
     import pandas as pd
 
-    record, table, layer = prediction.record, None, None
+    record = prediction.record
+    parts: dict[str, Any] = {}
     # Compute everything before writing so that a failure leaves the table unchanged.
     if store is not None:
         whole = prediction_table(adata, key, prediction)
@@ -190,22 +185,22 @@ def write_prediction(
         record = {**record, keys.STORE: str(store)}
     else:
         genes = list(prediction.genes)
-        table = pd.DataFrame(prediction.values, index=adata.obs_names, columns=genes, copy=False)
-        layer = _layer(adata, prediction, key) if write_layer else None
-    for slots, content in ((adata.obsm, table), (adata.layers, layer)):
-        slots.pop(key, None)
-        if content is not None:
-            slots[key] = content
-    adata.obs[keys.support(key)] = prediction.support
+        parts["obsm"] = pd.DataFrame(prediction.values, index=adata.obs_names, columns=genes, copy=False)
+        parts["layers"] = _layer(adata, prediction, key) if write_layer else None
+    for place in ("obsm", "layers"):
+        getattr(adata, place).pop(key, None)
+        if parts.get(place) is not None:
+            getattr(adata, place)[key] = parts[place]
+    adata.obs[keys.slot(key, "support")] = prediction.support
     adata.uns[key] = record
-    if prediction.trust is not None or keys.trust(key) not in adata.uns:
+    if prediction.trust is not None or keys.slot(key, "trust") not in adata.uns:
         _write_trust_columns(adata, key, prediction.trust)
-    if adata.uns.pop(keys.evidence(key), None) is not None:
-        for _, slots, name in evidence_slots(adata, key):
-            if name in slots:
-                del slots[name]
-    adata.uns.pop(keys.scores(key), None)
-    adata.var.drop(columns=[keys.gene(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
+    if adata.uns.pop(keys.slot(key, "evidence"), None) is not None:
+        for place, name in evidence_slots(key):
+            if name in getattr(adata, place):
+                del getattr(adata, place)[name]
+    adata.uns.pop(keys.slot(key, "scores"), None)
+    adata.var.drop(columns=[keys.slot(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
 
 
 def _layer(adata: AnnData, prediction: Prediction, key: str) -> Float32 | None:
@@ -238,7 +233,7 @@ def prediction_table(adata: AnnData, key: str, prediction: Prediction) -> AnnDat
     kept = {name: deepcopy(part) for name, part in slots.items() if part}
     out = anndata.AnnData(obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm)
     if prediction.support is not None:
-        out.obs[keys.support(key)] = prediction.support
+        out.obs[keys.slot(key, "support")] = prediction.support
     if prediction.trust is not None:
         _write_trust_columns(out, key, prediction.trust)
     return out
@@ -257,74 +252,73 @@ def _slide_slots(adata: AnnData) -> dict[str, Any]:
     return {keys.SPATIAL: images, keys.SPATIALDATA_ATTRS: link}
 
 
-def taken_by_others(adata: AnnData, key: str) -> list[str]:
-    """Slots where a prediction would be written that hold something else."""
+def check_key(key: str) -> None:
+    """Raise unless `key_added` is a name for a slot that no embedding has."""
+    if not key or not all(c.isalnum() or c in "_-." for c in key):
+        raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
+    if key.startswith(keys.IMAGE_PREFIX):
+        raise ValueError(
+            f"key_added={key!r} would be taken for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another name."
+        )
+
+
+def check_unused(adata: AnnData, key: str, places: Iterable[tuple[str, str]]) -> None:
+    """Raise if places of results under `key` hold something else."""
+    taken = [f"{place}[{name!r}]" for place, name in places if name in getattr(adata, place)]
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} exists already and was not written by spahgc, so results of key_added={key!r} cannot "
+            f"overwrite it. Rename it, or choose another key_added."
+        )
+
+
+def check_prediction_slots(adata: AnnData, key: str) -> None:
+    """Raise if slots of a prediction hold something else."""
     if isinstance(adata.uns.get(key), Mapping) and "model" in adata.uns[key]:
-        return []
-    places: list[tuple[str, Any, str]] = [
-        ("obsm", adata.obsm, key),
-        ("layers", adata.layers, key),
-        ("uns", adata.uns, key),
-        ("uns", adata.uns, keys.scores(key)),
-        ("obs", adata.obs, keys.support(key)),
-        *(("var", adata.var, keys.gene(key, metric)) for metric in keys.METRICS),
-        # Trust of a cross-validation on this table may be overwritten.
-        *(("var", adata.var, keys.gene(key, name)) for name in keys.TRUST.values() if keys.trust(key) not in adata.uns),
-    ]
-    return [f"{place}[{name!r}]" for place, slots, name in places if name in slots]
+        return
+    places = [("obsm", key), ("layers", key), ("uns", key)]
+    places += [("uns", keys.slot(key, "scores")), ("obs", keys.slot(key, "support"))]
+    columns = list(keys.METRICS)
+    if keys.slot(key, "trust") not in adata.uns:  # trust of a cross-validation on this table may be overwritten
+        columns += keys.TRUST.values()
+    check_unused(adata, key, [*places, *(("var", keys.slot(key, name)) for name in columns)])
 
 
-def evidence_slots(adata: AnnData, key: str) -> list[tuple[str, Any, str]]:
+def evidence_slots(key: str) -> list[tuple[str, str]]:
     """Places of the evidence behind a prediction, beside its entry in ``uns``."""
-    in_obsm = (keys.references(key), keys.weights(key), keys.slides(key))
-    return [("obs", adata.obs, keys.agreement(key)), *(("obsm", adata.obsm, name) for name in in_obsm)]
-
-
-def write_evidence(
-    adata: AnnData,
-    key: str,
-    record: dict[str, Any],
-    *,
-    references: np.ndarray,
-    weights: Float32,
-    shares: pd.DataFrame,
-    agreement: Float32,
-) -> None:
-    """Write the reference spots behind a prediction, and whether they agree with it."""
-    for (_, slots, name), content in zip(
-        evidence_slots(adata, key), (agreement, references, weights, shares), strict=True
-    ):
-        slots[name] = content
-    adata.uns[keys.evidence(key)] = record
+    places = {"agreement": "obs", "references": "obsm", "weights": "obsm", "slides": "obsm"}
+    return [(place, keys.slot(key, what)) for what, place in places.items()]
 
 
 def write_scores(adata: AnnData, key: str, scores: pd.DataFrame) -> None:
     """Write the scores of a prediction, and the mean of each metric over slides by gene."""
-    adata.uns[keys.scores(key)] = {str(name): column.to_numpy() for name, column in scores.items()}
-    for metric, means in mean_scores(adata, key).items():
-        adata.var[keys.gene(key, metric)] = means.reindex(adata.var_names).to_numpy()
+    adata.uns[keys.slot(key, "scores")] = {str(name): column.to_numpy() for name, column in scores.items()}
+    write_mean_scores(adata, key, read_scores(adata, key))
+
+
+def write_mean_scores(adata: AnnData, key: str, scores: pd.DataFrame) -> None:
+    """Mean of each metric over slides, by gene, into ``var``; NaN for genes without a score."""
+    means = scores.groupby(["metric", "gene"])["value"].mean()
+    for metric in keys.METRICS:
+        if metric in means:
+            adata.var[keys.slot(key, metric)] = means[metric].reindex(adata.var_names).to_numpy()
 
 
 def read_scores(adata: AnnData, key: str) -> pd.DataFrame:
     """Scores of a prediction as a long table."""
     import pandas as pd
 
-    name = keys.scores(key)
+    name = keys.slot(key, "scores")
     if name not in adata.uns:
+        scored = (k.removesuffix("_scores") for k in adata.uns if k.endswith("_scores"))
         raise KeyError(
             f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a "
             f"table with measured expression; spahgc.get.trust says what to expect without it. "
-            f"Scored: {format_names(k.removesuffix('_scores') for k in adata.uns if k.endswith('_scores'))}."
+            f"Scored: {format_names(scored)}."
         )
     table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
     # Files return the keys of a dictionary in another order.
     return table[sorted(table, key=lambda column: _SCORE_COLUMNS.index(column) if column in _SCORE_COLUMNS else 99)]
-
-
-def mean_scores(adata: AnnData, key: str) -> dict[str, pd.Series]:
-    """Mean of each metric over slides, by gene; NaN for genes without a score."""
-    means = read_scores(adata, key).groupby(["metric", "gene"])["value"].mean()
-    return {metric: means[metric] for metric in keys.METRICS if metric in means}
 
 
 def write_cross_validation(
@@ -339,11 +333,11 @@ def write_cross_validation(
         if table[name].dtype == object:  # long columns of few names: store each name once
             codes, names = pd.factorize(table[name])
             columns[name] = {"codes": codes.astype(np.int32), "names": np.array(names, dtype=object)}
-    adata_ref.uns[keys.cross_validation(key)] = {keys.PARAMS: params, "scores": columns}
-    adata_ref.uns.pop(keys.trust(key), None)
+    adata_ref.uns[keys.slot(key, "cv")] = {keys.PARAMS: params, "scores": columns}
+    adata_ref.uns.pop(keys.slot(key, "trust"), None)
     if trusts:
         methods = {label: trust.to_slots() for label, trust in trusts.items()}
-        adata_ref.uns[keys.trust(key)] = {keys.PARAMS: {"shown": shown}, "methods": methods}
+        adata_ref.uns[keys.slot(key, "trust")] = {keys.PARAMS: {"shown": shown}, "methods": methods}
     _write_trust_columns(adata_ref, key, trusts.get(shown))
 
 
@@ -351,7 +345,7 @@ def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
     """Cross-validated scores as a long table."""
     import pandas as pd
 
-    name = keys.cross_validation(key)
+    name = keys.slot(key, "cv")
     if name not in adata_ref.uns:
         raise KeyError(
             f"uns has no {name!r}. Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first. Available "
@@ -371,24 +365,20 @@ def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
 
 def reference_trusts(adata_ref: AnnData, key: str) -> tuple[dict[str, Trust], str]:
     """Trust by label of the cross-validated method, empty if there is none, and the label shown in ``var``."""
-    entry = adata_ref.uns.get(keys.trust(key))
+    entry = adata_ref.uns.get(keys.slot(key, "trust"))
     if not isinstance(entry, Mapping) or "methods" not in entry:
         return {}, ""
     return {label: Trust.from_slots(of) for label, of in entry["methods"].items()}, str(entry[keys.PARAMS]["shown"])
 
 
-def as_verdicts(values: Any) -> Any:
-    """Verdicts as a categorical, from best to worst."""
-    import pandas as pd
-
-    return pd.Categorical(values, categories=list(VERDICTS))
-
-
 def _write_trust_columns(adata: AnnData, key: str, trust: Trust | None) -> None:
     """Main columns of the trust into ``var``, NaN for other genes; older ones are removed."""
-    names = {column: keys.gene(key, name) for column, name in keys.TRUST.items()}
+    import pandas as pd
+
+    names = {column: keys.slot(key, name) for column, name in keys.TRUST.items()}
     adata.var.drop(columns=list(names.values()), errors="ignore", inplace=True)
     if trust is not None:
         frame = trust.frame.reindex(adata.var_names)
+        verdicts = pd.Categorical(frame["verdict"], categories=list(VERDICTS))
         for column, name in names.items():
-            adata.var[name] = as_verdicts(frame[column]) if column == "verdict" else frame[column].to_numpy()
+            adata.var[name] = verdicts if column == "verdict" else frame[column].to_numpy()

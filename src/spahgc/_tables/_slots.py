@@ -50,13 +50,8 @@ def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "
     return "case" if sum(name.casefold() in folded for name in names) > half else ""
 
 
-def check_table(adata: Any, *, what: str) -> AnnData:
-    """Raise unless this is an AnnData in memory with at least one spot and unique names."""
-    from anndata import AnnData
-
-    if not isinstance(adata, AnnData):
-        hint = " Pass the table: sdata['table']." if hasattr(adata, "tables") else ""
-        raise TypeError(f"{what} must be an AnnData table, got {type(adata).__name__}.{hint}")
+def check_table(adata: AnnData, *, what: str) -> AnnData:
+    """Raise unless a table is in memory and has at least one spot and unique names."""
     if adata.n_obs == 0:
         raise ValueError(f"{what} has no spots (n_obs is 0).")
     if adata.isbacked:
@@ -100,15 +95,13 @@ def representation(adata: AnnData, use_rep: str | None, *, what: str) -> str:
     found = [key for key in adata.obsm if key.startswith(keys.IMAGE_PREFIX)]
     if use_rep is None and len(found) == 1:
         return found[0]
-    if use_rep is not None and use_rep in adata.obsm:
-        return use_rep
+    if use_rep in adata.obsm:
+        return str(use_rep)
     if use_rep is None and found:
         problem = f"several embeddings: {format_names(found)}. Pass use_rep"
     else:
-        missing = "no embedding ('image_*')" if use_rep is None else f"no {use_rep!r} (use_rep)"
-        problem = (
-            f"{missing}. Run spahgc.pp.image_embedding(sdata), or put your own embeddings into obsm['image_<encoder>']"
-        )
+        problem = "no embedding ('image_*')" if use_rep is None else f"no {use_rep!r} (use_rep)"
+        problem += ". Run spahgc.pp.image_embedding(sdata), or put your own embeddings into obsm['image_<encoder>']"
     raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {format_names(adata.obsm)}.")
 
 
@@ -239,22 +232,3 @@ def naming_hint(wanted: Sequence[str], available: Iterable[str]) -> str:
         "both tables, or run spahgc.pp.harmonize_genes(..., ignore_case=True).",
     }
     return advice.get(difference(wanted, available), "")
-
-
-def check_key(key: str) -> None:
-    """Raise unless `key_added` is a name for a slot that no embedding has."""
-    if not key or not all(c.isalnum() or c in "_-." for c in key):
-        raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
-    if key.startswith(keys.IMAGE_PREFIX):
-        raise ValueError(
-            f"key_added={key!r} would be taken for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another name."
-        )
-
-
-def check_unused(taken: Sequence[str], key: str) -> None:
-    """Raise if slots that `key_added` would write to hold something else."""
-    if taken:
-        raise ValueError(
-            f"{', '.join(taken)} exists already and was not written by spahgc, so key_added={key!r} cannot overwrite "
-            "it. Choose another key_added."
-        )

@@ -99,7 +99,7 @@ def predict(
         with _disk.replacing(out) as temporary:
             (get.predicted(adata, key=key_added) if in_x else adata).write_h5ad(temporary)
     slot = "X" if in_x else f"obsm[{key_added!r}]"
-    support = adata.obs[keys.support(key_added)].median()
+    support = adata.obs[keys.slot(key_added, "support")].median()
     print(f"Wrote {out}: {len(trained.genes)} genes of {adata.n_obs} spots in {slot}; median support {support:.2f}")
 
 

@@ -123,7 +123,7 @@ def run(
 
     begin("scoring", "scoring against what was measured")
     target = example.target.tables[keys.TABLE].copy()
-    target.obs[keys.support()] = adata_blind.obs[keys.support()]
+    target.obs[keys.slot(keys.PREDICTION, "support")] = adata_blind.obs[keys.slot(keys.PREDICTION, "support")]
     for method in METHODS:
         target.obsm[method], target.uns[method] = adata_blind.obsm[method], adata_blind.uns[method]
         tl.evaluate(target, key=method)
@@ -138,7 +138,7 @@ def run(
         scores.to_csv(temporary, index=False)
     with replacing(out / "predictions.h5ad") as temporary:
         table_for_scanpy(target).write_h5ad(temporary)
-    target.uns[keys.scores()] = scores.to_dict("list")
+    target.uns[keys.slot(keys.PREDICTION, "scores")] = scores.to_dict("list")
     write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed)
 
     say(

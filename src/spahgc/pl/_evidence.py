@@ -96,7 +96,7 @@ def evidence(
     if tile_um is None:
         tile_um = float(target.uns.get(params["use_rep"], {}).get(keys.PARAMS, {}).get("tile_um", _TILE_UM))
     tiles = [*_tiles(sdata_target, target, [spot], tile_um), *_tiles(sdata_ref, reference, found["reference"], tile_um)]
-    titles, labels = [shorten(spot)], [f"agreement {target.obs[keys.agreement(key)][spot]:.2f}"]
+    titles, labels = [shorten(spot)], [f"agreement {target.obs[keys.slot(key, 'agreement')][spot]:.2f}"]
     for _, row in found.iterrows():
         patient = "" if row["patient"] == row["slide"] else f" ({row['patient']})"
         titles.append(f"weight {100 * row['weight']:.0f} %")

@@ -216,7 +216,7 @@ def support(
     >>> spahgc.pl.support(sdata_target, what="agreement", size=1.8)  # doctest: +SKIP
     """
     table = table_of(adata)
-    column = keys.support(key) if what == "support" else keys.agreement(key)
+    column = keys.slot(key, "support") if what == "support" else keys.slot(key, "agreement")
     if column not in table.obs:
         raise KeyError(
             f"adata.obs has no {column!r}. Available in obs: {format_names(table.obs.columns)}. Run "

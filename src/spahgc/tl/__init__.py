@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from ._cross_validate import cross_validate
-from ._evaluate import evaluate
-from ._explain import explain
+from ._evaluate import evaluate, explain
 from ._model import Model
-from ._predict import predict
-from ._train import train
+from ._train import predict, train
 
 __all__ = ["Model", "cross_validate", "evaluate", "explain", "predict", "train"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,10 +25,9 @@ from .._settings import settings
 from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
 from .._tables._cohorts import ReferenceSlots, reference_slots
-from .._tables._predictions import Trust, write_cross_validation
-from ..methods import Method, get_method
-from ._folds import Fold, make_folds
-from ._protocols import PROTOCOLS, Protocol, method_params, panel_of_all
+from .._tables._predictions import Trust, check_key, check_unused, write_cross_validation
+from ..methods import get_method
+from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, panel_of_all
 from ._train import checked_params
 from ._trust import CEILING_METHOD, cross_validated_trust
 from ._units import Unit, UnitScores, fold_data, run_ceiling, run_unit
@@ -71,17 +71,13 @@ def cross_validate(
 
     Parameters
     ----------
-    adata_ref
-        Table of the reference slides, as for :func:`train`.
+    adata_ref, normalize, use_rep, library_key, patient_key, layer, device, progress
+        See :func:`train`. `None` for `normalize`: the unit of the protocol, ``"log1p"`` if it is the honest one.
     methods
         Names in :data:`spahgc.methods.METHODS`; or a mapping of labels to ``{"method": name, "preset": ...,
         "method_params": {...}}``.
     panel
         Genes, or their number in each fold, as for :func:`train`; `None`: 300, or 50 with ``protocol="hest"``.
-    normalize
-        Unit of the expression, as for :func:`train`; `None`: ``"log1p"``, or the unit of the protocol.
-    use_rep, library_key, patient_key, layer
-        As for :func:`train`.
     split_by
         Unit held out: ``"patient"`` (all slides of a patient) or ``"slide"``.
     allow_shared_patients
@@ -103,8 +99,6 @@ def cross_validate(
     n_jobs
         Units that run side by side, one thread each. `None`: a running ``dask.distributed`` client, or
         :data:`spahgc.settings`, or one at a time on a GPU.
-    device, progress
-        `None` takes :data:`spahgc.settings`.
     key_added
         Key of the results.
     copy
@@ -112,14 +106,10 @@ def cross_validate(
 
     Returns
     -------
-    `None`, or the copy with `copy`. Written for ``key_added="spahgc"``:
-
-    ``uns["spahgc_cv"]``
-        Scores and parameters (:func:`spahgc.get.cross_validation`).
-    ``uns["spahgc_trust"]``
-        Trust per gene of each method (:func:`spahgc.get.trust`), unless the protocol is optimistic.
-    ``var["spahgc_expected_pearson"]``, ``["spahgc_trust_low"]``, ``["spahgc_trust_high"]``, ``["spahgc_trust"]``
-        Expected correlation, interval and verdict for ``spahgc``, or the first method if it was not run.
+    `None`, or the copy with `copy`. Written for ``key_added="spahgc"``: ``uns["spahgc_cv"]``, scores and parameters
+    (:func:`spahgc.get.cross_validation`), and unless the protocol is optimistic ``uns["spahgc_trust"]``, trust per gene
+    of each method (:func:`spahgc.get.trust`), with its main columns for ``spahgc``, or the first method if it was not
+    run, in ``var`` (see :func:`predict`).
 
     Raises
     ------
@@ -138,16 +128,18 @@ def cross_validate(
     >>> spahgc.get.cross_validation(adata).attrs["label"]
     'new patients'
     """
+    from tqdm.auto import tqdm
+
     rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     if normalize is not None and normalize != rules.normalize:
         if rules.name != "honest":
             raise ValueError(f"protocol={rules.name!r} has its own unit: leave out normalize={normalize!r}.")
         rules = replace(rules, normalize=normalize)
     specs = _method_specs(methods)
-    check.check_key(key_added)
-    entry = adata_ref.uns.get(keys.cross_validation(key_added), {})
-    is_ours = not entry or (isinstance(entry, Mapping) and "scores" in entry)
-    check.check_unused([] if is_ours else [f"uns[{keys.cross_validation(key_added)!r}]"], key_added)
+    check_key(key_added)
+    name = keys.slot(key_added, "cv")
+    if "scores" not in adata_ref.uns.get(name, {}):
+        check_unused(adata_ref, key_added, [("uns", name)])
     columns: dict[str, Any] = {"library_key": library_key, "patient_key": patient_key, "layer": layer}
     slots = reference_slots(adata_ref, normalize=rules.normalize, use_rep=use_rep, **columns)
     columns |= {"use_rep": slots.use_rep, "library_key": slots.library_key}
@@ -170,23 +162,31 @@ def cross_validate(
     units = [
         Unit(fold.name, label, first + i) for fold in folds for label, n_runs in n_fits.items() for i in range(n_runs)
     ]
-    settled = {
-        "protocol": rules.name,
-        "rules": asdict(rules),
-        "panel": chosen,
-        "split_by": by,
-        "allow_shared_patients": shared_allowed,
-        **columns,
-    }
+    settled: dict[str, Any] = {"protocol": rules.name, "rules": asdict(rules), "panel": chosen, "split_by": by}
+    settled |= {"allow_shared_patients": shared_allowed, **columns}
     kept = None
     if resume is not None:
         data = _data_fingerprint(slots, adata_ref.var_names.astype(str))
         kept = _KeptUnits(Path(resume), run={"data": data, **settled}, methods=specs)
     results = {unit: scores for unit in units if kept and (scores := kept.read(unit))}
-    missing = [unit for unit in units if unit not in results]
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
+    finished = set(results)
 
-    from tqdm.auto import tqdm
+    def calls(cache: Path) -> Iterator[Any]:
+        for fold in folds:
+            missing = [unit for unit in units if unit.fold == fold.name and unit not in finished]
+            if not missing:
+                continue
+            data, counts = fold_data(adata_ref, fold, rules, panel=chosen, **columns)
+            genes = data.cohort.genes
+            where = adata_ref.var_names.get_indexer(list(genes))
+            for unit in missing:
+                if unit.method == CEILING_METHOD:
+                    of_unit = {"unit": unit, "genes": genes, "columns": where, "normalize": rules.normalize}
+                    yield unit, run_ceiling, counts, of_unit
+                else:
+                    fit = {"unit": unit, "method": made[unit.method], "device": device, "peek": rules.peek}
+                    yield unit, run_unit, data, {**fit, "cache": cache}
 
     show = settings.progress if progress is None else progress
     with (
@@ -194,17 +194,16 @@ def cross_validate(
         shared_folder(resume) as cache,
         tqdm(total=len(units), initial=len(results), desc="Cross-validation", unit="fit", disable=not show) as bar,
     ):
-        calls = _calls(
-            adata_ref, rules, folds, missing, made, panel=chosen, columns=columns, device=device, cache=cache
-        )
-        for unit, scores in run_all(calls, n_jobs=n_jobs, device=device):
+        for unit, scores in run_all(calls(cache), n_jobs=n_jobs, device=device):
             if kept:
                 kept.write(unit, scores)
             results[unit] = scores
             bar.update()
 
     table = _table({unit: results[unit] for unit in units}, folds, slots.patients)
-    label = _label(rules, folds)
+    n_shared = sum(bool(fold.shared_patients) for fold in folds)
+    kind = "new patients" if not n_shared else "same patient" if n_shared == len(folds) else "same patient in part"
+    label = f"{rules.optimistic}; {kind}" if rules.optimistic else kind
     seeds = list(range(first, first + n_seeds))
     held_out = {fold.name: list(fold.held_out) for fold in folds}
     params = {**settled, "label": label, "methods": specs, "seeds": seeds, "folds": held_out}
@@ -223,9 +222,7 @@ def cross_validate(
 
 def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Method and parameters by label."""
-    given: Mapping[str, Mapping[str, Any]] = (
-        methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
-    )
+    given: Mapping[str, Any] = methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
     if not given:
         raise ValueError("`methods` is empty. Name at least one.")
     if CEILING_METHOD in given:
@@ -242,42 +239,6 @@ def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> d
         params = checked_params(name, spec.get("preset"), spec.get("method_params"))
         specs[str(label)] = {"method": name, "method_params": params}
     return specs
-
-
-def _calls(
-    adata_ref: AnnData,
-    rules: Protocol,
-    folds: Sequence[Fold],
-    units: Sequence[Unit],
-    methods: Mapping[str, Method],
-    *,
-    panel: int | list[str],
-    columns: dict[str, Any],
-    device: str | None,
-    cache: Path,
-) -> Iterator[Any]:
-    """Calls of :func:`~spahgc._run.run_all`, fold by fold."""
-    for fold in folds:
-        of_fold = [unit for unit in units if unit.fold == fold.name]
-        if not of_fold:
-            continue
-        data, counts = fold_data(adata_ref, fold, rules, panel=panel, **columns)
-        genes = data.cohort.genes
-        for unit in of_fold:
-            if unit.method == CEILING_METHOD:
-                where = adata_ref.var_names.get_indexer(list(genes))
-                ceiling = {"unit": unit, "genes": genes, "columns": where, "normalize": rules.normalize}
-                yield unit, run_ceiling, counts, ceiling
-            else:
-                fit = {"unit": unit, "method": methods[unit.method], "device": device, "peek": rules.peek}
-                yield unit, run_unit, data, {**fit, "cache": cache}
-
-
-def _label(rules: Protocol, folds: Sequence[Fold]) -> str:
-    """Population that the scores hold for."""
-    n_shared = sum(bool(fold.shared_patients) for fold in folds)
-    kind = "new patients" if not n_shared else "same patient" if n_shared == len(folds) else "same patient in part"
-    return "; ".join(part for part in (rules.optimistic, kind) if part)
 
 
 def _table(results: Mapping[Unit, UnitScores], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
@@ -314,36 +275,32 @@ class _KeptUnits:
             theirs = json.loads(place.read_text(encoding="utf-8"))
             self._check_same(theirs, ours)
             ours["methods"] = {**theirs["methods"], **ours["methods"]}
-        elif path.exists() and (not path.is_dir() or any(not self._is_temporary(entry) for entry in path.iterdir())):
-            raise FileExistsError(
-                f"{path} holds other files, and no protocol.json of a cross-validation. Pass another folder as resume."
-            )
+        elif path.exists():
+            # A killed run may leave temporary files of `replacing`, and the folder of `shared_folder`.
+            entries = path.iterdir() if path.is_dir() else [path]
+            if any(entry.name != ".spahgc_cache" and ".part" not in entry.suffixes for entry in entries):
+                raise FileExistsError(
+                    f"{path} holds other files, and no protocol.json of a cross-validation. Pass another folder as "
+                    "resume."
+                )
         with replacing(place) as temporary:
             temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-    @staticmethod
-    def _is_temporary(entry: Path) -> bool:
-        """Whether a run that was killed left this file of `replacing` or folder of `shared_folder`."""
-        return entry.name.startswith(".") and (".part" in entry.suffixes or entry.name == ".spahgc_cache")
-
     def _check_same(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        shared = ours["methods"].keys() & theirs.get("methods", {}).keys()
-
-        def flat(run: dict[str, Any]) -> dict[str, Any]:
-            methods = {f"methods[{label!r}]": run["methods"][label] for label in sorted(shared)}
-            return {name: value for name, value in run.items() if name != "methods"} | methods
-
-        before, now = flat(theirs), flat(ours)
-        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        shared = sorted(theirs["methods"].keys() & ours["methods"].keys())
+        before, now = (
+            {**run, "methods": "", **{f"methods[{label!r}]": run["methods"][label] for label in shared}}
+            for run in (theirs, ours)
+        )
+        differing = [
+            f"{name}: there {reprlib.repr(before.get(name))}, now {reprlib.repr(now.get(name))}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
         if differing:
-            details = [
-                "data: embeddings, positions, cellularity, counts, slides or patients differ"
-                if name == "data"
-                else f"{name}: there {_short(before.get(name))}, now {_short(now.get(name))}"
-                for name in differing
-            ]
             raise ValueError(
-                f"The folder {self.path} is of another run ({'; '.join(details)}). Repeat that call, or pass another "
+                f"The folder {self.path} is of another run ({'; '.join(differing)}; data is a fingerprint of "
+                f"embeddings, positions, cellularity, counts, slides and patients). Repeat that call, or pass another "
                 f"folder as resume."
             )
 
@@ -375,11 +332,6 @@ class _KeptUnits:
         parts = [unit.fold, unit.method, str(unit.seed)]
         readable = ".".join("".join(c if c.isalnum() else "-" for c in part)[:40] for part in parts)
         return self.path / f"{readable}.{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}.npz"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 100 else f"{text[:97]}..."
 
 
 def _data_fingerprint(slots: ReferenceSlots, genes: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Score a prediction against measured expression."""
+"""What a prediction is worth: its scores against measured expression, and the reference spots behind it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .. import metrics
-from .._checks import checked
+from .._checks import at_least, checked, format_names
+from .._run import spot_bar
+from .._settings import settings
+from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
-from .._tables._cohorts import measured_expression, patient_of, slide_rows
-from .._tables._predictions import read_prediction, write_scores
+from .._tables._cohorts import measured_expression, patient_of, slide_rows, target_slides
+from .._tables._predictions import check_unused, evidence_slots, read_prediction, write_scores
+from ..methods import METHODS, Method
+from ..methods.base import Evidence
+from ..methods._features import GeneScale
+from ._model import Model
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger("spahgc")
+
+_ROWS = 1024  # spots whose references' expression is read at once
 
 
 @checked()
@@ -44,12 +54,8 @@ def evaluate(
         Table with a prediction and measured counts in ``X`` (or `layer`).
     key
         Key of the prediction.
-    library_key
-        Column of ``obs`` with the slide; `None` takes the table's SpatialData region key.
-    patient_key
-        Column of ``obs`` with the patient; optional.
-    layer
-        Layer with the counts; `None` takes ``X``.
+    library_key, patient_key, layer
+        See :func:`train`; the patient is optional.
     copy
         Return a copy of the table with the scores, and leave the table unchanged.
 
@@ -70,7 +76,7 @@ def evaluate(
     >>> import spahgc
     >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
     >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = (adata[adata.obs["patient"] == patient].copy() for patient in ("P1", "P2"))
+    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
     >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
     >>> spahgc.tl.evaluate(adata)
     >>> "spahgc_pearson" in adata.var
@@ -117,7 +123,7 @@ def evaluate(
         logger.warning(
             "normalize=%r may keep sequencing depth: depth alone scores a mean Pearson of %.3f here%s.",
             params["normalize"],
-            target.var[keys.gene(key, "depth_only")].mean(),
+            target.var[keys.slot(key, "depth_only")].mean(),
             "" if np.isfinite(depth).all() else " (the values are no counts, so the depth is unknown)",
         )
     return target if copy else None
@@ -134,3 +140,160 @@ def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) 
         "depth_only": metrics.depth_only(measured, depth),
         "structure": metrics.structure(measured, predicted),
     }
+
+
+@checked(n_references=at_least(1))
+def explain(
+    model: Model,
+    adata_target: AnnData,
+    *,
+    n_references: int = 15,
+    key: str = keys.PREDICTION,
+    library_key: str | None = None,
+    patient_key: str = keys.PATIENT,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Write the reference spots behind the prediction of each spot, and whether they agree with it.
+
+    The weight of a reference spot is its share of a target spot's attention, averaged over heads, over the attentions
+    of a network (one per layer, and the pooling) and over networks; ``knn`` gives each of its neighbors the same
+    weight. It shows where the model looks, not that the prediction would differ without the spot: what networks and
+    ridge have learned from all reference spots is in their coefficients.
+
+    The agreement of spot t is the Pearson correlation, over the genes of the panel, of its prediction with the weighted
+    mean of the expression **measured** in these reference spots
+
+    .. math:: e_t = \sum_r w_{tr} \, y_r,
+
+    with :math:`y_r` relative to the mean and standard deviation of each gene on the slide of r, and the prediction
+    relative to their averages over the reference slides. It needs no measured expression of the target. On held-out
+    slides it separated well predicted spots from others, but not on the breast tumor of a new patient, where prediction
+    and evidence were wrong together (``benchmarks/evidence.py``).
+
+    Parameters
+    ----------
+    model
+        The model that predicted, of a method that looks at reference spots: ``spahgc`` or ``knn``.
+    adata_target
+        Table with its prediction, from :func:`predict`.
+    n_references
+        Reference spots to keep for each spot, those with the largest weights. Shares and agreement use all.
+    key
+        Key of the prediction.
+    library_key, patient_key, device, progress
+        See :func:`train`.
+    copy
+        Return a copy of the target with the evidence, and leave the target unchanged.
+
+    Returns
+    -------
+    `None`, or the copy with `copy`. Written for ``key="spahgc"``:
+
+    ``obsm["spahgc_references"]``, ``obsm["spahgc_weights"]``
+        int32 and float32, (n_obs, n_references), largest weight first: number of the reference spot in
+        ``uns["spahgc_evidence"]``, -1 for none, and its weight in [0, 1]. :func:`spahgc.get.evidence` reads them.
+    ``obsm["spahgc_slides"]``
+        DataFrame, float32 (n_obs, reference slides): share of each reference slide in the weight.
+    ``obs["spahgc_agreement"]``
+        float32 in [-1, 1]; NaN if the prediction or the evidence is the same for all genes.
+    ``uns["spahgc_evidence"]``
+        ``params``, ``model`` (fingerprint), and of each reference spot ``slide`` (number in ``slides``, with
+        ``patients`` beside it) and its position ``x`` and ``y``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction.
+    ValueError
+        If the prediction is of another model, the model looks at no reference spots, or the table holds something else
+        in these slots.
+
+    Examples
+    --------
+    >>> import spahgc
+    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
+    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
+    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
+    >>> model = spahgc.tl.train(reference, method="knn", panel=5)
+    >>> spahgc.tl.predict(model, adata)
+    >>> spahgc.tl.explain(model, adata, n_references=3)
+    >>> adata.obsm["spahgc_weights"].shape
+    (50, 3)
+    """
+    prediction = read_prediction(adata_target, key)
+    if prediction.record.get("model") != model.fingerprint:
+        raise ValueError(
+            f"Prediction {key!r} is of another model than {model!r}, so the evidence of this model is not behind it. "
+            f"Run spahgc.tl.predict(model, adata_target, key_added={key!r}) with it first."
+        )
+    if keys.slot(key, "evidence") not in adata_target.uns:
+        check_unused(adata_target, key, evidence_slots(key))
+    targets = target_slides(adata_target, model.recipe, library_key=library_key, patient_key=patient_key)
+    model.method.to(device)
+    adata = adata_target.copy() if copy else adata_target
+    evidence = []
+    with spot_bar(adata.n_obs, show=settings.progress if progress is None else progress) as bar:
+        for slide, _ in targets:
+            found = model.method.evidence(standardize(slide if model.method.reads_rows else slide.read()))
+            if found is None:
+                able = sorted(name for name, method in METHODS.items() if method.evidence is not Method.evidence)
+                more = " (with at least two reference slides)" if model.method.name == "spahgc" else ""
+                raise ValueError(
+                    f"This model ({model.method.name}) looks at no reference spots when it predicts: what it knows of "
+                    f"the reference is in its coefficients. Methods with evidence: {format_names(able)}{more}."
+                )
+            evidence.append(found)
+            bar.over(len(slide))(1.0)
+    rows = np.argsort(np.concatenate([target.rows for target in targets]))
+    width = max(found.index.shape[1] for found in evidence)
+    padded = [np.pad(found.index, ((0, 0), (0, width - found.index.shape[1]))) for found in evidence]
+    weights = [np.pad(found.weight, ((0, 0), (0, width - found.weight.shape[1]))) for found in evidence]
+    merged = Evidence(np.concatenate(padded)[rows], np.concatenate(weights)[rows])
+    agreement = _agreement(prediction.expression(prediction.genes), merged, model)
+    _write_evidence(adata, key, model, merged, agreement, n_references)
+    return adata if copy else None
+
+
+def _agreement(predicted: Float32, evidence: Evidence, model: Model) -> Float32:
+    """Correlation over genes of the prediction with the weighted mean of the expression of the evidence, (n_obs,)."""
+    scale = GeneScale.fit(model.reference)
+    level, spread = scale.mean.mean(axis=0), scale.std.mean(axis=0)
+    measured = Stack(list(scale.rows(model.reference).values()))
+    out = np.empty(len(predicted), np.float32)
+    for rows in blocks(len(predicted), _ROWS):
+        mean = np.einsum("nk,nkg->ng", evidence.weight[rows], measured[evidence.index[rows]])
+        # A gene that is constant on the reference carries no information.
+        relative = (predicted[rows] - level) / np.where(spread > 1e-9, spread, np.inf)
+        out[rows] = metrics.pearson(mean.T, relative.T)
+    return out
+
+
+def _write_evidence(
+    adata: AnnData, key: str, model: Model, evidence: Evidence, agreement: Float32, n_references: int
+) -> None:
+    import pandas as pd
+
+    slides, slide_of = list(model.reference), model.reference.slide_index()
+    names = [slide.name for slide in slides]
+    shares = np.zeros((adata.n_obs, len(slides)), np.float32)
+    np.add.at(shares, (np.arange(adata.n_obs)[:, None], slide_of[evidence.index]), evidence.weight)
+    weights = evidence.weight[:, :n_references]
+    kept: NDArray[np.int64] = np.where(weights > 0, evidence.index[:, :n_references], -1)
+    used = np.unique(kept[kept >= 0])
+    references = np.where(kept >= 0, np.searchsorted(used, kept), -1).astype(np.int32)
+    coordinates = np.concatenate([slide.coordinates for slide in slides])[used]
+    record = {
+        keys.PARAMS: {"method": model.method.name, "n_references": int(n_references)},
+        "model": model.fingerprint,
+        "slides": names,
+        "patients": [str(slide.patient) for slide in slides],
+        "slide": slide_of[used].astype(np.int32),
+        "x": coordinates[:, 0],
+        "y": coordinates[:, 1],
+    }
+    table = pd.DataFrame(shares, index=adata.obs_names, columns=names)
+    for (place, name), content in zip(evidence_slots(key), (agreement, references, weights, table), strict=True):
+        getattr(adata, place)[name] = content
+    adata.uns[keys.slot(key, "evidence")] = record

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from .. import _keys as keys
 from .._checks import checked
 from .._disk import Scratch, digest, replacing_folder
-from .._run import Progress, spot_bar, weighted
+from .._run import spot_bar, weighted
 from .._settings import settings
 from .._slides import UNITS, Cohort, Float32, Rows, Slide, blocks, standardize
 from .._tables._cohorts import Recipe
 from .._tables._predictions import Prediction, Trust
 from ..methods import Method, check_needs, get_method
-from ..methods.base import Output
 from . import _model_folder as files
 from ._support import Support
 from ._trust import trust_for_targets
@@ -41,16 +40,12 @@ class Model:
 
     Parameters
     ----------
-    method
-        The fitted method.
-    reference
-        The reference slides, embeddings as the encoder gave them.
-    recipe
-        Panel, unit, embedding.
+    method, reference, recipe
+        The fitted method; reference slides, embeddings as the encoder gave them; panel, unit and embedding.
     params
         Parameters of the training, for the record.
     trust
-        Trust per gene from a cross-validation on these slides; `None` if there was none.
+        Trust per gene from a cross-validation on these slides, if any.
     support
         Fitted support of the reference; `None` fits it.
     """
@@ -121,11 +116,11 @@ class Model:
         rows
             Rows of the spots of each slide in the prediction; `None`: one slide after the other.
         scratch
-            File for values that may be larger than memory; `None` keeps them in memory.
+            File for values that may be larger than memory.
         record
             Result of :meth:`record`; `None` makes it.
         progress
-            Show a progress bar after two seconds; `None` takes :data:`spahgc.settings`.
+            See :func:`spahgc.tl.train`.
 
         Returns
         -------
@@ -147,8 +142,12 @@ class Model:
         with spot_bar(starts[-1], show=settings.progress if progress is None else progress) as bar:
             for slide, index, span in zip(slides, rows, spans, strict=True):
                 bar.describe("Predicting" if len(slides) == 1 else f"Predicting {slide.name}")
+                check_needs(self.method, slide)
+                advance, blind = bar.over(len(slide)), slide.without_expression()
+                support[index] = self._support(blind.embedding, progress=weighted(advance, _SUPPORT))
+                scaled = standardize(blind if self.method.reads_rows else blind.read())
                 out = _Placed(values, index if scratch is None else span)
-                support[index] = self._predict_into(slide, out, bar.over(len(slide)))
+                self.method.predict_into(scaled, out, progress=weighted(advance, 1 - _SUPPORT))
                 n_bad += sum(int((~np.isfinite(out[block]).all(axis=1)).sum()) for block in blocks(len(slide)))
         if n_bad:
             raise FloatingPointError(
@@ -160,28 +159,8 @@ class Model:
             values = Rows(scratch.mapped(), order)
         return Prediction(values, self.genes, support, self.record(slides) if record is None else record)
 
-    def _predict_into(self, slide: Slide, out: Output, progress: Progress) -> Float32:
-        check_needs(self.method, slide)
-        blind = slide.without_expression()
-        support = self._support(blind.embedding, progress=weighted(progress, _SUPPORT))
-        scaled = standardize(blind if self.method.reads_rows else blind.read())
-        self.method.predict_into(scaled, out, progress=weighted(progress, 1 - _SUPPORT))
-        return support
-
     def record(self, slides: Sequence[Slide], library_key: str | None = None) -> dict[str, Any]:
-        """Record of a prediction for ``uns``: parameters, genes, unit, encoder, model, training, versions, trust.
-
-        Parameters
-        ----------
-        slides
-            Slides to predict.
-        library_key
-            Column of ``obs`` with the slide.
-
-        Returns
-        -------
-        The record.
-        """
+        """Record of a prediction of slides for ``uns``: parameters, genes, unit, model, training, versions, trust."""
         known = self.reference.patients
         record: dict[str, Any] = {
             keys.PARAMS: {
@@ -221,13 +200,7 @@ class Model:
         }
 
     def has_seen(self, slide: Slide) -> bool:
-        """Whether a slide is one of the reference slides: same name and same embeddings.
-
-        Parameters
-        ----------
-        slide
-            The slide, spots in canonical order, embedding as the encoder gave it.
-        """
+        """Whether a slide is one of the reference slides: same name and same embeddings."""
         for i, own in enumerate(self.reference):
             if own.name == slide.name and own.embedding.shape == slide.embedding.shape:
                 if self._bank is not None:
@@ -239,8 +212,7 @@ class Model:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, half: bool = False) -> None:
         """Write the model to a folder: ``config.json``, ``weights.safetensors``, and ``reference`` with .npy files.
 
-        The folder is written beside its destination, the reference a block at a time, and then renamed, so that it
-        appears complete or not at all.
+        The folder appears complete or not at all.
 
         Parameters
         ----------
@@ -251,10 +223,9 @@ class Model:
         half
             Store the embeddings, node features and expression of the reference spots in half precision, for a large
             reference: half the size. Each value, scaled by its slide, is rounded to 11 bits, which moves it by at most
-            0.05 %. Weights, kernels and linear fits keep their precision, so methods that do not read reference spots
-            again predict exactly the same. For others the cosine of a spot and a reference spot moves by at most
-            0.0005, so reference spots whose cosines differ by less than twice that may swap places. The saved model has
-            a fingerprint of its own. A model loaded in half precision stays in half precision.
+            0.05 %. Methods that do not read reference spots again predict exactly the same. For others the cosine of a
+            spot and a reference spot moves by at most 0.0005, so reference spots whose cosines differ by less than
+            twice that may swap places. The saved model has a fingerprint of its own, and stays in half precision.
 
         Raises
         ------
@@ -268,34 +239,26 @@ class Model:
         path = Path(path)
         files.check_free(path, overwrite=overwrite)
         bank = files.Bank.of(self.reference, half=half) if self._bank is None else self._bank
-        state = self.method.state()
-        weights = save(
-            {
-                f"{prefix}{name}": np.ascontiguousarray(array)
-                for prefix, part in (
-                    (_METHOD, state),
-                    (_SUPPORT_ARRAYS, self._support.arrays()),
-                    (_SCALES, bank.scales),
-                )
-                for name, array in part.items()
-            }
-        )
-        rows = {f"{_METHOD}{name}": values for name, values in self.method.reference_rows().items()}
+        state, arrays = self.method.state(), dict(bank.arrays)
+        fitted: dict[str, NDArray] = {}
+        for prefix, part in ((_METHOD, state), (_SUPPORT_ARRAYS, self._support.arrays()), (_SCALES, bank.scales)):
+            fitted |= {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in part.items()}
+        weights = save(fitted)
+        arrays |= {f"{_METHOD}{name}": values for name, values in self.method.reference_rows().items()}
         with replacing_folder(path) as folder:
             (folder / files.WEIGHTS).write_bytes(weights)
-            arrays = files.write_arrays(folder / files.REFERENCE, {**bank.arrays, **rows}, half=bank.half)
+            described = files.write_arrays(folder / files.REFERENCE, arrays, half=bank.half)
             description = self._description()
-            digests = {name: entry["sha256"] for name, entry in arrays.items()}
+            digests = {name: entry["sha256"] for name, entry in described.items()}
             config = {
                 "format": files.FORMAT,
-                "half": bank.half,
                 **description,
                 "versions": {"spahgc": version("spahgc")},
                 "fingerprint": files.fingerprint(description, state, digests),
                 "history": self.history,
                 "trust": None if self._trust is None else self._trust.to_json(),
                 "weights": hashlib.sha256(weights).hexdigest(),
-                "arrays": arrays,
+                "arrays": described,
             }
             files.write_config(folder, config)
 
@@ -304,9 +267,8 @@ class Model:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Model:
         """Open a model in its folder.
 
-        A reference of more than 64 MiB is memory-mapped and read when predictions need it: do not move, replace or
-        change the folder while the model is in use. Methods other than ``spahgc``, ``knn`` and the linear ones read the
-        whole reference here.
+        A reference of more than 64 MiB is memory-mapped and read when predictions need it: do not change the folder
+        while the model is in use. Methods other than ``spahgc``, ``knn`` and the linear ones read the whole reference.
 
         Parameters
         ----------
@@ -314,7 +276,7 @@ class Model:
             Folder that :meth:`save` wrote.
         verify
             Read a large reference as a whole to verify its checksums. Otherwise only the size and header of its files
-            are checked, which detects truncated files but not damaged values. All other files are always verified.
+            are checked, which detects truncated files but not damaged values.
 
         Raises
         ------
@@ -325,21 +287,24 @@ class Model:
         """
         path = Path(path)
         config = files.read_config(path)
-        weights = files.read_weights(path / files.WEIGHTS, config["weights"])
         try:
-            model = cls._restored(path, config, weights, verify=verify)
+            return cls._restored(path, config, verify=verify)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path / files.CONFIG} does not match the arrays of the model ({type(error).__name__}: {error}). Copy "
                 f"the folder again, or train again."
             ) from error
-        return model
 
     @classmethod
-    def _restored(cls, path: Path, config: files.Config, weights: dict[str, NDArray], *, verify: bool) -> Model:
+    def _restored(cls, path: Path, config: dict[str, Any], *, verify: bool) -> Model:
+        from safetensors.numpy import load
+
         def of(prefix: str, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
+        content = (path / files.WEIGHTS).read_bytes()
+        files.check_same(path / files.WEIGHTS, hashlib.sha256(content).hexdigest() == config["weights"])
+        weights = load(content)
         description = {name: config[name] for name in ("method", "method_params", "recipe", "params", "slides")}
         digests = {name: entry["sha256"] for name, entry in config["arrays"].items()}
         if files.fingerprint(description, of(_METHOD, weights), digests) != config["fingerprint"]:
@@ -347,7 +312,8 @@ class Model:
         arrays = files.read_arrays(path / files.REFERENCE, config["arrays"], verify=verify)
         recipe = Recipe(**{**config["recipe"], "genes": tuple(config["recipe"]["genes"])})
         method = get_method(config["method"], **config["method_params"])
-        bank = files.Bank.stored(arrays, of(_SCALES, weights), config)
+        n_spots, half = [slide["n_spots"] for slide in config["slides"]], arrays["embedding"].dtype == np.float16
+        bank = files.Bank(arrays, of(_SCALES, weights), n_spots, half)
         reference = bank.reference(config["slides"], recipe.genes)
         cohort = bank.standardized(reference)
         method.restore(of(_METHOD, {**weights, **arrays}), cohort if method.reads_reference else cohort.read())
@@ -355,7 +321,7 @@ class Model:
         support = Support.from_arrays(of(_SUPPORT_ARRAYS, weights))
         model = cls(method, reference, recipe, params=config["params"], trust=trust, support=support)
         model._history, model._fingerprint = config["history"], config["fingerprint"]
-        model._bank = bank if bank.half else None
+        model._bank = bank if half else None
         return model
 
 

@@ -7,41 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._checks import checked
 from .._disk import digest
-from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of, standardization, standardize
+from .._slides import Cohort, Float64, Rows, Slide, Stack, blocks, expression_of, standardization, standardize
 from ..methods._features import GeneScale
 
 FORMAT = 3
 CONFIG, WEIGHTS, REFERENCE = "config.json", "weights.safetensors", "reference"
 READ_WHOLE = 2**26
 """Bytes of a reference up to which it is read and checked on loading; a larger one is memory-mapped."""
+_AGAIN = "Copy the folder again, or train again."
 
 Arrays = Mapping[str, "NDArray[np.floating] | Rows"]
-
-
-class Config(TypedDict):
-    """Content of ``config.json``."""
-
-    format: int
-    half: bool
-    method: str
-    method_params: dict[str, Any]
-    recipe: dict[str, Any]
-    params: dict[str, Any]
-    slides: list[dict[str, Any]]
-    versions: dict[str, str]
-    fingerprint: str
-    history: dict[str, list[float]]
-    trust: dict[str, Any] | None
-    weights: str
-    arrays: dict[str, dict[str, Any]]
-    checksum: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,65 +31,57 @@ class Bank:
 
     In half precision embeddings and expression are stored standardized by slide, since raw values may be outside the
     range of float16. `scales` holds the mean and divisor of each feature (n_slides, d), and in half precision of each
-    gene; `starts` the first row of each slide.
+    gene.
     """
 
     arrays: Arrays
     scales: Mapping[str, Float64]
-    starts: Sequence[int]
+    n_spots: Sequence[int]
     half: bool
 
     @classmethod
-    def of(cls, reference: Cohort, *, half: bool) -> Self:
+    def of(cls, reference: Cohort, *, half: bool) -> Bank:
         """Arrays of reference slides, embeddings as the encoder gave them."""
-        moments = [standardization(slide.embedding) for slide in reference]
-        scales = {
-            "embedding.mean": np.array([mean for mean, _ in moments]),
-            "embedding.divisor": np.array([divisor for _, divisor in moments]),
-        }
+        of_slides = [standardization(slide.embedding) for slide in reference]
+        means, divisors = (np.array(values) for values in zip(*of_slides, strict=True))
+        scales = {"embedding.mean": means, "embedding.divisor": divisors}
         arrays = reference_arrays(reference)
         if half:
             genes = GeneScale.fit(reference)
             scales |= {"expression.mean": genes.mean, "expression.divisor": genes.divisor}
             for name in ("embedding", "expression"):
-                parts = zip(reference, scales[f"{name}.mean"], scales[f"{name}.divisor"], strict=True)
-                arrays[name] = Stack(
-                    [Rows(getattr(slide, name), mean=mean, scale=divisor) for slide, mean, divisor in parts]
-                )
-        return cls(arrays, scales, _starts([len(slide) for slide in reference]), half)
+                moments = zip(scales[f"{name}.mean"], scales[f"{name}.divisor"], strict=True)
+                parts = zip((getattr(slide, name) for slide in reference), moments, strict=True)
+                arrays[name] = Stack([Rows(values, mean=mean, scale=scale) for values, (mean, scale) in parts])
+        return cls(arrays, scales, [len(slide) for slide in reference], half)
 
-    @classmethod
-    def stored(cls, arrays: Arrays, scales: Mapping[str, Float64], config: Config) -> Self:
-        """Arrays of a saved model."""
-        return cls(arrays, scales, _starts([slide["n_spots"] for slide in config["slides"]]), config["half"])
-
-    def part(self, i: int, name: str) -> Any:
-        """Rows of slide `i` of an array."""
-        return self.arrays[name][self.starts[i] : self.starts[i + 1]]
+    def part(self, i: int, name: str, *, scaled: bool = False) -> Any:
+        """Rows of slide `i` of an array; if `scaled`, the values that were standardized when stored are restored."""
+        start = sum(self.n_spots[:i])
+        values = self.arrays[name][start : start + self.n_spots[i]]
+        if not (scaled and self.half):
+            return values
+        mean, divisor = self.scales[f"{name}.mean"][i], self.scales[f"{name}.divisor"][i]
+        factor = np.where(np.isfinite(divisor), divisor, 1.0)  # constants are stored as 0
+        return Rows(values, mean=-mean / factor, scale=1 / factor)
 
     def reference(self, slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]) -> Cohort:
         """Slides as they were saved, up to rounding in half precision."""
         made = []
         for i, slide in enumerate(slides):
             density = self.part(i, "cellularity") if "cellularity" in self.arrays else np.array(np.nan)
+            embedding, expression = (self.part(i, name, scaled=True) for name in ("embedding", "expression"))
+            known = None if np.isnan(density).all() else density
             made.append(
-                Slide(
-                    slide["name"],
-                    slide["patient"],
-                    self._unscaled(i, "embedding"),
-                    cast("Float64", self.part(i, "coordinates")),
-                    self._unscaled(i, "expression"),
-                    None if np.isnan(density).all() else density,
-                )
+                Slide(slide["name"], slide["patient"], embedding, self.part(i, "coordinates"), expression, known)
             )
         return Cohort.in_order(made, genes)
 
     def standardized(self, reference: Cohort) -> Cohort:
         """Equivalent of :meth:`Cohort.standardized` that does not read the embeddings."""
         scaled = []
-        for i in range(len(reference)):
-            values = self.part(i, "embedding")
-            mean, divisor = self.scales["embedding.mean"][i], self.scales["embedding.divisor"][i]
+        for i, mean in enumerate(self.scales["embedding.mean"]):
+            values, divisor = self.part(i, "embedding"), self.scales["embedding.divisor"][i]
             scaled.append(Rows(values) if self.half else Rows(values, mean=mean, scale=divisor))
         return reference.with_embeddings(scaled)
 
@@ -116,18 +89,6 @@ class Bank:
         """Whether the embeddings of reference slide `i` are those of a slide, as far as they are stored."""
         values = np.asarray(standardize(slide).embedding).astype(np.float16) if self.half else slide.embedding
         return np.array_equal(values, self.part(i, "embedding"))
-
-    def _unscaled(self, i: int, name: str) -> Float32:
-        values = self.part(i, name)
-        if self.half:
-            mean, divisor = self.scales[f"{name}.mean"][i], self.scales[f"{name}.divisor"][i]
-            factor = np.where(np.isfinite(divisor), divisor, 1.0)  # constants are stored as 0
-            values = Rows(values, mean=-mean / factor, scale=1 / factor)
-        return cast("Float32", values)
-
-
-def _starts(n_spots: Sequence[int]) -> list[int]:
-    return np.cumsum([0, *n_spots]).tolist()
 
 
 def reference_arrays(reference: Cohort) -> dict[str, NDArray[np.floating] | Rows]:
@@ -137,10 +98,10 @@ def reference_arrays(reference: Cohort) -> dict[str, NDArray[np.floating] | Rows
         "expression": Stack([expression_of(slide) for slide in reference]),
         "coordinates": np.concatenate([slide.coordinates for slide in reference]),
     }
-    density = [slide.cellularity for slide in reference]
-    if any(part is not None for part in density):
-        missing = [np.full(len(slide), np.nan, np.float32) for slide in reference]
-        arrays["cellularity"] = np.concatenate([m if d is None else d for d, m in zip(density, missing, strict=True)])
+    if any(slide.cellularity is not None for slide in reference):
+        missing = np.full(max(len(slide) for slide in reference), np.nan, np.float32)
+        density = [missing[: len(s)] if s.cellularity is None else s.cellularity for s in reference]
+        arrays["cellularity"] = np.concatenate(density)
     return arrays
 
 
@@ -186,44 +147,30 @@ def read_arrays(folder: Path, described: Mapping[str, Any], *, verify: bool) -> 
         try:
             array = np.asarray(np.load(path, mmap_mode="r" if large else None, allow_pickle=False))
         except (ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}): it is truncated or damaged. Copy the folder again, or train again."
-            ) from error
+            raise ValueError(f"{path} cannot be read ({error}): it is truncated or damaged. {_AGAIN}") from error
         expected = described[name]
         same = (list(array.shape), str(array.dtype)) == (expected["shape"], expected["dtype"])
-        if not same or ((verify or not large) and digest(array) != expected["sha256"]):
-            raise _changed(path)
+        check_same(path, same and ((large and not verify) or digest(array) == expected["sha256"]))
         arrays[name] = array
     return arrays
 
 
-def read_weights(path: Path, expected: str) -> dict[str, NDArray]:
-    """Arrays of ``weights.safetensors``, verified."""
-    from safetensors.numpy import load
-
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise _changed(path)
-    return load(content)
-
-
-def _changed(path: Path) -> ValueError:
-    return ValueError(
-        f"{path} is not the file that was saved (truncated, edited or damaged). Copy the folder again, or train again."
-    )
-
-
-def is_model(path: Path) -> bool:
-    """Whether a folder holds a model and nothing else, so that replacing it loses nothing else."""
-    return (path / CONFIG).is_file() and {entry.name for entry in path.iterdir()} <= {CONFIG, WEIGHTS, REFERENCE}
+def check_same(path: Path, same: bool) -> None:
+    """Raise unless a file is the one that was saved."""
+    if not same:
+        raise ValueError(f"{path} is not the file that was saved (truncated, edited or damaged). {_AGAIN}")
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Raise unless a model may be written to `path`."""
-    if path.exists() and not (overwrite and is_model(path)):
+    """Raise if `path` exists, unless it is a model with nothing beside it, and may be overwritten."""
+    if not path.exists():
+        return
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    is_model = CONFIG in names and names <= {CONFIG, WEIGHTS, REFERENCE}
+    if not (overwrite and is_model):
         advice = (
             "Pass overwrite=True to replace it"
-            if is_model(path)
+            if is_model
             else "It is not a model folder, or holds other files as well, and is never replaced. Remove it yourself"
         )
         raise FileExistsError(f"{path} exists already. {advice}, or choose another path.")
@@ -235,16 +182,8 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     (path / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def read_config(path: Path) -> Config:
-    """Content of ``config.json``, with the type of every field checked.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder or one of its files is missing.
-    ValueError
-        If ``config.json`` is truncated or was edited, or has another format.
-    """
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of ``config.json`` of a complete folder, unless it was edited or is of another format."""
     if not path.is_dir():
         raise FileNotFoundError(f"There is no model folder {path}. Model.save makes one.")
     missing = [name for name in (CONFIG, WEIGHTS, REFERENCE) if not (path / name).exists()]
@@ -255,9 +194,8 @@ def read_config(path: Path) -> Config:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         found = config["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path / CONFIG} cannot be read ({error}): it is truncated or was edited. Copy it again, or train again."
-        ) from error
+        problem = f"{path / CONFIG} cannot be read ({error}): it is truncated or was edited."
+        raise ValueError(f"{problem} {_AGAIN}") from error
     if found != FORMAT:
         raise ValueError(
             f"{path} has model format {found!r}, but this version of spahgc reads format {FORMAT}. It was written by "
@@ -265,19 +203,8 @@ def read_config(path: Path) -> Config:
             f"train again."
         )
     if config.get("checksum") != _checksum(config):
-        raise ValueError(f"{path / CONFIG} was edited after it was saved. Copy it again, or train again.")
-    try:
-        return _typed(**config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path / CONFIG} is not valid: {error} Copy it again, or train again.") from error
-
-
-@checked()
-def _typed(**config: Unpack[Config]) -> Config:
-    missing = sorted(Config.__required_keys__ - config.keys())
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing.")
-    return config
+        raise ValueError(f"{path / CONFIG} was edited after it was saved. {_AGAIN}")
+    return cast("dict[str, Any]", config)
 
 
 def _checksum(config: Mapping[str, Any]) -> str:

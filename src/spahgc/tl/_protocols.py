@@ -1,4 +1,4 @@
-"""Protocols of a cross-validation: honest, or as published, for comparison."""
+"""Protocols of a cross-validation, honest or as published for comparison, and its folds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from .._checks import format_names
 from .._slides import Float32, Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import reference_cohort, slide_rows
@@ -22,44 +23,20 @@ HEST_MIN_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Protocol:
-    """Unit of the expression, panel and splits of a cross-validation.
-
-    Parameters
-    ----------
-    name
-        Name, for the record.
-    normalize
-        Unit of the expression.
-    panel
-        Default number of genes.
-    split_by
-        Unit held out; `None` leaves it to the user.
-    panel_from
-        Slides that select the panel: those of the training fold, or all of them, including the scored one.
-    panel_by
-        ``"dispersion"``: as :func:`spahgc.tl.train`; ``"hvg"``: scanpy's highly variable genes on log1p of the raw
-        counts, among genes in at least 10 % of the spots of each slide.
-    rescale
-        ``"range"``: each gene of each slide, including the scored one, to 0..1 by its own minimum and maximum;
-        ``"natural"``: from log10 to the natural logarithm.
-    peek
-        Let SpaHGC's paper preset choose its checkpoint on the scored slide.
-    fixed_ridge
-        Ridge with HEST-Benchmark's penalty on 256 components, instead of tuned ridge.
-    optimistic
-        Reason why the scores look better than they are; empty if they do not.
-    """
+    """Unit of the expression, panel and splits of a cross-validation."""
 
     name: str
     normalize: Normalize = "log1p"
-    panel: int = 300
-    split_by: SplitBy | None = None
-    panel_from: Literal["training", "all"] = "training"
+    panel: int = 300  # default number of genes
+    split_by: SplitBy | None = None  # `None`: as the user says
+    panel_from: Literal["training", "all"] = "training"  # slides that select the panel; "all" includes the scored ones
+    # As `train`, or scanpy's highly variable genes on log1p of raw counts.
     panel_by: Literal["dispersion", "hvg"] = "dispersion"
+    # Each gene of each slide to 0..1 by its own range, or from log10 to the natural logarithm.
     rescale: Literal["none", "range", "natural"] = "none"
-    peek: bool = False
-    fixed_ridge: bool = False
-    optimistic: str = ""
+    peek: bool = False  # SpaHGC's paper preset chooses its checkpoint on the scored slide
+    fixed_ridge: bool = False  # HEST-Benchmark's penalty on 256 components, instead of tuned ridge
+    optimistic: str = ""  # reason why the scores look better than they are
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -141,3 +118,48 @@ def method_params(protocol: Protocol, method: str, params: Mapping[str, Any], n_
         # HEST-Benchmark's penalty: 100 / (components x genes).
         return {"penalty": 100 / (HEST_COMPONENTS * n_genes), "n_components": HEST_COMPONENTS, **params}
     return dict(params)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Slides held out together and training slides, with the patients on both sides."""
+
+    name: str  # the held-out patient or slide
+    held_out: tuple[str, ...]
+    training: tuple[str, ...]
+    shared_patients: tuple[str, ...]
+    split_by: SplitBy  # unit held out when tuning
+
+
+def make_folds(
+    patients: Mapping[str, str], *, split_by: SplitBy = "patient", allow_shared_patients: bool = False
+) -> tuple[Fold, ...]:
+    """Hold out each patient or each slide in turn, given the patient of each slide; folds are in order of name."""
+    if len(patients) < 2:
+        raise ValueError(f"Cross-validation needs at least two slides; the reference has {format_names(patients)}.")
+    groups: dict[str, list[str]] = {}
+    for slide, patient in patients.items():
+        groups.setdefault(patient if split_by == "patient" else slide, []).append(slide)
+    if len(groups) < 2:
+        raise ValueError(
+            f"All {len(patients)} slides are of one patient, {next(iter(groups))!r}, so no patient is left to train "
+            f"on. To score predictions of further slides of this patient, pass split_by='slide', "
+            f"allow_shared_patients=True; this says nothing about new patients."
+        )
+    folds = []
+    for name, held_out in sorted(groups.items()):
+        training = sorted(set(patients) - set(held_out))
+        owners = {patients[slide] for slide in held_out}
+        shared = owners & {patients[slide] for slide in training}
+        # Tuning holds out slides only if all held-out slides are of training patients.
+        inner: SplitBy = "slide" if shared == owners else "patient"
+        folds.append(Fold(name, tuple(sorted(held_out)), tuple(training), tuple(sorted(shared)), inner))
+    shared_folds = [fold for fold in folds if fold.shared_patients]
+    if shared_folds and not allow_shared_patients:
+        raise ValueError(
+            f"With split_by='slide', {len(shared_folds)} of {len(folds)} held-out slides "
+            f"({format_names((fold.name for fold in shared_folds), most=5)}) share their patient with training slides, "
+            f"so their scores would say nothing about new patients. Pass split_by='patient', or "
+            f"allow_shared_patients=True for same-patient scores, which are labeled so."
+        )
+    return tuple(folds)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._checks import format_names
 from .._slides import Float64, SplitBy
 from .._tables._cohorts import Recipe, plain
 from .._tables._predictions import VERDICTS, Trust, reference_trusts
@@ -32,13 +31,12 @@ CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"
 LEVEL, BASELINE = 0.9, "ridge"
 MIN_UNITS = 3
 """Held-out slides (or patients) needed for an interval: two may agree by chance."""
-_NEEDED = ("method", "slide", "patient", "gene", "metric", "value")
 _MOST = 0.999  # limit of correlations: Fisher's z of 1 is infinite
 _SHOWN = "spahgc"  # method whose trust goes to `var`, if it was cross-validated
 
 
 def gene_trust(
-    table: pd.DataFrame, *, method: str, baseline: str = BASELINE, level: float = LEVEL, split_by: SplitBy = "patient"
+    table: pd.DataFrame, *, method: str, level: float = LEVEL, split_by: SplitBy = "patient"
 ) -> pd.DataFrame:
     r"""Expected score of each gene on a new slide, and whether to trust it.
 
@@ -46,70 +44,62 @@ def gene_trust(
 
     .. math:: z_{gs} = m_g + b_s + c_s (m_g - \bar m) + e_{gs}
 
-    with gene means :math:`m_g` drawn around a common mean and shrunk towards it (empirical Bayes), a shift
-    :math:`b_s + c_s (m_g - \bar m)` of a slide, on which all genes do better or worse and good genes more so than
-    others, and a residual whose variance is pooled over genes. The interval is one of **prediction**: it covers the
-    correlation that the gene will have on one more slide with probability `level`. Its variance is the sum of those of
-    the shrunken mean, of the next slide's residual, and of the shift. With few slides the variance of the shift is
-    hardly known, so the quantile is that of the sum of two t distributions, one with as many degrees of freedom as
-    there are slides less one, and that of the residual (Behrens and Fisher). With fewer than three slides there is no
-    interval.
+    with gene means :math:`m_g` shrunk towards a common mean (empirical Bayes), a shift of the slide, on which all genes
+    do better or worse and good genes more so than others, and a residual whose variance is pooled over genes. The
+    interval is one of **prediction**: it covers the correlation on one more slide with probability `level`. As few
+    slides say little about the variance of the shift, its quantile is that of the sum of two t distributions (Behrens
+    and Fisher), for shift and residual. With fewer than three slides there is no interval.
 
-    If patients were held out, a patient's slides are averaged first, patients take the place of slides, and the
-    variance between slides of one patient is added. If slides were held out (``split_by="slide"``), the interval is
-    for further slides of the same patients, so a slide whose patient has no other slide is left out.
-
-    Verdicts, from best to worst:
-
-    ``trusted``
-        expected Pearson of at least 0.3, interval above 0, and expected Pearson of at least 0.15 with depth removed
-        (not required if depth is unknown for all genes).
-    ``weak``
-        all others, including genes whose skill is depth alone, and every gene if there is no interval.
-    ``not predictable``
-        expected Pearson below 0.15.
-    ``not assessed``
-        no score on any held-out slide.
+    If patients were held out, they take the place of slides, and the variance between slides of one patient is added.
+    If slides were held out (``split_by="slide"``), the interval is for further slides of the same patients, so a slide
+    whose patient has no other slide is left out. Verdicts are those of :func:`rule`; without any score a gene is "not
+    assessed", without an interval at most "weak", and if depth is unknown for all genes, it is not required.
 
     Returns a row per gene, best expected first, with the columns that :func:`spahgc.get.trust` documents.
     """
     import pandas as pd
 
-    missing = [name for name in _NEEDED if name not in table]
-    if missing:
-        raise KeyError(f"The scores have no column {format_names(missing)}. Available: {format_names(table.columns)}.")
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must be a probability between 0 and 1, got {level!r}.")
-    scores = _Scores.of(table, method, split_by)
-    z = scores.z(method, "pearson")
-    model = Shifts.fit(z, scores.units)
-    low, high = model.interval(level)
+    own = table[(table["method"] == method) & (table["metric"] == "pearson")]
+    patients = own.groupby("slide")["patient"].first()
+    units = np.unique(patients, return_inverse=True)[1]
+    if split_by == "slide" or units.max() == 0:
+        mates = np.bincount(units)[units] > 1
+        patients = patients[mates] if mates.any() else patients
+        units = np.arange(len(patients))
+    genes = pd.Index(own["gene"].unique(), name="gene", dtype=object)
 
-    def expectation(z: Float64) -> Float64:
-        return np.tanh(Shifts.fit(z, scores.units).means)
+    def scores(method: str, metric: str) -> Float64:
+        rows = table[(table["method"] == method) & (table["metric"] == metric)]
+        wide = rows.pivot_table(index="slide", columns="gene", values="value", observed=True)
+        return wide.reindex(index=patients.index, columns=genes).to_numpy(dtype=np.float64)
 
+    def fit(correlations: Float64) -> Shifts:
+        return Shifts.fit(np.arctanh(np.clip(correlations, -_MOST, _MOST)), units)
+
+    correlations = scores(method, "pearson")
+    model = fit(correlations)
+    low, high = np.tanh(model.interval(level))
     expected = np.tanh(model.means)
-    removed = expectation(scores.z(method, "pearson_depth_removed"))
-    depth = expectation(np.abs(scores.z(method, "depth_only")))
-    ceiling = mean_over(scores.matrix(CEILING_METHOD, CEILING_METRIC))
+    removed = np.tanh(fit(scores(method, "pearson_depth_removed")).means)
+    depth = np.tanh(fit(np.abs(scores(method, "depth_only"))).means)
+    ceiling = mean_over(scores(CEILING_METHOD, CEILING_METRIC))
     beyond = (removed >= BEYOND_DEPTH) | np.isnan(removed).all()
     columns = {
         "expected_pearson": expected,
-        "low": np.tanh(low),
-        "high": np.tanh(high),
+        "low": low,
+        "high": high,
         "expected_depth_removed": removed,
-        f"difference_to_{baseline}": expected - expectation(scores.z(baseline, "pearson")),
+        f"difference_to_{BASELINE}": expected - np.tanh(fit(scores(BASELINE, "pearson")).means),
         "difference_to_depth": expected - depth,
         "share_of_ceiling": expected / np.where(ceiling > 0, ceiling, np.nan),
-        "n_slides": np.isfinite(z).sum(axis=0),
+        "n_slides": np.isfinite(correlations).sum(axis=0),
         "verdict": np.select(
-            [np.isnan(expected), expected < BAD, (expected >= GOOD) & (np.tanh(low) > 0) & beyond],
+            [np.isnan(expected), expected < BAD, (expected >= GOOD) & (low > 0) & beyond],
             [NOT_ASSESSED, NOT_PREDICTABLE, TRUSTED],
             WEAK,
         ).astype(object),
     }
-    frame = pd.DataFrame(columns, index=pd.Index(scores.genes, name="gene", dtype=object))
-    return frame.sort_values("expected_pearson", ascending=False, kind="stable")
+    return pd.DataFrame(columns, index=genes).sort_values("expected_pearson", ascending=False, kind="stable")
 
 
 def rule(level: float) -> str:
@@ -122,47 +112,8 @@ def rule(level: float) -> str:
 
 def same_patient(table: pd.DataFrame, split_by: SplitBy) -> bool:
     """Whether held-out slides share patients with the training slides."""
-    slides = table.loc[table["method"] != CEILING_METHOD, ["slide", "patient"]].drop_duplicates().astype(str)
-    alone = slides["patient"].nunique() == 1
-    return bool(alone or (split_by == "slide" and slides["patient"].duplicated().any()))
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """Scores as matrices (n_slides, n_genes); `units` is the index of the held-out unit of each slide."""
-
-    table: pd.DataFrame
-    slides: list[str]
-    genes: list[str]
-    units: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, method: str, split_by: SplitBy) -> _Scores:
-        """Slides that count for `method`, and all its genes."""
-        own = table[(table["method"] == method) & (table["metric"] == "pearson")]
-        if own.empty:
-            raise KeyError(
-                f"The scores have no 'pearson' of method {method!r}. Methods: {format_names(table['method'].unique())}."
-            )
-        patients = own.assign(slide=own["slide"].astype(str)).groupby("slide")["patient"].first().astype(str)
-        of_unit = np.unique(patients, return_inverse=True)[1]
-        if split_by == "slide" or of_unit.max() == 0:
-            mates = np.bincount(of_unit)[of_unit] > 1
-            patients = patients[mates] if mates.any() else patients
-            of_unit = np.arange(len(patients))
-        means = table.assign(slide=table["slide"].astype(str), gene=table["gene"].astype(str))
-        means = means.groupby(["method", "metric", "slide", "gene"], observed=True)["value"].mean().reset_index()
-        return cls(means, list(patients.index), own["gene"].astype(str).unique().tolist(), of_unit)
-
-    def matrix(self, method: str, metric: str) -> Float64:
-        """Scores averaged over seeds; NaN if missing."""
-        values = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
-        wide = values.pivot(index="slide", columns="gene", values="value")
-        return wide.reindex(index=self.slides, columns=self.genes).to_numpy(dtype=np.float64)
-
-    def z(self, method: str, metric: str) -> Float64:
-        """Fisher's z of a correlation."""
-        return np.arctanh(np.clip(self.matrix(method, metric), -_MOST, _MOST))
+    patients = table.drop_duplicates("slide")["patient"]
+    return bool(patients.nunique() == 1 or (split_by == "slide" and patients.duplicated().any()))
 
 
 def cross_validated_trust(
@@ -170,15 +121,14 @@ def cross_validated_trust(
 ) -> tuple[dict[str, Trust], str]:
     """Trust by label of each cross-validated method, and the label whose trust goes to ``var``."""
     by: SplitBy = params["split_by"]
-    slides = table.drop_duplicates("slide").set_index("slide")["patient"].astype(str)
     common = {
         **params,
         "level": LEVEL,
         "baseline": BASELINE,
         "rule": rule(LEVEL),
         "same_patient": same_patient(table, by),
-        "slides": [str(slide) for slide in sorted(slides.index)],
-        "patients": sorted(set(slides)),
+        "slides": sorted(table["slide"].unique()),
+        "patients": sorted(table["patient"].unique()),
     }
     trusts = {
         label: Trust(gene_trust(table, method=label, split_by=by), {**common, "label": label, **spec})
@@ -196,31 +146,26 @@ def trust_for(adata_ref: AnnData, method: Method, slides: Sequence[str], recipe:
     trusts, _ = reference_trusts(adata_ref, keys.PREDICTION)
     wanted = _identity(method, recipe.normalize, recipe.use_rep, slides)
     differing: set[str] = set()
-    for trust in trusts.values():
-        params = trust.params
-        if params["method"] != method.name:
-            continue
-        other = get_method(params["method"], **params["method_params"])
+    for params in (trust.params for trust in trusts.values() if trust.params["method"] == method.name):
+        other = get_method(method.name, **params["method_params"])
         found = _identity(other, params["normalize"], params["use_rep"], params["slides"])
         if found == wanted:
-            frame = trust.frame.reindex(list(recipe.genes))
-            frame["verdict"] = frame["verdict"].fillna(NOT_ASSESSED)
-            frame["n_slides"] = frame["n_slides"].fillna(0).astype(int)
+            frame = trusts[params["label"]].frame.reindex(list(recipe.genes))
+            frame = frame.fillna({"verdict": NOT_ASSESSED, "n_slides": 0}).astype({"n_slides": int})
             return Trust(frame.sort_values("expected_pearson", ascending=False, kind="stable"), params)
         differing |= {name for name in wanted if wanted[name] != found[name]}
     if trusts:
         logger.warning(
             "The trust per gene in uns[%r] does not apply to this model (%s), so the model has none. "
             "Run spahgc.tl.cross_validate on the reference slides with the method and parameters of the training.",
-            keys.trust(keys.PREDICTION),
+            keys.slot(keys.PREDICTION, "trust"),
             f"{', '.join(sorted(differing))} differ" if differing else f"{method.name!r} was not cross-validated",
         )
     return None
 
 
 def _identity(method: Method, unit: str, use_rep: str, slides: Sequence[str]) -> dict[str, Any]:
-    params = plain(dict(method.params()))
-    return {"method_params": params, "normalize": unit, "use_rep": use_rep, "slides": sorted(map(str, slides))}
+    return {"method_params": plain(method.params()), "normalize": unit, "use_rep": use_rep, "slides": sorted(slides)}
 
 
 def trust_for_targets(trust: Trust, targets: Mapping[str, str | None], known: Sequence[str | None]) -> Trust:

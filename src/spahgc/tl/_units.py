@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._disk import keeping
-from .._slides import Cohort, Float32, Float64, Normalize, Slide, check_no_shared_patients, expression_of, standardize
+from .._slides import Cohort, Float64, Normalize, Slide, check_no_shared_patients, expression_of, standardize
 from .._tables._cohorts import measured_expression, reference_cohort, slide_rows, target_slides
 from ..methods import Method, Run, check_needs
 from ..metrics import noise_ceiling
 from ._evaluate import score_slide
-from ._folds import Fold
-from ._protocols import Protocol, rescaled
+from ._protocols import Fold, Protocol, rescaled
 from ._trust import CEILING_METRIC
 
 if TYPE_CHECKING:
@@ -51,49 +50,36 @@ class UnitScores:
     values: Float64
 
 
-class HeldOut(NamedTuple):
-    """Slide to predict (standardized, without expression), with measured expression and depth (n_spots,) to score."""
-
-    slide: Slide
-    measured: Float32
-    depth: Float64
-
-
 @dataclass(frozen=True, eq=False)
 class FoldData:
-    """Standardized training slides and held-out slides of a fold; the panel is that of the training slides."""
+    """Standardized slides of a fold, with expression of the panel of the training slides, and depth where held out."""
 
     fold: Fold
     cohort: Cohort
-    held_out: tuple[HeldOut, ...]
+    held_out: tuple[Slide, ...]
+    depths: tuple[Float64, ...]
 
 
 def fold_data(
     adata: AnnData, fold: Fold, protocol: Protocol, *, panel: int | Sequence[str], **columns: Any
 ) -> tuple[FoldData, dict[str, Any]]:
     """Fold of a table, and the expression matrix of each held-out slide over all genes, rows in canonical order."""
-    rows = slide_rows(adata, columns["library_key"])
-
-    def slides(names: Sequence[str]) -> AnnData:
-        return adata[np.sort(np.concatenate([rows[name] for name in names]))]
-
-    cohort, recipe = reference_cohort(slides(fold.training), panel=panel, normalize=protocol.normalize, **columns)
-    held, layer = slides(fold.held_out), columns["layer"]
+    rows, layer = slide_rows(adata, columns["library_key"]), columns["layer"]
+    train, held = (
+        adata[np.sort(np.concatenate([rows[name] for name in names]))] for names in (fold.training, fold.held_out)
+    )
+    cohort, recipe = reference_cohort(train, panel=panel, normalize=protocol.normalize, **columns)
     measured, depth, _ = measured_expression(held, recipe.genes, protocol.normalize, layer=layer)
     library = {name: columns[name] for name in ("library_key", "patient_key")}
     targets = target_slides(held, recipe, **library)
     check_no_shared_patients(cohort, [t.slide for t in targets], allow_shared_patients=bool(fold.shared_patients))
+    slides = [replace(slide, expression=rescaled(expression_of(slide), protocol.rescale)) for slide in cohort]
+    held_out = [
+        replace(standardize(t.slide.read()), expression=rescaled(measured[t.rows], protocol.rescale)) for t in targets
+    ]
+    cohort = replace(cohort, slides=tuple(slides)).standardized()
     matrix = sp.csr_array(held.X if layer is None else held.layers[layer])
-    cohort = cohort.standardized()
-    scaled = [replace(slide, expression=rescaled(expression_of(slide), protocol.rescale)) for slide in cohort]
-    data = FoldData(
-        fold,
-        replace(cohort, slides=tuple(scaled)),
-        tuple(
-            HeldOut(standardize(t.slide.read()), rescaled(measured[t.rows], protocol.rescale), depth[t.rows])
-            for t in targets
-        ),
-    )
+    data = FoldData(fold, cohort, tuple(held_out), tuple(depth[t.rows] for t in targets))
     return data, {t.slide.name: matrix[t.rows] for t in targets}
 
 
@@ -105,30 +91,26 @@ def run_unit(
     `peek` shows the method the scored slide (:class:`~spahgc.methods.Run`); the honest protocol never sets it. `cache`
     is a folder for what several units compute; it does not change results.
     """
+    scores = []
     try:
         with _one_thread(), keeping(cache):
-            scores = _scores(data, type(method)(**method.params()), unit.seed, device, peek)
+            fitted = type(method)(**method.params())
+            for slide in (*data.cohort, *data.held_out):
+                check_needs(fitted, slide)
+            seen = data.held_out[0] if peek else None
+            run = Run(seed=unit.seed, device=device, split_by=data.fold.split_by, checkpoint_slide=seen)
+            fitted.fit(data.cohort, run)
+            for slide, depth in zip(data.held_out, data.depths, strict=True):
+                predicted = fitted.predict(slide.without_expression())
+                if not np.isfinite(predicted).all():
+                    raise FloatingPointError(f"The prediction of slide {slide.name!r} has NaN or infinite values.")
+                scores.append(score_slide(expression_of(slide), predicted, depth))
     except Exception as error:
         # The command line prints a ValueError, which the user can fix, without a traceback.
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{unit} failed: {type(error).__name__}: {error}") from error
     values = np.array([list(of_slide.values()) for of_slide in scores], dtype=np.float64)
-    return UnitScores(tuple(held.slide.name for held in data.held_out), tuple(scores[0]), data.cohort.genes, values)
-
-
-def _scores(data: FoldData, method: Method, seed: int, device: str | None, peek: bool) -> list[dict[str, np.ndarray]]:
-    held_out = data.held_out
-    for slide in (*data.cohort, *(held.slide for held in held_out)):
-        check_needs(method, slide)
-    seen = replace(held_out[0].slide, expression=held_out[0].measured) if peek else None
-    method.fit(data.cohort, Run(seed=seed, device=device, split_by=data.fold.split_by, checkpoint_slide=seen))
-    scores = []
-    for held in held_out:
-        predicted = method.predict(held.slide.without_expression())
-        if not np.isfinite(predicted).all():
-            raise FloatingPointError(f"The prediction of slide {held.slide.name!r} has NaN or infinite values.")
-        scores.append(score_slide(held.measured, predicted, held.depth))
-    return scores
+    return UnitScores(tuple(slide.name for slide in data.held_out), tuple(scores[0]), data.cohort.genes, values)
 
 
 def run_ceiling(
