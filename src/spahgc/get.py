@@ -40,8 +40,8 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     -------
     A row per slide: ``verdict`` (``"ok"``, the fault in words, or ``"unclear"``), ``fix`` (what undoes it, in
     full-resolution pixels), ``fixed`` (whether that was done), ``image``, ``pitch_um`` and ``platform_um`` (distance of
-    neighboring spots by the coordinates, and on the platform; NaN if unknown), and for the coordinates as ``given`` and
-    the best other ``candidate`` the evidence ``inside``, ``on_tissue``, ``outline``, ``expression`` and their ``score``.
+    neighboring spots by the coordinates, and on the platform; NaN if unknown), and for coordinates as ``given`` and for
+    the best other ``candidate`` ``inside``, ``on_tissue``, ``outline``, ``expression`` and their ``score``.
 
     Raises
     ------

@@ -319,7 +319,7 @@ def test_target(
     target = case.changed(target)
     check(case, "target", models("ridge"), target, snapshot)
     # A bad target does not cost a training.
-    monkeypatch.setattr("spahgc.tl._predict.train", lambda *args, **kwargs: pytest.fail("trained before it looked"))
+    monkeypatch.setattr("spahgc.tl._train.train", lambda *args, **kwargs: pytest.fail("trained before it looked"))
     check(case, "target", reference, target, snapshot)
 
 
