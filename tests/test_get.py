@@ -106,5 +106,7 @@ def test_keys(done: ad.AnnData) -> None:
         spahgc.get.predicted(done, key="mine")
     with pytest.raises(KeyError, match="obsm has no prediction 'spatial'"):
         spahgc.get.predicted(done, key="spatial")
-    with pytest.raises(KeyError, match="prediction 'other' was not scored. Run spahgc.tl.evaluate.*Scored: 'spahgc'"):
+    with pytest.raises(
+        KeyError, match="Prediction 'other' was not scored. Run spahgc.tl.evaluate.*Available keys: 'spahgc'"
+    ):
         spahgc.get.scores(done, key="other")

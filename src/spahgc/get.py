@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from . import _keys as keys
 from ._checks import checked, format_names
@@ -19,10 +21,6 @@ from ._tables._predictions import (
     write_mean_scores,
 )
 from ._tables._slots import coordinates, library_column
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 __all__ = ["alignment", "cross_validation", "evidence", "predicted", "scores", "trust"]
 
@@ -56,8 +54,6 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     >>> spahgc.get.alignment(sdata["table"])["image"].tolist()
     ['S1_image']
     """
-    import pandas as pd
-
     slides = adata.uns.get(keys.ALIGNMENT, {}).get("slides")
     if not slides:
         raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
@@ -90,10 +86,8 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     ------
     KeyError
         If there is no such prediction.
-    FileNotFoundError
-        If its store does not exist any more.
-    ValueError
-        If its store holds something else.
+    FileNotFoundError, ValueError
+        If its store does not exist any more, or holds something else.
 
     Examples
     --------
@@ -163,8 +157,6 @@ def evidence(
     >>> spahgc.get.evidence(adata, adata.obs_names[0])["rank"].tolist()
     [1, 2, 3]
     """
-    import pandas as pd
-
     name, index = keys.slot(key, "evidence"), keys.slot(key, "references")
     if name not in adata.uns or index not in adata.obsm:
         raise KeyError(
@@ -200,8 +192,6 @@ def evidence(
 
 def _names_at(adata_ref: AnnData, table: pd.DataFrame, library_key: str | None) -> Any:
     """Names of the reference spots at the positions of a table of evidence."""
-    import pandas as pd
-
     slides = adata_ref.obs[library_column(adata_ref, library_key, what="reference")].astype(str)
     places = coordinates(adata_ref, what="reference")
     index = pd.MultiIndex.from_arrays([slides, places[:, 0], places[:, 1]])

@@ -158,19 +158,19 @@ def test_forged_config(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for name in config.keys() - {"checksum", "format", "versions", "history", "trust"}:
         for value in ({}, [], "mine", -1, None, True, {"genes": 1}, [{}]):
-            if value == config[name] or (name == "half" and value is True):
+            if value == config[name]:
                 continue
             edit(folder, **{**config, name: value})
-            with pytest.raises(ValueError, match="model/config.json (is not valid|does not match)|not the file"):
+            with pytest.raises(ValueError, match="model/config.json does not match|not the file"):
                 Model.load(folder)
-    for name, value in (("history", []), ("trust", {"genes": []}), ("trust", "x"), ("half", True), ("versions", 1)):
-        edit(folder, **{**config, name: value})
-        with pytest.raises(ValueError, match="model/config.json (is not valid|does not match)"):
+    for value in ({"genes": []}, "x"):
+        edit(folder, **{**config, "trust": value})
+        with pytest.raises(ValueError, match="model/config.json does not match"):
             Model.load(folder)
-    for name in config.keys() - {"checksum", "format"}:
+    for name in config.keys() - {"checksum", "format", "versions"}:
         (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != name}))
         edit(folder)
-        with pytest.raises(ValueError, match=f"config.json is not valid: {name} missing"):
+        with pytest.raises(ValueError, match=f"config.json does not match .*{name}"):
             Model.load(folder)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
@@ -14,9 +15,6 @@ from .._checks import format_names
 from .._slides import Cohort, Float32, Float64, Normalize, Rows, Slide, canonical_order, rank_genes, spot_depth
 from .._slides import normalize as in_unit
 from . import _slots as check
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 # Parameters of an embedding that describe a slide or a run, and do not affect whether embeddings are comparable.
 _RUN_ONLY = {

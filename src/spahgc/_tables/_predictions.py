@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from .. import _keys as keys
 from .._checks import format_names
 from .._disk import read_store, write_store
 from .._slides import Float32, blocks
 from ._cohorts import plain
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-
-logger = logging.getLogger("spahgc")
 
 VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
 """Verdicts on a gene, from best to worst; "not assessed" has no cross-validated score."""
@@ -31,7 +26,6 @@ _TRUST_COLUMNS: dict[str, type] = {
     "n_slides": int,
     "verdict": object,
 }
-_LARGE_LAYER = 2**28  # bytes from which on the size of a layer is logged
 _WORKERS = 4  # chunks of a store that are read at once
 _CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
 _SCORE_COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
@@ -62,8 +56,6 @@ class Trust:
     @classmethod
     def from_slots(cls, entry: Mapping[str, Any]) -> Self:
         """Inverse of :meth:`to_slots`; missing values may be NaN or `None`."""
-        import pandas as pd
-
         columns: dict[str, Any] = {name: np.asarray(entry[name], dtype=dtype) for name, dtype in _TRUST_COLUMNS.items()}
         frame = pd.DataFrame(columns, index=pd.Index(np.asarray(entry["genes"], dtype=object), name="gene"))
         return cls(frame, plain(entry[keys.PARAMS]))
@@ -90,7 +82,6 @@ class Prediction:
     def expression(self, genes: Sequence[str]) -> Float32:
         """Predicted expression of some genes of a prediction that was read, float32 (n_obs, n_genes), in memory."""
         import dask
-        import pandas as pd
 
         if isinstance(self.values, pd.DataFrame):
             return self.values[list(genes)].to_numpy(dtype=np.float32)
@@ -105,33 +96,24 @@ def panel(adata: AnnData, key: str) -> list[str]:
     return [str(gene) for gene in (adata.uns[key]["genes"] if table is None else table.columns)]
 
 
-def stored_at(adata: AnnData, key: str) -> str | None:
-    """Path of the store of a prediction; `None` if it has none."""
-    entry = adata.uns.get(key)
-    return str(entry[keys.STORE]) if isinstance(entry, Mapping) and keys.STORE in entry else None
-
-
 def read_prediction(adata: AnnData, key: str) -> Prediction:
     """Prediction of a table; values are read later."""
-    table, entry = _in_table(adata, key), adata.uns.get(key)
+    table, entry, support = _in_table(adata, key), adata.uns.get(key), adata.obs.get(keys.slot(key, "support"))
     return Prediction(
         _in_store(adata, key) if table is None else table,
         tuple(panel(adata, key)),
-        adata.obs[keys.slot(key, "support")].to_numpy() if keys.slot(key, "support") in adata.obs else None,
+        None if support is None else support.to_numpy(),
         dict(entry) if isinstance(entry, Mapping) else {},
     )
 
 
 def _in_table(adata: AnnData, key: str) -> pd.DataFrame | None:
-    import pandas as pd
-
-    table = adata.obsm.get(key)
-    if isinstance(table, pd.DataFrame):
-        return table
-    if stored_at(adata, key) is not None:
+    if isinstance(adata.obsm.get(key), pd.DataFrame):
+        return adata.obsm[key]
+    stored = [name for name, entry in adata.uns.items() if isinstance(entry, Mapping) and keys.STORE in entry]
+    if key in stored:
         return None
-    known = {name for name in adata.obsm if isinstance(adata.obsm[name], pd.DataFrame)}
-    known |= {name for name in adata.uns if stored_at(adata, name) is not None}
+    known = {*stored, *(name for name, table in adata.obsm.items() if isinstance(table, pd.DataFrame))}
     raise KeyError(
         f"obsm has no prediction {key!r}. Run spahgc.tl.predict(adata_ref, adata) first. "
         f"Available predictions: {format_names(sorted(known))}."
@@ -140,7 +122,7 @@ def _in_table(adata: AnnData, key: str) -> pd.DataFrame | None:
 
 def _in_store(adata: AnnData, key: str) -> Any:
     """Values of a stored prediction for the spots of the table, dask array (n_obs, n_genes)."""
-    path = Path(str(stored_at(adata, key)))
+    path = Path(str(adata.uns[key][keys.STORE]))
     try:
         store = read_store(path)
     except (FileNotFoundError, ValueError) as error:
@@ -174,8 +156,6 @@ def write_prediction(
     overwrite: bool = False,
 ) -> None:
     """Write a prediction to the slots of a table, or its values to a store, and remove results of an older one."""
-    import pandas as pd
-
     record = prediction.record
     parts: dict[str, Any] = {}
     # Compute everything before writing so that a failure leaves the table unchanged.
@@ -186,7 +166,7 @@ def write_prediction(
     else:
         genes = list(prediction.genes)
         parts["obsm"] = pd.DataFrame(prediction.values, index=adata.obs_names, columns=genes, copy=False)
-        parts["layers"] = _layer(adata, prediction, key) if write_layer else None
+        parts["layers"] = _layer(adata, prediction) if write_layer else None
     for place in ("obsm", "layers"):
         getattr(adata, place).pop(key, None)
         if parts.get(place) is not None:
@@ -203,19 +183,12 @@ def write_prediction(
     adata.var.drop(columns=[keys.slot(key, metric) for metric in keys.METRICS], errors="ignore", inplace=True)
 
 
-def _layer(adata: AnnData, prediction: Prediction, key: str) -> Float32 | None:
+def _layer(adata: AnnData, prediction: Prediction) -> Float32 | None:
     """Prediction as a layer; NaN for genes outside the panel, `None` if all are."""
     columns = adata.var_names.get_indexer(list(prediction.genes))
     here = columns >= 0
     if not here.any():
         return None
-    n_bytes = 4 * adata.n_obs * adata.n_vars
-    if n_bytes > _LARGE_LAYER:
-        logger.info(
-            "layers[%r] takes %.0f MB, NaN outside the panel. Pass write_layer=False to leave it out.",
-            key,
-            n_bytes / 1e6,
-        )
     layer = np.full(adata.shape, np.nan, dtype=np.float32)
     for rows in blocks(adata.n_obs):
         layer[rows, columns[here]] = prediction.values[rows, here]
@@ -224,23 +197,7 @@ def _layer(adata: AnnData, prediction: Prediction, key: str) -> Float32 | None:
 
 def prediction_table(adata: AnnData, key: str, prediction: Prediction) -> AnnData:
     """Prediction as a table of its own, without ``X``."""
-    import anndata
-    import pandas as pd
-
-    var = pd.DataFrame(index=pd.Index(list(prediction.genes)))
-    slots = {key: prediction.record, **_slide_slots(adata)}
-    obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
-    kept = {name: deepcopy(part) for name, part in slots.items() if part}
-    out = anndata.AnnData(obs=adata.obs.copy(), var=var, uns=kept, obsm=obsm)
-    if prediction.support is not None:
-        out.obs[keys.slot(key, "support")] = prediction.support
-    if prediction.trust is not None:
-        _write_trust_columns(out, key, prediction.trust)
-    return out
-
-
-def _slide_slots(adata: AnnData) -> dict[str, Any]:
-    """Images and SpatialData link of the slides that have spots in the table; squidpy refuses others."""
+    # Images and SpatialData link only of slides that have spots in the table; squidpy refuses others.
     images, link = adata.uns.get(keys.SPATIAL, {}), adata.uns.get(keys.SPATIALDATA_ATTRS, {})
     column = link.get("region_key")
     if column in adata.obs:
@@ -249,7 +206,16 @@ def _slide_slots(adata: AnnData) -> dict[str, Any]:
         regions = link.get("region")
         if not isinstance(regions, str) and regions is not None:
             link = {**link, "region": [region for region in regions if str(region) in slides]}
-    return {keys.SPATIAL: images, keys.SPATIALDATA_ATTRS: link}
+    slots = {key: prediction.record, keys.SPATIAL: images, keys.SPATIALDATA_ATTRS: link}
+    uns = {name: deepcopy(part) for name, part in slots.items() if part}
+    obsm = {keys.SPATIAL: np.array(adata.obsm[keys.SPATIAL])} if keys.SPATIAL in adata.obsm else {}
+    var = pd.DataFrame(index=pd.Index(list(prediction.genes)))
+    out = AnnData(obs=adata.obs.copy(), var=var, uns=uns, obsm=obsm)
+    if prediction.support is not None:
+        out.obs[keys.slot(key, "support")] = prediction.support
+    if prediction.trust is not None:
+        _write_trust_columns(out, key, prediction.trust)
+    return out
 
 
 def check_key(key: str) -> None:
@@ -306,27 +272,36 @@ def write_mean_scores(adata: AnnData, key: str, scores: pd.DataFrame) -> None:
 
 def read_scores(adata: AnnData, key: str) -> pd.DataFrame:
     """Scores of a prediction as a long table."""
-    import pandas as pd
+    advice = (
+        f"Prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a table with measured "
+        "expression; spahgc.get.trust says what to expect without it."
+    )
+    return _long_table(_entry(adata, key, "scores", advice), _SCORE_COLUMNS)
 
-    name = keys.slot(key, "scores")
+
+def _entry(adata: AnnData, key: str, what: str, advice: str) -> Any:
+    name = keys.slot(key, what)
     if name not in adata.uns:
-        scored = (k.removesuffix("_scores") for k in adata.uns if k.endswith("_scores"))
-        raise KeyError(
-            f"uns has no {name!r}: prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a "
-            f"table with measured expression; spahgc.get.trust says what to expect without it. "
-            f"Scored: {format_names(scored)}."
-        )
-    table = pd.DataFrame({column: np.asarray(values) for column, values in adata.uns[name].items()})
-    # Files return the keys of a dictionary in another order.
-    return table[sorted(table, key=lambda column: _SCORE_COLUMNS.index(column) if column in _SCORE_COLUMNS else 99)]
+        known = [other.removesuffix(f"_{what}") for other in adata.uns if other.endswith(f"_{what}")]
+        raise KeyError(f"uns has no {name!r}. {advice} Available keys: {format_names(known)}.")
+    return adata.uns[name]
+
+
+def _long_table(entry: Mapping[str, Any], names: Sequence[str]) -> pd.DataFrame:
+    """Long table of columns as arrays, or as codes of few names."""
+    columns = {}
+    for name in names:
+        values = entry[name]
+        if isinstance(values, Mapping):
+            values = np.asarray(values["names"], dtype=object)[np.asarray(values["codes"])]
+        columns[name] = np.asarray(values)
+    return pd.DataFrame(columns)
 
 
 def write_cross_validation(
     adata_ref: AnnData, key: str, table: pd.DataFrame, params: dict[str, Any], trusts: Mapping[str, Trust], shown: str
 ) -> None:
     """Write cross-validated scores, and trust by label of the method; ``var`` holds the trust of the one `shown`."""
-    import pandas as pd
-
     columns: dict[str, Any] = {}
     for name in table.columns:
         columns[name] = table[name].to_numpy()
@@ -343,22 +318,9 @@ def write_cross_validation(
 
 def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
     """Cross-validated scores as a long table."""
-    import pandas as pd
-
-    name = keys.slot(key, "cv")
-    if name not in adata_ref.uns:
-        raise KeyError(
-            f"uns has no {name!r}. Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first. Available "
-            f"cross-validations: {format_names(k.removesuffix('_cv') for k in adata_ref.uns if k.endswith('_cv'))}."
-        )
-    entry = adata_ref.uns[name]
-    columns = {}
-    for column in _CV_COLUMNS:
-        values = entry["scores"][column]
-        if isinstance(values, Mapping):
-            values = np.asarray(values["names"], dtype=object)[np.asarray(values["codes"])]
-        columns[column] = values
-    table = pd.DataFrame(columns)
+    advice = f"Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first."
+    entry = _entry(adata_ref, key, "cv", advice)
+    table = _long_table(entry["scores"], _CV_COLUMNS)
     table.attrs = {name: str(entry[keys.PARAMS][name]) for name in ("protocol", "label")}
     return table
 
@@ -373,8 +335,6 @@ def reference_trusts(adata_ref: AnnData, key: str) -> tuple[dict[str, Trust], st
 
 def _write_trust_columns(adata: AnnData, key: str, trust: Trust | None) -> None:
     """Main columns of the trust into ``var``, NaN for other genes; older ones are removed."""
-    import pandas as pd
-
     names = {column: keys.slot(key, name) for column, name in keys.TRUST.items()}
     adata.var.drop(columns=list(names.values()), errors="ignore", inplace=True)
     if trust is not None:

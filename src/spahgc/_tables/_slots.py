@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import format_names
 from .._slides import Float32, Float64, blocks
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
 Kind = Literal["symbol", "ensembl"]
 _ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
-_WITHOUT_EXPRESSION = {
-    "reference": "A reference needs measured expression; an H&E-only slide can be a target.",
-    "target": "There is nothing to score the prediction against: an H&E-only slide has no scores.",
-}
+_WITHOUT_EXPRESSION = "An H&E-only slide can be a target, but no reference, and has no scores."
 
 
 def ensembl_id(name: str) -> str:
@@ -166,7 +161,7 @@ def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str =
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None or adata.n_vars == 0:
         problem = "X is None" if matrix is None else "n_vars is 0"
-        raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION.get(what, '')}")
+        raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION}")
     matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
     if matrix.dtype == np.float16:  # which SciPy's sparse matrices do not support
         matrix = matrix.astype(np.float32)
@@ -182,7 +177,7 @@ def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str =
             "values as they are."
         )
     if not _values(matrix).any():
-        raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION.get(what, '')}")
+        raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION}")
     return matrix
 
 

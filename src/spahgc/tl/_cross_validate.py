@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
@@ -31,10 +33,6 @@ from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, pa
 from ._train import checked_params
 from ._trust import CEILING_METHOD, cross_validated_trust
 from ._units import Unit, UnitScores, fold_data, run_ceiling, run_unit
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger("spahgc")
 
@@ -243,8 +241,6 @@ def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> d
 
 def _table(results: Mapping[Unit, UnitScores], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
     """Long table of scores, in the order of the units."""
-    import pandas as pd
-
     shared = {fold.name: set(fold.shared_patients) for fold in folds}
     parts = []
     for unit, scores in results.items():

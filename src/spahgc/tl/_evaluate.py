@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
@@ -21,9 +23,6 @@ from ..methods import METHODS, Method
 from ..methods.base import Evidence
 from ..methods._features import GeneScale
 from ._model import Model
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger("spahgc")
 
@@ -82,8 +81,6 @@ def evaluate(
     >>> "spahgc_pearson" in adata.var
     True
     """
-    import pandas as pd
-
     check.check_table(adata, what="target")
     prediction = read_prediction(adata, key)
     params: dict[str, Any] = prediction.record.get(keys.PARAMS, {})
@@ -273,8 +270,6 @@ def _agreement(predicted: Float32, evidence: Evidence, model: Model) -> Float32:
 def _write_evidence(
     adata: AnnData, key: str, model: Model, evidence: Evidence, agreement: Float32, n_references: int
 ) -> None:
-    import pandas as pd
-
     slides, slide_of = list(model.reference), model.reference.slide_index()
     names = [slide.name for slide in slides]
     shares = np.zeros((adata.n_obs, len(slides)), np.float32)

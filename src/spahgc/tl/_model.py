@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from .. import _keys as keys
@@ -25,9 +26,6 @@ from ..methods import Method, check_needs, get_method
 from . import _model_folder as files
 from ._support import Support
 from ._trust import trust_for_targets
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _SUPPORT = 0.1  # share of the work on a slide that its support counts as
 _METHOD, _SUPPORT_ARRAYS, _SCALES = "method.", "support.", "slides."  # prefixes of saved arrays
@@ -84,10 +82,7 @@ class Model:
 
     @property
     def trust(self) -> pd.DataFrame | None:
-        """Expected score of each gene on a slide like the held-out ones, see :func:`spahgc.get.trust`.
-
-        `None` if the reference was not cross-validated with this method before the training.
-        """
+        """Expected score of each gene (:func:`spahgc.get.trust`), if the reference was cross-validated before."""
         return None if self._trust is None else self._trust.frame
 
     @property

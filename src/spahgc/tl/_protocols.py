@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 
 from .._checks import format_names
 from .._slides import Float32, Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import reference_cohort, slide_rows
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 HEST_COMPONENTS = 256
 HEST_MIN_FRACTION = 0.1
@@ -88,14 +86,13 @@ def panel_of_all(adata: AnnData, protocol: Protocol, n_genes: int, **columns: An
 
 def highly_variable(counts: Sequence[Any], n_genes: int) -> np.ndarray:
     """Columns of the genes that HEST-Benchmark selects, from the counts of each slide."""
-    import anndata
     import scanpy
 
     found = [np.asarray((slide > 0).sum(axis=0)).ravel() >= HEST_MIN_FRACTION * slide.shape[0] for slide in counts]
     eligible = np.flatnonzero(np.all(found, axis=0))
     if len(eligible) <= n_genes:
         return eligible
-    stacked = anndata.AnnData(sp.csr_matrix(sp.vstack([slide[:, eligible] for slide in counts]).astype(np.float32)))
+    stacked = AnnData(sp.csr_matrix(sp.vstack([slide[:, eligible] for slide in counts]).astype(np.float32)))
     scanpy.pp.log1p(stacked)
     genes = scanpy.pp.highly_variable_genes(stacked, n_top_genes=n_genes, inplace=False)
     return eligible[genes["highly_variable"].to_numpy()][:n_genes]

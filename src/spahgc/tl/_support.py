@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
@@ -16,9 +17,6 @@ from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float64, Stack
 from .._tables import _slots as check
 from .._tables._cohorts import slide_rows
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 N_NEIGHBORS = 7
 """Reference spots whose distance counts."""
@@ -78,28 +76,27 @@ class Support:
 
     def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = no_progress) -> NDArray[np.float32]:
         """Support of spots in [0, 1], float32 (n_spots,), from embeddings as the encoder gave them."""
-        parts = [self._block(embedding[rows]) for rows in with_progress(len(embedding), progress)]
-        return np.concatenate(parts)
+        support, n = np.empty(len(embedding), np.float32), sum(len(bank) for bank in self.banks)
+        for rows in with_progress(len(embedding), progress):
+            nearest, slide = self._nearest_of_all(embedding[rows])
+            n_farther = np.zeros(len(nearest))
+            for index, distances in enumerate(self.distances):
+                others = nearest if len(self.banks) == 1 else np.where(slide == index, np.inf, nearest)
+                # With the tolerance, a distance that is equal up to rounding does not count as smaller.
+                limit = _mean_of_nearest(others) * (1 - 1e-9)
+                n_farther += len(distances) - np.searchsorted(distances, limit, side="left")
+            support[rows] = (1 + n_farther) / (1 + n)
+        return support
 
-    def _block(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores = ((embedding.astype(np.float64) - self.mean) / self.scale) @ self.axes
-        nearest, slide = self._nearest_of_all(scores)
-        n_farther = np.zeros(len(scores))
-        for index, distances in enumerate(self.distances):
-            others = nearest if len(self.banks) == 1 else np.where(slide == index, np.inf, nearest)
-            # With the tolerance, a distance that is equal up to rounding does not count as smaller.
-            limit = _mean_of_nearest(others) * (1 - 1e-9)
-            n_farther += len(distances) - np.searchsorted(distances, limit, side="left")
-        n = sum(len(bank) for bank in self.banks)
-        return ((1 + n_farther) / (1 + n)).astype(np.float32)
-
-    def _nearest_of_all(self, scores: Float64) -> tuple[Float64, NDArray[np.intp]]:
+    def _nearest_of_all(self, embedding: NDArray[np.float32]) -> tuple[Float64, NDArray[np.intp]]:
         """Smallest distances of each spot and their slides: 14, so that 7 remain whichever slide is left out."""
-        nearest, slide = np.empty((len(scores), 0)), np.empty((len(scores), 0), np.intp)
-        for index, bank in enumerate(self.banks):
-            found = _nearest(scores, bank)
-            nearest = np.concatenate([nearest, found], axis=1)
-            slide = np.concatenate([slide, np.full(found.shape, index)], axis=1)
+        scores = ((embedding.astype(np.float64) - self.mean) / self.scale) @ self.axes
+        nearest = _nearest(scores, self.banks[0])
+        slide = np.zeros(nearest.shape, np.intp)
+        for index, bank in enumerate(self.banks[1:], start=1):
+            more = _nearest(scores, bank)
+            nearest = np.concatenate([nearest, more], axis=1)
+            slide = np.concatenate([slide, np.full(more.shape, index)], axis=1)
             if nearest.shape[1] > 2 * N_NEIGHBORS:
                 best = np.argpartition(nearest, 2 * N_NEIGHBORS - 1, axis=1)[:, : 2 * N_NEIGHBORS]
                 nearest, slide = np.take_along_axis(nearest, best, axis=1), np.take_along_axis(slide, best, axis=1)
@@ -149,8 +146,7 @@ def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Fl
 def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str) -> dict[str, float]:
     """Median distance of neighboring spots of each slide (um), for slides whose scale the embedding records."""
     entry: Any = adata.uns.get(use_rep)
-    params = entry.get(keys.PARAMS, {}) if isinstance(entry, Mapping) else {}
-    scale = params.get(keys.MPP)
+    scale = entry.get(keys.PARAMS, {}).get(keys.MPP) if isinstance(entry, Mapping) else None
     if not isinstance(scale, Mapping):
         return {}
     positions = check.coordinates(adata, what=what)
@@ -163,10 +159,8 @@ def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str)
 
 def warn_of_pitch(reference: Mapping[str, float], target: Mapping[str, float], *, stacklevel: int) -> None:
     """Warn of target slides whose spots are more than twice as far apart as the reference's, or less than half."""
-    if not reference:
-        return
-    usual = float(np.median(list(reference.values())))
-    off = {name: um for name, um in target.items() if not usual / PITCH_RATIO <= um <= usual * PITCH_RATIO}
+    usual = float(np.median(list(reference.values()))) if reference else np.nan
+    off = {name: um for name, um in target.items() if um < usual / PITCH_RATIO or um > usual * PITCH_RATIO}
     if off:
         slides = ", ".join(f"{name!r} {um:.3g}" for name, um in off.items())
         warnings.warn(

@@ -7,9 +7,10 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
+from anndata import AnnData
 
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
@@ -30,9 +31,6 @@ from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
 from ._support import pitches, warn_of_pitch
 from ._trust import trust_for
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger("spahgc")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
@@ -16,10 +18,6 @@ from .._tables._cohorts import Recipe, plain
 from .._tables._predictions import VERDICTS, Trust, reference_trusts
 from ..methods import Method, get_method
 from ..metrics import GOOD
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger("spahgc")
 
@@ -57,8 +55,6 @@ def gene_trust(
 
     Returns a row per gene, best expected first, with the columns that :func:`spahgc.get.trust` documents.
     """
-    import pandas as pd
-
     own = table[(table["method"] == method) & (table["metric"] == "pearson")]
     patients = own.groupby("slide")["patient"].first()
     units = np.unique(patients, return_inverse=True)[1]

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 
 from .._disk import keeping
 from .._slides import Cohort, Float64, Normalize, Slide, check_no_shared_patients, expression_of, standardize
@@ -20,9 +21,6 @@ from ..metrics import noise_ceiling
 from ._evaluate import score_slide
 from ._protocols import Fold, Protocol, rescaled
 from ._trust import CEILING_METRIC
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 # Torch's random state and number of threads belong to the process, so units in threads of one process take turns.
 _TURN = threading.Lock()
