@@ -18,8 +18,8 @@ from .._disk import read_store, write_store
 from .._slides import Float32, blocks
 from ._cohorts import plain
 
+# Verdicts on a gene, from best to worst; "not assessed" has no cross-validated score.
 VERDICTS = ("trusted", "weak", "not predictable", "not assessed")
-"""Verdicts on a gene, from best to worst; "not assessed" has no cross-validated score."""
 _TRUST_COLUMNS: dict[str, type] = {
     **dict.fromkeys(("expected_pearson", "low", "high", "expected_depth_removed"), float),
     **dict.fromkeys(("difference_to_ridge", "difference_to_depth", "share_of_ceiling"), float),

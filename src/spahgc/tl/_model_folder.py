@@ -18,8 +18,7 @@ from ..methods._features import GeneScale
 
 FORMAT = 3
 CONFIG, WEIGHTS, REFERENCE = "config.json", "weights.safetensors", "reference"
-READ_WHOLE = 2**26
-"""Bytes of a reference up to which it is read and checked on loading; a larger one is memory-mapped."""
+READ_WHOLE = 2**26  # bytes of a reference up to which it is read and checked on loading; others are memory-mapped
 _AGAIN = "Copy the folder again, or train again."
 
 Arrays = Mapping[str, "NDArray[np.floating] | Rows"]

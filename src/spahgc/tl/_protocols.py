@@ -15,8 +15,7 @@ from .._slides import Float32, Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import reference_cohort, slide_rows
 
-HEST_COMPONENTS = 256
-HEST_MIN_FRACTION = 0.1
+HEST_COMPONENTS, HEST_MIN_FRACTION = 256, 0.1
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,11 @@ from .._slides import Cohort, Float64, Stack
 from .._tables import _slots as check
 from .._tables._cohorts import slide_rows
 
-N_NEIGHBORS = 7
-"""Reference spots whose distance counts."""
-N_COMPONENTS = 32
-"""Principal components of the raw embedding in which distances are taken."""
-MAX_SPOTS = 32_768
-"""Reference spots that count; of a larger reference as many, evenly over it, so that the time to fit is bounded."""
+N_NEIGHBORS = 7  # reference spots whose distance counts
+N_COMPONENTS = 32  # principal components of the raw embedding in which distances are taken
+MAX_SPOTS = 32_768  # reference spots that count, evenly over the reference, so that the time to fit is bounded
+PITCH_RATIO = 2.0  # ratio of the pitch of target and reference from which on `warn_of_pitch` warns
 _CHUNK = 2048
-PITCH_RATIO = 2.0
-"""Ratio of the pitch of target and reference from which on :func:`warn_of_pitch` warns."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,7 +187,7 @@ def checked_params(method: str, preset: str | None, method_params: Mapping[str, 
     """Parameters of a method as JSON types, including its preset."""
     if method not in METHODS:
         raise ValueError(f"No method {method!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
-    params = {name: plain(value) for name, value in (method_params or {}).items()}
+    params: dict[str, Any] = plain(dict(method_params or {}))
     try:
         json.dumps(params)
     except TypeError as error:

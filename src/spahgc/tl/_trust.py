@@ -22,13 +22,10 @@ from ..metrics import GOOD
 logger = logging.getLogger("spahgc")
 
 TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
-BAD, BEYOND_DEPTH = 0.15, 0.15
-"""Limits of the verdicts: expected Pearson of unpredictable genes, and of trusted genes with depth removed."""
-CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"
-"""Rows of a table of scores that hold the noise ceiling."""
+BAD, BEYOND_DEPTH = 0.15, 0.15  # expected Pearson of unpredictable genes, and of trusted genes with depth removed
+CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"  # rows of a table of scores that hold the noise ceiling
 LEVEL, BASELINE = 0.9, "ridge"
-MIN_UNITS = 3
-"""Held-out slides (or patients) needed for an interval: two may agree by chance."""
+MIN_UNITS = 3  # held-out slides (or patients) needed for an interval: two may agree by chance
 _MOST = 0.999  # limit of correlations: Fisher's z of 1 is infinite
 _SHOWN = "spahgc"  # method whose trust goes to `var`, if it was cross-validated
 
@@ -236,9 +233,8 @@ class Shifts:
         share = np.divide(shift, total, out=np.zeros(len(own)), where=total > 0)
         # The quantile of a sum of two t is a smooth function of their shares, so it is interpolated.
         shares = np.linspace(0, 1, 11) ** 2
-        half = np.sqrt(total) * np.interp(
-            share, shares, [_quantile(level, (1 - x, self.residual[1]), (x, free)) for x in shares]
-        )
+        quantiles = [_quantile(level, (1 - x, self.residual[1]), (x, free)) for x in shares]
+        half = np.sqrt(total) * np.interp(share, shares, quantiles)
         return self.means - half, self.means + half
 
 
