@@ -121,6 +121,7 @@ def reference_cohort(
 
 def embedding_recipe(adata: AnnData, use_rep: str | None) -> Recipe:
     """Recipe of a reference table without a panel."""
+    check.check_table(adata, what="reference")
     use_rep = check.representation(adata, use_rep, what="reference")
     width = check.embedding(adata, use_rep, what="reference").shape[1]
     return Recipe((), "none", use_rep, width, encoder_params(adata, use_rep))

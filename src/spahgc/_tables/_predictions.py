@@ -234,7 +234,7 @@ def check_unused(adata: AnnData, key: str, places: Iterable[tuple[str, str]]) ->
     if taken:
         raise ValueError(
             f"{', '.join(taken)} exists already and was not written by spahgc, so results of key_added={key!r} cannot "
-            f"overwrite it. Rename it, or choose another key_added."
+            f"overwrite it. Choose another key_added, or rename it."
         )
 
 

@@ -17,7 +17,7 @@ from .._slides import Float32, Float64, blocks
 
 Kind = Literal["symbol", "ensembl"]
 _ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
-_WITHOUT_EXPRESSION = "An H&E-only slide can be a target, but no reference, and has no scores."
+_WITHOUT_EXPRESSION = "Measured expression is needed here; an H&E-only slide can be a target."
 
 
 def ensembl_id(name: str) -> str:
