@@ -157,7 +157,7 @@ def test_evidence_goes_with_the_prediction_that_it_is_of(models: dict[str, Model
     spahgc.tl.predict(models["knn"], target)
     target.obs["spahgc_agreement"] = "mine"
     spahgc.tl.predict(models["knn"], target)
-    with pytest.raises(ValueError, match=r"obs\['spahgc_agreement'\] of the target exists already.*not overwritten"):
+    with pytest.raises(ValueError, match=r"obs\['spahgc_agreement'\] exists already.*cannot overwrite it"):
         spahgc.tl.explain(models["knn"], target)
     assert (target.obs["spahgc_agreement"] == "mine").all()
     assert "spahgc_weights" not in target.obsm
