@@ -20,8 +20,8 @@ from .._tables import _slots as check
 from .._tables._cohorts import measured_expression, patient_of, slide_rows, target_slides
 from .._tables._predictions import check_unused, evidence_slots, read_prediction, write_scores
 from ..methods import METHODS, Method
-from ..methods.base import Evidence
 from ..methods._features import GeneScale
+from ..methods.base import Evidence
 from ._model import Model
 
 logger = logging.getLogger("spahgc")
