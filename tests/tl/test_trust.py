@@ -235,7 +235,6 @@ def test_what_was_held_out() -> None:
     assert not same_patient(long(values, list("ABCDE")), "slide")
 
 
-
 # On the reference, with the model, on the prediction.
 
 
