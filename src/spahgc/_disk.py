@@ -221,9 +221,7 @@ def local_path(store: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a store."""
     name = os.fspath(store)
     if "://" in name:
-        raise ValueError(
-            f"`store` must be a local path, got {name!r}. Write to a local path and copy the store."
-        )
+        raise ValueError(f"`store` must be a local path, got {name!r}. Write to a local path and copy the store.")
     return Path(os.path.abspath(os.path.expanduser(name)))
 
 

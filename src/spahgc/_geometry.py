@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import Delaunay, cKDTree
 
 from . import _keys as keys
 from ._checks import matrix, positive
-
-logger = logging.getLogger("spahgc")
+from ._run import logger
 
 Float64 = NDArray[np.float64]
 _DECIMALS = 9
@@ -217,8 +215,6 @@ def neighbor_distance(points: Float64, k: int = 1) -> float:
 
 def lattice(points: Float64, most: int = 20_000) -> tuple[float, float]:
     """Area per point, and neighbor distance on the regular lattice (hexagonal or square) of that area."""
-    from scipy.spatial import Delaunay
-
     if len(points) > most:  # a region, not a sample, so that neighbors stay neighbors
         points = points[np.argsort(np.abs(points - np.median(points, axis=0)).max(axis=1))[:most]]
     corners = points[Delaunay(points, qhull_options="QJ").simplices]

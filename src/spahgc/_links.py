@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from . import _keys as keys
 from ._checks import format_names
 from ._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, VISIUM_SPOT_UM, shape_areas, side_of, visium_pitch
+from ._run import logger
 from ._slides import Float64
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-logger = logging.getLogger("spahgc")
 
 AXES = ("x", "y")
 
@@ -150,15 +147,11 @@ def _shapes_with_ids(sdata: SpatialData, table: AnnData, name: str, rows: NDArra
 
 def systems_of(element: Any) -> set[str]:
     """Names of the coordinate systems of an element."""
-    from spatialdata.transformations import get_transformation
-
     return set(get_transformation(element, get_all=True))
 
 
 def affine_between(shapes: Any, raster: Any, system: str) -> Float64:
     """Map from coordinates of shapes (x, y, 1) to pixels of one resolution of an image, through a common system."""
-    from spatialdata.transformations import get_transformation
-
     to_system = get_transformation(shapes, system).to_affine_matrix(AXES, AXES)
     return np.asarray(np.linalg.inv(get_transformation(raster, system).to_affine_matrix(AXES, AXES)) @ to_system)
 
@@ -245,8 +238,6 @@ def _proven(obs: pd.DataFrame, name: str, shapes: Any, centers: Float64) -> tupl
 
 def shallow_copy(sdata: SpatialData, table_key: str) -> SpatialData:
     """A SpatialData with the same elements and a copy of one table."""
-    from spatialdata import SpatialData
-
     kinds = ("images", "labels", "points", "shapes", "tables")
     copied = SpatialData(**{kind: dict(getattr(sdata, kind)) for kind in kinds}, attrs=dict(sdata.attrs))
     if table_key in sdata.tables:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import dask
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -81,8 +82,6 @@ class Prediction:
 
     def expression(self, genes: Sequence[str]) -> Float32:
         """Predicted expression of some genes of a prediction that was read, float32 (n_obs, n_genes), in memory."""
-        import dask
-
         if isinstance(self.values, pd.DataFrame):
             return self.values[list(genes)].to_numpy(dtype=np.float32)
         with dask.config.set(num_workers=_WORKERS):

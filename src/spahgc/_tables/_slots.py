@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from .. import _keys as keys
 from .._checks import format_names
@@ -132,8 +133,6 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
 
 def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
     """Stain density of the tiles, float32 (n_obs,), finite; `None` if ``obs`` has no numbers of that name."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
     column = adata.obs.get(keys.CELLULARITY)
     if column is None or is_bool_dtype(column) or not is_numeric_dtype(column):
         return None

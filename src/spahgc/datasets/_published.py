@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -22,12 +21,11 @@ from spatialdata import SpatialData
 from .. import _keys
 from .._checks import above, checked, format_names
 from .._geometry import VISIUM_PITCH_UM, visium_pitch
+from .._run import logger
 from .._settings import settings
 from ..io import concat, from_anndata, read_st
 from ..io._st import read_counts, read_spots, spot_names
 from ._fetch import Address, Candidates, find_slides
-
-logger = logging.getLogger("spahgc")
 
 HER2ST_URL = "https://raw.githubusercontent.com/almaan/her2st/master/"
 CSCC_URL = "https://ftp.ncbi.nlm.nih.gov/geo/samples/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import re
 import sys
@@ -14,10 +13,9 @@ from typing import Any
 import pandas as pd
 
 from .._checks import checked, format_names
+from .._run import logger
 from ._base import EXTRA, Encode, Encoder, Precision
 from ._texture import texture, texture_names
-
-logger = logging.getLogger("spahgc")
 
 # Encoders of lazyslide-models, so that an unknown name is refused without importing it; a test compares them.
 NAMES = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import warnings
 from os import PathLike
@@ -22,11 +21,10 @@ from spatialdata.transformations import Identity
 from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
+from .._run import logger
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import read_wsi
-
-logger = logging.getLogger("spahgc")
 
 # Technologies with printed spots, whose diameter the metadata give; for the others HEST made square bins.
 _PRINTED = {"Visium", "Spatial Transcriptomics"}

@@ -17,10 +17,9 @@ from spatialdata import SpatialData
 from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, Float64, legacy_pitch
+from .._run import logger
 from ._concat import check_inside, check_slide_name, link_spots
 from ._image import pyramid, read_image
-
-logger = logging.getLogger("spahgc")
 
 # Name of a spot on a legacy array: ``{x}x{y}``, integers or real numbers.
 SPOT_NAME = r"\s*(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)\s*"

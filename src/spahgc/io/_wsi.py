@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -26,10 +25,9 @@ from xarray import DataTree
 from .. import _keys
 from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
+from .._run import logger
 from ._concat import check_slide_name
 from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
-
-logger = logging.getLogger("spahgc")
 
 Backend = Literal["openslide", "tifffile"]
 Levels = list[tuple[tuple[int, int], tuple[int, int]]]  # size and stored block (rows, columns) of each level

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from spatialdata import SpatialData, read_zarr
 from .. import _keys
 from .._checks import between, checked, format_names, matrix
 from .._geometry import PLAUSIBLE_MPP
+from .._run import logger
 from .._tables._slots import check_table
 from ._concat import check_slide_name, link_spots
 from ._image import multiscale, resolutions
 from ._wsi import halved, load, slide_name
-
-logger = logging.getLogger("spahgc")
 
 _TILE_SPEC, _PROPERTIES = "tile_spec", "slide_properties"  # names that wsidata gives entries of `attrs`
 _TILE_ID = "tile_id"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from .._disk import cached, digest
 from .._geometry import spatial_knn
+from .._run import logger
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Rows, Stack
 from ..nn import ApproximateIndex, Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
-
-logger = logging.getLogger("spahgc")
 
 FEWEST_QUERIES = 30_000  # for an approximate index: building one takes about as long as searching for these
 _LARGEST_SHARE = 0.2  # of the lists of an index, beyond which looking into them takes longer than the exact search

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._checks import at_least, format_names
-from .._run import Progress, no_progress, weighted, with_progress
+from .._run import Progress, logger, no_progress, weighted, with_progress
 from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of
 from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
@@ -23,8 +22,6 @@ from ._references import References, TrainingGraphs, cached_topk
 from .base import Evidence, Method, Output, Run, State, parameters
 from .kernel import ContextKernel
 from .linear import ContextRidge, Ridge, mean_pearson
-
-logger = logging.getLogger("spahgc")
 
 _LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 VIEWS = ("spot", "components", "context")

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import checked
@@ -14,9 +15,6 @@ from .._links import affine_between, pick_table, regions, systems_of
 from .._slides import Float64
 from ..io._image import resolutions, thumbnail
 from ._drawing import GRAY, desaturate, palette, panels, pick_slide
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 _LINE = 44  # characters in a line of text
 _REACH = 0.25  # how far beyond the image spots are drawn, as a fraction of its longer side; others are counted

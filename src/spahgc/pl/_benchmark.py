@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .. import get
@@ -14,10 +16,6 @@ from .._checks import between, checked
 from ..metrics import summarize
 from ._drawing import GRAY, MINUS, count, legend_above, palette, panels, table_of
 from ._genes import LABELS
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 
 @checked(level=between(0, 1))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import format_names
@@ -22,10 +24,6 @@ from .._geometry import spatial_knn
 from .._links import pick_table
 from .._slides import Float64
 from .._tables._slots import check_table, coordinates, library_column
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 log = logging.getLogger("spahgc")
 

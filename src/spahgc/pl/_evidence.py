@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .. import get
@@ -18,10 +20,6 @@ from ..pp._images import locate
 from ..pp._tiles import TileReader
 from ._drawing import GRAY, draw_scale_bar, panels, shorten
 from ._expression import check_panel
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 _PIXELS = 224
 _TILE_UM = 112.0  # if the embedding does not record it

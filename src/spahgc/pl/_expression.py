@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import above, checked, format_names
@@ -19,10 +21,6 @@ from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
 from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, slide_of, table_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 Panel = Literal["measured", "predicted", "difference"]
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnchoredOffsetbox, TextArea, VPacker
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .. import get
@@ -17,10 +19,6 @@ from .._checks import at_least, checked, format_names
 from .._tables._predictions import VERDICTS
 from ..metrics import GOOD
 from ._drawing import GRAY, MINUS, count, legend_above, palette, panels, pick_slide, table_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 LABELS = {
     "pearson": "Pearson correlation",

@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import between, checked
@@ -21,10 +23,6 @@ from ..io._image import resolutions
 from . import _alignment as kernel
 from ._images import PlacedImage, finest, placed_images
 from ._tissue import block_means, mask_factor, tissue_level, tissue_mask, under_tissue
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 ON_TISSUE = 0.2  # share of spots on tissue that some candidate has to reach
 LEAST_SPOTS = 10

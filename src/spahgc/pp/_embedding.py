@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import above, at_least, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
 from .._links import pick_table, shallow_copy
-from .._run import dask_client
+from .._run import dask_client, logger
 from .._settings import settings
 from .._tables._slots import check_table
 from ..encoders._base import Encode, Encoder, Precision, check_key
@@ -27,12 +29,6 @@ from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, run_here, run_jobs
 from ._images import LARGE, LocatedSlide, locate
 from ._tiles import CACHE_BYTES
 from ._tissue import check_spots
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-logger = logging.getLogger("spahgc")
 
 MANY_PADDED = 0.2  # share of padded tiles that is worth a warning
 OTHER_SCALE = 1.25  # ratio of micrometers per pixel between tiles and the encoder's training that is worth a warning
@@ -281,8 +277,6 @@ def picture(element: Any, slide: LocatedSlide, longest: int = THUMBNAIL) -> tupl
     An image that is rotated or shifted against the spots is turned back, on white. `None` if the image has no
     resolution that is small enough to read.
     """
-    from scipy.ndimage import affine_transform
-
     height, width = slide.levels[0].array.shape[1:]
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64)
     ends = transformed(np.linalg.inv(slide.levels[0].affine), corners).max(axis=0)

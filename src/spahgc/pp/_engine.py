@@ -6,7 +6,6 @@ A part is a range of tiles of one slide. It is what a stopped embedding resumes 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 import time
@@ -27,14 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._disk import digest, replacing
+from .._run import logger
 from .._settings import settings
 from .._slides import Float32
 from ..encoders._base import Encoder, Precision, Tiles, check_embeddings
 from ..encoders._table import resolve
 from ._images import LocatedSlide
 from ._tiles import CACHE_BYTES, BlockCache, TileReader
-
-logger = logging.getLogger("spahgc")
 
 PART_SPOTS = 256  # spots of a part: most that is lost when a run is killed
 AHEAD = 3  # batches that are read before the encoder asks for them

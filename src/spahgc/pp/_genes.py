@@ -7,21 +7,18 @@ import logging
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import between, checked, format_names
+from .._run import logger
 from .._tables._slots import Kind, are_counts, difference, ensembl_id, kind_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-logger = logging.getLogger("spahgc")
 
 # Columns of `var`, in lower case, in which readers keep further names of genes.
 NAME_COLUMNS = (

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
 
 from .. import _keys as keys
 from .._checks import Range, above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, VISIUM_PITCH_UM, neighbor_distance, transformed, visium_pitch
 from .._links import shallow_copy
+from .._run import logger
 from .._slides import Float64
 from .._tables._cohorts import slide_rows
 from .._tables._slots import check_table, coordinates, library_column
@@ -23,12 +27,6 @@ from ..io._concat import check_slide_name, link_spots
 from ._images import scans_of
 from ._tiles import Level
 from ._tissue import tissue_level, tissue_mask
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-logger = logging.getLogger("spahgc")
 
 SPOT_SHARE = 0.55  # diameter of a spot over the pitch where it is not known: Visium's 55 of 100 um
 NEIGHBORS = 4  # whose distances make the pitch
@@ -234,8 +232,6 @@ def _grid(
     least: float,
 ) -> tuple[AnnData, Any]:
     """Table and circles of one slide."""
-    from anndata import AnnData
-
     mpp = levels[0].microns_per_pixel
     level = tissue_level(levels)
     mask, mask_mpp = tissue_mask(level.array, level.microns_per_pixel)
@@ -292,9 +288,6 @@ def _fractions(mask: NDArray[np.bool_], centers: Float64, radius: float) -> Floa
 
 def _joined(tables: list[AnnData], names: list[str]) -> AnnData:
     """One table of all slides."""
-    import anndata as ad
-    from spatialdata.models import TableModel
-
     if len(tables) == 1:
         return tables[0]
     table = ad.concat(tables)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
+from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, side_of, transformed
 from .._links import RegionSpots, affine_between, microns_per_unit, plausible_mpp, regions, systems_of
+from .._run import logger
 from .._slides import Float64
 from ..io._image import resolutions
 from ._tiles import Level
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-logger = logging.getLogger("spahgc")
 
 COARSE_MPP = 3.0  # above, cells cannot be seen; Space Ranger's hires image has 4 to 6 um per pixel
 LARGE = 16 * 2**20  # pixels from which an image takes minutes to read as whole pages

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import dask
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,6 @@ class BlockReader:
         return out
 
     def _decode(self, i: int, j: int) -> NDArray[np.uint8]:
-        import dask
         from dask.optimization import cull
 
         self.decoded += 1

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
+from .._run import logger
 from .._slides import Float32
 from ._images import LocatedSlide
 from ._tiles import Level, TileReader
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-logger = logging.getLogger("spahgc")
 
 MASK_MPP = 8.0  # micrometers per pixel of a mask: about a nucleus, and 10 million pixels for a slide of 25 mm
 CLOSE_UM = 20.0  # radius of the closing: gaps between fibers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import reprlib
 import zipfile
@@ -22,7 +21,7 @@ from anndata import AnnData
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
 from .._disk import digest, replacing, shared_folder
-from .._run import run_all
+from .._run import logger, run_all
 from .._settings import settings
 from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
@@ -33,8 +32,6 @@ from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, pa
 from ._train import checked_params
 from ._trust import CEILING_METHOD, cross_validated_trust
 from ._units import Unit, UnitScores, fold_data, run_ceiling, run_unit
-
-logger = logging.getLogger("spahgc")
 
 DEFAULT_METHODS = ("ridge", "context_ridge", "spahgc")
 

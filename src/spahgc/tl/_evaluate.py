@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from .. import _keys as keys
 from .. import metrics
 from .._checks import at_least, checked, format_names
-from .._run import spot_bar
+from .._run import logger, spot_bar
 from .._settings import settings
 from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
@@ -23,8 +22,6 @@ from ..methods import METHODS, Method
 from ..methods._features import GeneScale
 from ..methods.base import Evidence
 from ._model import Model
-
-logger = logging.getLogger("spahgc")
 
 _ROWS = 1024  # spots whose references' expression is read at once
 

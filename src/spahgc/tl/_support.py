@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from .. import _keys as keys
 from .._geometry import neighbor_distance
@@ -126,8 +127,6 @@ def _mean_of_nearest(distances: Float64) -> Float64:
 
 def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Float64:
     """Unordered distances of each query to its nearest rows of the bank, (n_query, at most 7)."""
-    from scipy.spatial.distance import cdist
-
     k = min(N_NEIGHBORS, len(bank) - exclude_self)
     rows = max(1, _CHUNK * 2048 // max(1, len(bank)))
     nearest = [np.empty((0, k))]

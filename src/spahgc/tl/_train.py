@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from anndata import AnnData
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
 from .._disk import Scratch, check_free, check_room, check_writable, local_path
-from .._run import launched_fabric, n_processes
+from .._run import launched_fabric, logger, n_processes
 from .._settings import settings
 from .._slides import Normalize, SplitBy
 from .._tables import _slots as check
@@ -31,8 +30,6 @@ from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
 from ._support import pitches, warn_of_pitch
 from ._trust import trust_for
-
-logger = logging.getLogger("spahgc")
 
 Preset = Literal["default", "paper"]
 

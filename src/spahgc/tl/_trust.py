@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit
 
 from .. import _keys as keys
+from .._run import logger
 from .._slides import Float64, SplitBy
 from .._tables._cohorts import Recipe, plain
 from .._tables._predictions import VERDICTS, Trust, reference_trusts
 from ..methods import Method, get_method
 from ..metrics import GOOD
-
-logger = logging.getLogger("spahgc")
 
 TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
 BAD, BEYOND_DEPTH = 0.15, 0.15  # expected Pearson of unpredictable genes, and of trusted genes with depth removed
@@ -284,9 +284,6 @@ def _total(one: tuple[Any, float], other: tuple[Any, float]) -> tuple[Any, float
 
 def _quantile(level: float, one: tuple[float, float], other: tuple[float, float]) -> float:
     """Half-width of the central `level` of the sum of two independent t (variance, degrees of freedom)."""
-    from scipy.optimize import brentq
-    from scipy.special import stdtr, stdtrit
-
     scales, free, tail = np.sqrt([one[0], other[0]]), (one[1], other[1]), (1 + level) / 2
     if scales.min() == 0:
         return float(scales[0] * stdtrit(free[0], tail) + scales[1] * stdtrit(free[1], tail))
