@@ -11,7 +11,7 @@ from scipy.spatial import Delaunay, cKDTree
 
 from . import _keys as keys
 from ._checks import matrix, positive
-from ._run import logger
+from ._settings import logger
 
 Float64 = NDArray[np.float64]
 _DECIMALS = 9

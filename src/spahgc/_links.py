@@ -16,7 +16,7 @@ from spatialdata.transformations import get_transformation
 from . import _keys as keys
 from ._checks import format_names
 from ._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, VISIUM_SPOT_UM, shape_areas, side_of, visium_pitch
-from ._run import logger
+from ._settings import logger
 from ._slides import Float64
 
 AXES = ("x", "y")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-logger = logging.getLogger("spahgc")
-"""The logger of the package; silent at import, with the level of ``spahgc.settings.verbosity``."""
 Progress = Callable[[float], None]
 """Callback that receives the fraction of the work completed since the last call; the fractions sum to 1."""
 DELAY = 2.0

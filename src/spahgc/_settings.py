@@ -11,6 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 from ._checks import Range, at_least, check_argument
 
+logger = logging.getLogger("spahgc")
+"""Logger of the package; silent at import, with the level of ``settings.verbosity``."""
 Verbosity = Literal["error", "warning", "info", "debug"]
 
 _DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
@@ -70,7 +72,7 @@ class Settings:
         if name == "device" and not _DEVICES.fullmatch(value):
             raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:<number>', 'mps' or 'xpu', got {value!r}.")
         if name == "verbosity":
-            logging.getLogger("spahgc").setLevel(value.upper())
+            logger.setLevel(value.upper())
         super().__setattr__(name, value)
 
     def torch_device(self, device: str | None = None) -> Any:

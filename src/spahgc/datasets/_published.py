@@ -21,8 +21,7 @@ from spatialdata import SpatialData
 from .. import _keys
 from .._checks import above, checked, format_names
 from .._geometry import VISIUM_PITCH_UM, visium_pitch
-from .._run import logger
-from .._settings import settings
+from .._settings import logger, settings
 from ..io import concat, from_anndata, read_st
 from ..io._st import read_counts, read_spots, spot_names
 from ._fetch import Address, Candidates, find_slides

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .._checks import checked, format_names
-from .._run import logger
+from .._settings import logger
 from ._base import EXTRA, Encode, Encoder, Precision
 from ._texture import texture, texture_names
 

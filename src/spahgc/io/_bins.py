@@ -19,7 +19,7 @@ from .. import _keys
 from .._checks import above, at_least, checked, format_names
 from .._geometry import Float64, side_of
 from .._links import microns_per_unit, pick_table, regions
-from .._run import logger
+from .._settings import logger
 from .._tables._slots import are_counts, check_table, expression
 from ._concat import check_slide_name, concat, link_spots
 

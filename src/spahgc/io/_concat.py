@@ -21,7 +21,7 @@ from spatialdata.transformations import Identity, get_transformation
 from .. import _keys
 from .._checks import checked, format_names
 from .._geometry import Float64
-from .._run import logger
+from .._settings import logger
 from .._tables._cohorts import encoder_params
 from ._image import thumbnail
 

@@ -21,7 +21,7 @@ from spatialdata.transformations import Identity
 from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
-from .._run import logger
+from .._settings import logger
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import read_wsi

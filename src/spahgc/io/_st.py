@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, Float64, legacy_pitch
-from .._run import logger
+from .._settings import logger
 from ._concat import check_inside, check_slide_name, link_spots
 from ._image import pyramid, read_image
 

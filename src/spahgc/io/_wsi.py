@@ -25,7 +25,7 @@ from xarray import DataTree
 from .. import _keys
 from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
-from .._run import logger
+from .._settings import logger
 from ._concat import check_slide_name
 from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
 

@@ -15,7 +15,7 @@ from spatialdata import SpatialData, read_zarr
 from .. import _keys
 from .._checks import between, checked, format_names, matrix
 from .._geometry import PLAUSIBLE_MPP
-from .._run import logger
+from .._settings import logger
 from .._tables._slots import check_table
 from ._concat import check_slide_name, link_spots
 from ._image import multiscale, resolutions

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .._disk import cached, digest
 from .._geometry import spatial_knn
-from .._run import logger
-from .._settings import settings
+from .._settings import logger, settings
 from .._slides import Cohort, Float32, Float64, Rows, Stack
 from ..nn import ApproximateIndex, Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from .._checks import at_least, format_names
-from .._run import Progress, logger, no_progress, weighted, with_progress
-from .._settings import settings
+from .._run import Progress, no_progress, weighted, with_progress
+from .._settings import logger, settings
 from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of
 from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
 from ._features import ContextRows, GeneScale, leading_axes

@@ -19,8 +19,8 @@ from .. import _keys as keys
 from .._checks import above, at_least, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
 from .._links import pick_table, shallow_copy
-from .._run import dask_client, logger
-from .._settings import settings
+from .._run import dask_client
+from .._settings import logger, settings
 from .._tables._slots import check_table
 from ..encoders._base import Encode, Encoder, Precision, check_key
 from ..encoders._table import resolve

@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._disk import digest, replacing
-from .._run import logger
-from .._settings import settings
+from .._settings import logger, settings
 from .._slides import Float32
 from ..encoders._base import Encoder, Precision, Tiles, check_embeddings
 from ..encoders._table import resolve

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import between, checked, format_names
-from .._run import logger
+from .._settings import logger
 from .._tables._slots import Kind, are_counts, difference, ensembl_id, kind_of
 
 # Columns of `var`, in lower case, in which readers keep further names of genes.

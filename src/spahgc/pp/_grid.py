@@ -19,7 +19,7 @@ from .. import _keys as keys
 from .._checks import Range, above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, VISIUM_PITCH_UM, neighbor_distance, transformed, visium_pitch
 from .._links import shallow_copy
-from .._run import logger
+from .._settings import logger
 from .._slides import Float64
 from .._tables._cohorts import slide_rows
 from .._tables._slots import check_table, coordinates, library_column

@@ -16,7 +16,7 @@ from .. import _keys as keys
 from .._checks import format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, side_of, transformed
 from .._links import RegionSpots, affine_between, microns_per_unit, plausible_mpp, regions, systems_of
-from .._run import logger
+from .._settings import logger
 from .._slides import Float64
 from ..io._image import resolutions
 from ._tiles import Level

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from .. import _keys as keys
-from .._run import logger
+from .._settings import logger
 from .._slides import Float32
 from ._images import LocatedSlide
 from ._tiles import Level, TileReader

@@ -21,8 +21,8 @@ from anndata import AnnData
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
 from .._disk import digest, replacing, shared_folder
-from .._run import logger, run_all
-from .._settings import settings
+from .._run import run_all
+from .._settings import logger, settings
 from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
 from .._tables._cohorts import ReferenceSlots, reference_slots

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .. import _keys as keys
 from .. import metrics
 from .._checks import at_least, checked, format_names
-from .._run import logger, spot_bar
-from .._settings import settings
+from .._run import spot_bar
+from .._settings import logger, settings
 from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
 from .._tables._cohorts import measured_expression, patient_of, slide_rows, target_slides

@@ -155,7 +155,7 @@ class Model:
         return Prediction(values, self.genes, support, self.record(slides) if record is None else record)
 
     def record(self, slides: Sequence[Slide], library_key: str | None = None) -> dict[str, Any]:
-        """Record of a prediction of slides for ``uns``: parameters, genes, unit, model, training, versions, trust."""
+        """Record of a prediction of `slides` for ``uns``, with the `library_key` of their table."""
         known = self.reference.patients
         record: dict[str, Any] = {
             keys.PARAMS: {
@@ -195,7 +195,7 @@ class Model:
         }
 
     def has_seen(self, slide: Slide) -> bool:
-        """Whether a slide is one of the reference slides: same name and same embeddings."""
+        """Whether a `slide` is one of the reference slides: same name and same embeddings."""
         for i, own in enumerate(self.reference):
             if own.name == slide.name and own.embedding.shape == slide.embedding.shape:
                 if self._bank is not None:

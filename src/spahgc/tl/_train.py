@@ -14,8 +14,8 @@ from anndata import AnnData
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
 from .._disk import Scratch, check_free, check_room, check_writable, local_path
-from .._run import launched_fabric, logger, n_processes
-from .._settings import settings
+from .._run import launched_fabric, n_processes
+from .._settings import logger, settings
 from .._slides import Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import TargetSlide, embedding_recipe, plain, reference_cohort, target_slides

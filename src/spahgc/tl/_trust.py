@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 
 from .. import _keys as keys
-from .._run import logger
+from .._settings import logger
 from .._slides import Float64, SplitBy
 from .._tables._cohorts import Recipe, plain
 from .._tables._predictions import VERDICTS, Trust, reference_trusts
