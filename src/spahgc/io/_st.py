@@ -91,6 +91,8 @@ def read_st(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> import pandas as pd
     >>> import spahgc
     >>> x, y = [1, 2, 1, 2], [1, 1, 2, 2]
     >>> spots = pd.DataFrame({"x": x, "y": y, "pixel_x": [50, 90, 50, 90], "pixel_y": [50, 50, 90, 90]})
