@@ -188,7 +188,7 @@ def test_an_encoder_does_not_travel_with_every_task(make_sdata: Make, client: An
 
 
 def test_another_encoder_on_the_workers_is_refused(make_sdata: Make, client: Any) -> None:
-    spec = _engine.EncoderSpec("token", "texture", None, None, "cpu", {"weights": "those of here"})
+    spec = _engine.EncoderSpec("texture", None, None, "cpu", {"weights": "those of here"})
     task = client.submit(_engine._loaded, spec, pure=False)
     with pytest.raises(ValueError, match="'texture' on a worker .* differs from .*those of here.*Install the same"):
         task.result()

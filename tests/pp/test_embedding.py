@@ -350,7 +350,7 @@ def test_the_next_tiles_are_read_while_the_encoder_works(make_sdata: Make, monke
 
     sdata = make_sdata()
     job = Job(tuple(locate(sdata, sdata["table"])), resolve(slow), Tiling((112.0,), 32, 4))
-    list(embed(job.slides, job.parts, encoder=job.encoder, tiling=job.tiling, workers=2))
+    list(embed(job, dict(enumerate(job.parts)), workers=2))
     assert sizes == [4] * 8 + [3] + [4] * 8 + [3]
     assert max(ahead) == ahead[0] == AHEAD * 4
     assert min(ahead[:-AHEAD]) >= AHEAD * 4 - 2

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,6 @@ import pytest
 import spahgc
 from spahgc.encoders._table import resolve
 from spahgc.pp import _engine
-from spahgc.pp._engine import Job, PartStore, Tiling, run_here
-from spahgc.pp._images import locate
 
 from .conftest import Make
 
@@ -108,11 +107,6 @@ def _parts_in(cache: Path) -> list[Path]:
     return sorted(path for path in cache.rglob("*") if path.is_file())
 
 
-def _job(sdata: Any, encoder: Any) -> Job:
-    slides = locate(sdata, sdata["table"])
-    return Job(tuple(slides), resolve(encoder), Tiling((112.0,), 16, 2))
-
-
 def test_killed_at_80_percent(make_sdata: Make, cache: Path, module: ModuleType, tmp_path: Path) -> None:
     """`kill -9`, in a process of its own; the next embeds what is missing: the same result to the bit."""
     sdata = make_sdata()
@@ -155,14 +149,12 @@ def test_it_goes_on_with_padding_fields_of_view_and_threads(
             raise KeyboardInterrupt
         return texture.encode(tiles)
 
-    from dataclasses import replace
-
     with pytest.raises(KeyboardInterrupt):
         spahgc.pp.image_embedding(sdata, replace(texture, encode=until), tile_px=32, n_jobs=1)
     assert set(sdata["table"].obsm) == {"spatial"}
     with caplog.at_level(logging.INFO, "spahgc"):
         spahgc.pp.image_embedding(sdata, tile_px=32)
-    assert "of 70 tiles are embedded already" in caplog.text
+    assert "tiles are embedded already" in caplog.text
     got, wanted = sdata["table"], expected["table"]
     np.testing.assert_array_equal(got.obsm["image_texture"], wanted.obsm["image_texture"])
     np.testing.assert_array_equal(got.obs["cellularity"], wanted.obs["cellularity"])
@@ -232,24 +224,21 @@ def test_a_part_that_is_not_whole_is_never_taken(
     assert sum(module.SEEN) == 70
 
 
-def test_runs_on_the_same_job_do_not_touch_each_other(make_sdata: Make, cache: Path, module: ModuleType) -> None:
-    """And each run that left parts is checked by itself."""
-    job = _job(make_sdata(), module.projection)
-    done = {batch: found for _, batch, found in run_here([job], [(0, k) for k in range(30)], int, workers=1)}
-    one, two, other = (PartStore(cache) for _ in range(3))
-    for batch in range(10):
-        one.save(job, batch, done[batch])
-        two.save(job, batch + 5, done[batch + 5])
-        other.save(job, batch + 20, done[batch + 20]._replace(values=done[batch + 20].values + 1))
-    one.remove()
-    assert len(_parts_in(cache)) == 20
-    found = {batch: got for _, batch, got in PartStore(cache).load([job])}
-    assert sorted(found) == list(range(5, 15))  # not those of the run with another encoder
-    for batch, got in found.items():
-        np.testing.assert_array_equal(got.values, done[batch].values)
-        np.testing.assert_array_equal(got.density, done[batch].density)
-    two.save(job, 15, done[15])
-    two.remove()
+def test_runs_on_the_same_job_at_once(make_sdata: Make, cache: Path, module: ModuleType) -> None:
+    """A second run starts and ends while the first one works: both are right, and nothing is left."""
+    expected = _embed(make_sdata(), module.projection, resume=False)
+    results = []
+
+    def slow(tiles: np.ndarray) -> np.ndarray:
+        if len(_parts_in(cache)) == 10 and not results:
+            results.append(_embed(make_sdata(), module.projection))
+        return np.asarray(module.projection(tiles))
+
+    slow.__name__ = module.projection.__name__
+    results.append(_embed(make_sdata(), slow))
+    assert len(results) == 2
+    for got in results:
+        np.testing.assert_array_equal(got, expected)
     assert not list(cache.iterdir())
 
 
@@ -290,18 +279,16 @@ def test_without_resume_nothing_is_read_or_written(make_sdata: Make, cache: Path
 
 
 def test_old_jobs_are_removed(make_sdata: Make, cache: Path, module: ModuleType) -> None:
-    job = _job(make_sdata(), module.projection)
     cache.mkdir()
-    names = (f"{'0' * 64}.{'1' * 12}.000000.npz", f"{'1' * 64}.{'1' * 12}.000000.npz", "mine.npz")
-    old, young, other = (cache / name for name in names)
-    for path in (old, young, other):
+    zeros = "0" * 64
+    names = (f"{zeros}.000000.npz", f".{zeros}.000000.12-34.part.npz", f"{'1' * 64}.000000.npz", "mine.npz")
+    old, killed, young, other = (cache / name for name in names)
+    for path in (old, killed, young, other):
         path.touch()
-    for path in (old, other):
+    for path in (old, killed, other):
         os.utime(path, times=(0, 0))
-    PartStore(cache).save(job, 0, next(run_here([job], [(0, 0)], int, workers=1))[2])
-    assert not old.exists()
-    assert young.exists()
-    assert other.exists()
+    _embed(make_sdata(("A",)), module.projection)
+    assert _parts_in(cache) == sorted([young, other])
 
 
 @pytest.fixture(params=["tmpfs", "limit"])

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spahgc.pp._tiles import (
-    BlockCache,
-    BlockReader,
-    Level,
-    TileReader,
-    axis_weights,
-    mirrored,
-    reading_order,
-    resample,
-)
+from spahgc.pp._tiles import Level, TileReader, axis_weights, resample
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +67,10 @@ def test_a_flat_image_stays_flat() -> None:
             assert (tile == value).all()
 
 
-def test_mirrored() -> None:
-    assert mirrored(-3, 6, 4).tolist() == [2, 1, 0, 0, 1, 2, 3, 3, 2]
-    assert mirrored(-9, -6, 4).tolist() == [7 - 7, 0, 1]
-
-
 @pytest.mark.parametrize("center", [(3, 5), (259, 199), (130, 2), (0, 199.9), (130, 100)])
-@pytest.mark.parametrize("chunks", [None, (3, 64, 64), (1, 50, 90)])
+@pytest.mark.parametrize("chunks", [None, (3, 64, 64), ((1, 2), (70, 70, 60), (100, 100, 60))])
 def test_beyond_the_border_the_image_is_mirrored(
-    image: NDArray[np.uint8], center: tuple[float, float], chunks: tuple[int, ...] | None
+    image: NDArray[np.uint8], center: tuple[float, float], chunks: Any
 ) -> None:
     """Also for a tile larger than the image, and whatever the blocks."""
     array = image if chunks is None else da.from_array(image, chunks=chunks)
@@ -102,40 +89,27 @@ def test_a_tile_that_ends_at_the_border_is_not_padded(image: NDArray[np.uint8]) 
         assert _reader(image, [(side / 2 - 0.01, side / 2)], 32).read(0, side)[1]
 
 
-def test_blocks_are_those_of_the_image(image: NDArray[np.uint8]) -> None:
-    blocks = BlockReader(da.from_array(image, chunks=((1, 2), (70, 70, 60), (100, 100, 60))), BlockCache(10**6))
-    for top, bottom, left, right in [(0, 200, 0, 260), (69, 71, 99, 101), (70, 140, 100, 200), (199, 200, 259, 260)]:
-        np.testing.assert_array_equal(
-            blocks.read(top, bottom, left, right), image[:, top:bottom, left:right], err_msg=f"{top} {left}"
-        )
+def _counting(side: int, block: tuple[int, int]) -> tuple[da.Array, list[Any]]:
+    """A lazy image, and the list of the blocks that were decoded."""
+    calls: list[Any] = []
+
+    def decode(block_info: dict) -> NDArray[np.uint8]:
+        calls.append(block_info[None]["chunk-location"])
+        return np.zeros(block_info[None]["chunk-shape"], np.uint8)
+
+    sizes = [(size,) * (side // size) + ((side % size,) if side % size else ()) for size in block]
+    return da.map_blocks(decode, chunks=((3,), *sizes), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)), calls
 
 
 def test_a_block_is_decoded_once_and_the_image_never_as_a_whole() -> None:
     """300 tiles of a lazy image of 36 blocks, from four threads, with room for 16 blocks."""
-    calls = []
-
-    def decode(block_info: dict) -> NDArray[np.uint8]:
-        calls.append(block_info[None]["chunk-location"])
-        return np.full((3, 64, 64), len(calls) % 250, np.uint8)
-
-    lazy = da.map_blocks(
-        decode, chunks=((3,), (64,) * 6, (64,) * 6), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
-    )
-    cache = BlockCache(limit=16 * 3 * 64 * 64)
-    blocks = BlockReader(lazy, cache)
+    lazy, calls = _counting(384, (64, 64))
     centers = np.random.default_rng(0).uniform(0, 384, (300, 2))
-    order = reading_order(centers, block=(64, 64), reach=16, n_blocks=16)
-
-    def read(spot: int) -> None:
-        x, y = centers[spot].astype(int)
-        blocks.read(max(y - 8, 0), min(y + 8, 384), max(x - 8, 0), min(x + 8, 384))
-
+    reader = TileReader([Level(lazy, np.eye(3), 1.0)], centers, 16, cache_bytes=16 * 3 * 64 * 64)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(read, order))
-    assert blocks.decoded == len(calls)
+        list(pool.map(lambda spot: reader.read(spot, 16), reader.order([16])))
     assert len(set(calls)) == 36
     assert len(calls) <= 1.5 * 36
-    assert cache.held <= cache.limit
 
 
 def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
@@ -143,12 +117,10 @@ def test_a_block_that_cannot_be_decoded_is_an_error_for_all_who_wait() -> None:
         raise OSError("truncated")
 
     lazy = da.map_blocks(decode, chunks=((3,), (64,), (64,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    cache = BlockCache(10**6)
-    blocks = BlockReader(lazy, cache, "image 'he', level 0")
+    reader = TileReader([Level(lazy, np.eye(3), 1.0)], np.array([[30.0, 30.0]]), 8, image="he")
     for _ in range(2):
         with pytest.raises(OSError, match=r"row 0, column 0 of the blocks of image 'he', level 0 .*OSError: truncated"):
-            blocks.read(0, 5, 0, 5)
-    assert cache.held == 0
+            reader.read(0, 8)
 
 
 def test_the_level_that_fits() -> None:
@@ -175,34 +147,16 @@ def test_in_reading_order_hardly_a_block_is_decoded_twice(block: tuple[int, int]
     side, most = 1600, 60
     rng = np.random.default_rng(2)
     centers = rng.uniform(0, side, (600, 2))
-    height, width = block
 
-    def decoded(order: NDArray[np.intp]) -> float:
-        lazy = da.zeros((3, side, side), chunks=(3, *block), dtype=np.uint8)
-        blocks = BlockReader(lazy, BlockCache(most * 3 * height * width))
-        for x, y in centers[order]:
-            top, left = (int(np.clip(at - reach / 2, 0, side - reach)) for at in (y, x))
-            blocks.read(top, top + reach, left, left + reach)
-        return blocks.decoded / lazy.npartitions
+    def decoded(shuffled: bool) -> float:
+        lazy, calls = _counting(side, block)
+        cache_bytes = most * 3 * block[0] * block[1]
+        reader = TileReader([Level(lazy, np.eye(3), 1.0)], centers, reach // 2, cache_bytes=cache_bytes)
+        order = reader.order([reach])
+        assert sorted(order) == list(range(600))
+        for spot in rng.permutation(600) if shuffled else order:
+            reader.read(spot, reach)
+        return len(calls) / lazy.npartitions
 
-    order = reading_order(centers, block=block, reach=reach, n_blocks=most)
-    assert sorted(order) == list(range(600))
-    assert decoded(order) <= 1.7
-    assert decoded(rng.permutation(600)) >= 2
-
-
-def test_the_cache_is_bounded_over_images_and_keeps_what_was_used_last() -> None:
-    cache = BlockCache(limit=250)
-    calls: list[str] = []
-
-    def get(key: str, size: int = 100) -> None:
-        cache.get(key, size, lambda: calls.append(key) or np.zeros(1, np.uint8))  # type: ignore[func-returns-value]
-
-    for key in "abacab":
-        get(key)
-    assert "".join(calls) == "abcb"
-    assert cache.held == 200
-    get("huge", 1000)  # larger than the limit: it is there alone
-    get("huge", 1000)
-    assert "".join(calls) == "abcbhuge"
-    assert cache.held == 1000
+    assert decoded(False) <= 1.7
+    assert decoded(True) >= 2

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -25,9 +23,8 @@ from .._tables._slots import check_table
 from ..encoders._base import Encode, Encoder, Precision, check_key
 from ..encoders._table import resolve
 from ..io._image import THUMBNAIL, resolutions, thumbnail
-from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, run_here, run_jobs, run_on
+from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, embed, embed_on, embed_slides
 from ._images import LARGE, LocatedSlide, locate
-from ._tiles import CACHE_BYTES
 from ._tissue import check_spots
 
 MANY_PADDED = 0.2  # share of padded tiles that is worth a warning
@@ -65,8 +62,8 @@ def image_embedding(
 
     Tiles are centered on the spots, cover the same area on every slide, and are read block by block, so the image is
     never loaded as a whole. The image of a slide is the one in the coordinate system of its shapes that has three
-    8-bit channels, holds the spots and has the most pixels per micrometer. Embeddings are written as the encoder
-    returns them; training and prediction standardize them per slide.
+    8-bit channels, holds the spots and has the most pixels per micrometer. Training and prediction standardize the
+    embeddings per slide.
 
     If a ``dask.distributed`` client is running and `n_jobs` is `None`, its workers embed parts of all slides. Slides on
     disk are read by the workers, at the same path; images in memory are sent to them.
@@ -105,7 +102,7 @@ def image_embedding(
         Precision in which a network computes, see :func:`spahgc.encoders.load`.
     resume
         Keep finished parts in ``spahgc.settings.cache_dir`` until all are finished, and resume from those that a
-        stopped run of the same call left there. One batch of that run is embedded again to verify it.
+        stopped run of the same call left there, after one batch of them was embedded again and is the same.
     n_jobs
         Threads that read tiles, and that run ``"texture"``; -1 is all cores. `None` takes the workers of a running
         ``dask.distributed`` client, else :data:`spahgc.settings`.
@@ -160,97 +157,98 @@ def image_embedding(
     objects: list[Any] = list(sdata) if several else [sdata]
     if not objects:
         raise ValueError("`sdata` is an empty list; it needs at least one SpatialData.")
-    located = []
-    for number, item in enumerate(objects):
-        with _noting(f"In sdata[{number}]." if several else ""):
-            name = pick_table(item, table_key)
-            table = check_table(item.tables[name], what=f"sdata[{name!r}]")
-            _check_cellularity(table, name)
-            slides = tuple(locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key))
-            located.append((name, table, slides))
+    names: list[str] = []
+    slides: list[LocatedSlide] = []
+    numbers: list[range] = []
+    for item in objects:
+        try:
+            names.append(pick_table(item, table_key))
+            table = check_table(item.tables[names[-1]], what=f"sdata[{names[-1]!r}]")
+            _check_cellularity(table, names[-1])
+            found = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
+        except Exception as error:
+            if several:
+                error.add_note(f"In sdata[{len(names) - 1}].")
+            raise
+        numbers.append(range(len(slides), len(slides) + len(found)))
+        slides += found
     # Loading weights may take minutes, so it comes after what is likely to fail.
     loaded = resolve(encoder, device=device, precision=precision)
     key = check_key(keys.image(loaded.name) if key_added is None else key_added)
     pixels = loaded.tile_px if tile_px is None else tile_px
-    fields = tuple(loaded.fields_of_view if fields_of_view is None else fields_of_view)
+    fields = [float(field) for field in (loaded.fields_of_view if fields_of_view is None else fields_of_view)]
     if not fields:
         raise ValueError("`fields_of_view` is empty; it needs at least one multiple of tile_um.")
     batch = settings.batch_size if batch_size is None else batch_size
-    tiling = Tiling(tuple(float(tile_um * field) for field in fields), int(pixels), int(batch))
-    workers = settings.workers(n_jobs)
-    jobs = [Job(slides, loaded, tiling) for *_, slides in located]
-    for number, (_, table, slides) in enumerate(located):
-        with _noting(f"In sdata[{number}]." if several else ""):
-            for slide in slides:
-                _check_image(slide, tiling)
-                check_spots(table, slide)
-            _ = jobs[number].probes  # raises if the files of an image are gone
-    _check_scale(jobs, tile_um)
+    run: Run = partial(embed, workers=settings.workers(n_jobs))
+    job = Job(tuple(slides), loaded, Tiling(tuple(tile_um * field for field in fields), pixels, batch))
+    _check_tiles(job, tile_um)
+    for item, name, own in zip(objects, names, numbers, strict=True):
+        for number in own:
+            check_spots(item.tables[name], slides[number])
+    _ = job.probes  # raises if the files of an image are gone
     if copy:
-        objects = [shallow_copy(item, name) for item, (name, *_) in zip(objects, located, strict=True)]
-
+        objects = [shallow_copy(item, name) for item, name in zip(objects, names, strict=True)]
     params = {
         "encoder": loaded.name,
         "recipe": dict(loaded.recipe),
         "precision": loaded.precision,
         "tile_um": float(tile_um),
-        "tile_px": int(pixels),
-        "fields_of_view": [float(field) for field in fields],
+        "tile_px": pixels,
+        "fields_of_view": fields,
         "version": version("spahgc"),
     }
-    run: Run = partial(run_here, workers=workers)
     client = dask_client() if n_jobs is None else None
     if client is not None:
-        recipe = dict(loaded.recipe)
-        run = partial(
-            run_on, client, EncoderSpec(uuid.uuid4().hex, encoder, device, precision, settings.device, recipe)
-        )
+        run = partial(embed_on, client, EncoderSpec(encoder, device, precision, settings.device, dict(loaded.recipe)))
+    done: dict[int, Embedded] = {}
     shown = settings.progress if progress is None else progress
-    for number, embedded in run_jobs(jobs, run, resume=resume, progress=shown):
-        _write(objects[number], located[number][0], key, jobs[number], embedded, params)
+    for finished, embedded in embed_slides(job, run, resume=resume, progress=shown):
+        done[finished] = embedded
+        for item, name, own in zip(objects, names, numbers, strict=True):
+            if finished in own and all(number in done for number in own):
+                _write(item, name, key, [(slides[number], done.pop(number)) for number in own], params)
     if not copy:
         return None
     return objects if several else objects[0]
 
 
-@contextmanager
-def _noting(note: str) -> Iterator[None]:
-    """Add a note to an error."""
-    try:
-        yield
-    except Exception as error:
-        if note:
-            error.add_note(note)
-        raise
-
-
-def _write(sdata: Any, name: str, key: str, job: Job, embedded: Embedded, params: Mapping[str, Any]) -> None:
-    table, n_tiles = sdata.tables[name], job.n_spots * len(job.tiling.widths)
-    if embedded.n_padded > MANY_PADDED * n_tiles:
+def _write(
+    sdata: Any, name: str, key: str, slides: Sequence[tuple[LocatedSlide, Embedded]], params: Mapping[str, Any]
+) -> None:
+    """Write the embeddings of a table, with warnings of tiles that show no image."""
+    table = sdata.tables[name]
+    n_padded = sum(int(embedded.padded.sum()) for _, embedded in slides)
+    n_black = sum(int(embedded.black.sum()) for _, embedded in slides)
+    n_tiles = table.n_obs * len(params["fields_of_view"])
+    if n_padded > MANY_PADDED * n_tiles:
         logger.warning(
             "%d of %d tiles leave the image and were continued with its mirror image. Are the coordinates and "
             "microns_per_pixel right?",
-            embedded.n_padded,
+            n_padded,
             n_tiles,
         )
-    if embedded.n_black:
+    if n_black:
         logger.warning(
             "The tiles of %d of %d spots are black throughout: parts of the image were masked, or their files are "
             "missing, which zarr reads as zeros. Look at the image before you use these spots.",
-            embedded.n_black,
-            job.n_spots,
+            n_black,
+            table.n_obs,
         )
-    table.obsm[key] = embedded.values
+    values = np.empty((table.n_obs, slides[0][1].values.shape[1]), np.float32)
+    density = np.empty(table.n_obs, np.float32)
+    for slide, embedded in slides:
+        values[slide.rows], density[slide.rows] = embedded.values, embedded.density
+    table.obsm[key], table.obs[keys.CELLULARITY] = values, density
     by_slide = {
-        keys.MPP: {slide.name: slide.microns_per_pixel for slide in job.slides},
-        "image": {slide.name: slide.image for slide in job.slides},
-        keys.MPP_SOURCE: {slide.name: slide.mpp_source for slide in job.slides},
+        keys.MPP: {slide.name: slide.microns_per_pixel for slide, _ in slides},
+        "image": {slide.name: slide.image for slide, _ in slides},
+        keys.MPP_SOURCE: {slide.name: slide.mpp_source for slide, _ in slides},
     }
-    table.uns[key] = {keys.PARAMS: {**params, **by_slide, "n_padded": embedded.n_padded}}
-    add_pictures(sdata, table, job.slides)
-    table.obs[keys.CELLULARITY] = embedded.density
-    tiles = {"tile_um": job.tiling.widths[0], "tile_px": job.tiling.pixels, "version": params["version"]}
-    table.uns[keys.CELLULARITY] = {keys.PARAMS: tiles}
+    table.uns[key] = {keys.PARAMS: {**params, **by_slide, "n_padded": n_padded}}
+    tiles = {"tile_um": params["tile_um"] * params["fields_of_view"][0]}
+    table.uns[keys.CELLULARITY] = {keys.PARAMS: tiles | {part: params[part] for part in ("tile_px", "version")}}
+    add_pictures(sdata, table, [slide for slide, _ in slides])
 
 
 def add_pictures(sdata: SpatialData, table: AnnData, slides: Sequence[LocatedSlide]) -> None:
@@ -258,9 +256,9 @@ def add_pictures(sdata: SpatialData, table: AnnData, slides: Sequence[LocatedSli
     spatial = dict(table.uns.get(keys.SPATIAL, {}))
     for slide in slides:
         entry = dict(spatial.get(slide.name, {}))
-        factors, images = dict(entry.get("scalefactors", {})), dict(entry.get("images", {}))
-        factors.setdefault(keys.MPP, float(slide.microns_per_pixel))
-        factors.setdefault(keys.SPOT_DIAMETER, float(slide.spot_diameter))
+        images = dict(entry.get("images", {}))
+        known = {keys.MPP: float(slide.microns_per_pixel), keys.SPOT_DIAMETER: float(slide.spot_diameter)}
+        factors = known | dict(entry.get("scalefactors", {}))
         if not any(f"tissue_{name}_scalef" in factors and name in images for name in ("hires", "lowres")):
             made = picture(sdata.images[slide.image], slide)
             if made is not None:
@@ -318,47 +316,34 @@ def _check_cellularity(table: AnnData, table_key: str) -> None:
         )
 
 
-def _check_image(slide: LocatedSlide, tiling: Tiling) -> None:
-    """Raise if a tile is larger than its image; warn if the image is stored in large blocks."""
-    level = slide.levels[0]
-    height, width = level.array.shape[1:]
-    side = min(tiling.widths) / level.microns_per_pixel
-    if side > min(height, width):
-        raise ValueError(
-            f"A tile of {min(tiling.widths):g} um is {side:.0f} pixels wide, but image {slide.image!r} of slide "
-            f"{slide.name!r} has {width} x {height} pixels, {width * level.microns_per_pixel:.0f} x "
-            f"{height * level.microns_per_pixel:.0f} um at {level.microns_per_pixel:.3g} um per pixel. Is "
-            "microns_per_pixel right? Otherwise pass a smaller tile_um."
-        )
-    rows, columns = min(level.block[0], height), min(level.block[1], width)
-    if hasattr(level.array, "chunks") and 3 * rows * columns > CACHE_BYTES:
-        logger.warning(
-            "Image %r of slide %r is stored in blocks of %d x %d pixels, and decoding one takes %.1f GB of memory. "
-            "Write it in smaller blocks first: chunks of about 512 pixels, and sdata.write(path).",
-            slide.image, slide.name, columns, rows, 3 * rows * columns / 1e9,
-        )  # fmt: skip
-
-
-def _check_scale(jobs: Sequence[Job], tile_um: float) -> None:
-    """Warn if tiles have another resolution than the encoder was trained at, or than the image has."""
-    encoder, tiling = jobs[0].encoder, jobs[0].tiling
-    mpp, trained = tile_um / tiling.pixels, encoder.microns_per_pixel
+def _check_tiles(job: Job, tile_um: float) -> None:
+    """Raise if a tile is larger than an image; warn of another resolution than the encoder's or the images'."""
+    encoder, pixels, smallest = job.encoder, job.tiling.pixels, min(job.tiling.widths)
+    coarse = []
+    for slide in job.slides:
+        level = slide.levels[0]
+        height, width = level.array.shape[1:]
+        if smallest / level.microns_per_pixel > min(height, width):
+            raise ValueError(
+                f"A tile of {smallest:g} um is {smallest / level.microns_per_pixel:.0f} pixels wide, but image "
+                f"{slide.image!r} of slide {slide.name!r} has {width} x {height} pixels, "
+                f"{width * level.microns_per_pixel:.0f} x {height * level.microns_per_pixel:.0f} um at "
+                f"{level.microns_per_pixel:.3g} um per pixel. Is microns_per_pixel right? Otherwise pass a smaller "
+                "tile_um."
+            )
+        if level.microns_per_pixel > UPSAMPLED * smallest / pixels:
+            coarse.append(f"{slide.name}: {level.microns_per_pixel:.3g}")
+    mpp, trained = tile_um / pixels, encoder.microns_per_pixel
     if trained is not None and max(mpp / trained, trained / mpp) > OTHER_SCALE:
         logger.warning(
             "Encoder %r was trained at %.3g um per pixel; tiles of %g um on %d pixels have %.3g. Pass tile_um=%g, or "
             "tile_px=%d if the encoder supports it.",
-            encoder.name, trained, tile_um, tiling.pixels, mpp, round(trained * tiling.pixels, 6),
-            round(tile_um / trained),
+            encoder.name, trained, tile_um, pixels, mpp, round(trained * pixels, 6), round(tile_um / trained),
         )  # fmt: skip
-    finest = min(tiling.widths) / tiling.pixels
-    coarse = [slide for job in jobs for slide in job.slides if slide.levels[0].microns_per_pixel > UPSAMPLED * finest]
     if coarse:
         logger.warning(
             "%d of %d slides have coarser images than the tiles (%s um per pixel; tiles have %.3g). Upsampling adds no "
             "detail, so their embeddings may not be comparable with those of higher-resolution slides. Use a "
             "higher-resolution image (`image_key`), or increase `tile_um` or decrease `tile_px` for all slides.",
-            len(coarse),
-            sum(len(job.slides) for job in jobs),
-            format_names((f"{slide.name}: {slide.levels[0].microns_per_pixel:.3g}" for slide in coarse), most=5),
-            finest,
-        )
+            len(coarse), len(job.slides), format_names(coarse, most=5), smallest / pixels,
+        )  # fmt: skip

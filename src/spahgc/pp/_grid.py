@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
-from spatialdata.models import TableModel
 
 from .. import _keys as keys
 from .._checks import Range, above, between, checked, format_names
@@ -23,14 +21,13 @@ from .._settings import logger
 from .._slides import Float64
 from .._tables._cohorts import slide_rows
 from .._tables._slots import check_table, coordinates, library_column
-from ..io._concat import check_slide_name, link_spots
+from ..io._concat import check_slide_name, concat, link_spots
 from ._images import scans_of
 from ._tiles import Level
 from ._tissue import tissue_level, tissue_mask
 
 SPOT_SHARE = 0.55  # diameter of a spot over the pitch where it is not known: Visium's 55 of 100 um
 NEIGHBORS = 4  # whose distances make the pitch
-_AT_ONCE = 2**17  # spots whose tissue is looked up together
 
 
 @checked(
@@ -57,9 +54,8 @@ def tissue_grid(
     """Lay virtual spots over the tissue of slides with H&E only.
 
     Spots are as far apart as those of the reference, so that their tiles overlap as those that a model was trained on.
-    Each image is a slide; of a slide with several resolutions the finest is taken. Tissue is segmented at about 8 um
-    per pixel: Otsu's threshold on the green channel, closing, filling of small holes and removal of small objects
-    (scikit-image); black borders and pen marks are left out.
+    Tissue is segmented at about 8 um per pixel: Otsu's threshold on the green channel, closing, filling of small holes
+    and removal of small objects (scikit-image); black borders and pen marks are left out.
 
     Parameters
     ----------
@@ -78,7 +74,8 @@ def tissue_grid(
     min_tissue
         Least share of a spot's area that is tissue.
     image_key
-        Name or names of images; `None` takes all that are RGB, a slide each.
+        Name or names of images, a slide each; `None` takes all that are RGB, of several resolutions of a slide the
+        finest.
     slide
         Name of the slide, with one image; `None` takes the image's name without ``_image``, and ``{that}_grid`` if
         there are shapes of that name.
@@ -124,16 +121,27 @@ def tissue_grid(
     True
     """
     pitch, diameter = _spacing(adata_ref, pitch_um, spot_diameter_um, library_key)
-    replaced = _replaced(sdata, table_key)
+    replaced: list[str] = []
+    if table_key in sdata.tables:
+        uns = sdata.tables[table_key].uns
+        if keys.GRID not in uns:
+            raise ValueError(
+                f"sdata has a table {table_key!r} that is not a grid made by spahgc: it is not overwritten. Pass "
+                f"table_key=<another name>, e.g. 'grid', here and to spahgc.pp.image_embedding."
+            )
+        region = uns.get(keys.SPATIALDATA_ATTRS, {}).get("region", [])
+        replaced = [name for name in ([region] if isinstance(region, str) else region) if name in sdata.shapes]
     scans = scans_of(sdata, image_key, microns_per_pixel)
     names = _names(sdata, list(scans), slide, replaced)
-    made = [
-        _grid(sdata.images[key], key, levels, name, pitch, diameter, layout, min_tissue)
-        for name, (key, levels) in zip(names, scans.items(), strict=True)
-    ]
-    table = _joined([part for part, _ in made], names)
-    scales = {key: levels[0].microns_per_pixel for key, levels in scans.items()}
-    table.uns[keys.GRID] = {
+    made = []
+    for name, (image, levels) in zip(names, scans.items(), strict=True):
+        mpp = levels[0].microns_per_pixel
+        table = _grid(image, levels, name, pitch, diameter, layout, min_tissue)
+        circles = link_spots(table, name, sdata.images[image], diameter=diameter / mpp, microns_per_pixel=mpp)
+        made.append(SpatialData(shapes={name: circles}, tables={keys.TABLE: table}))
+    whole = made[0] if len(made) == 1 else concat(made)
+    scales = {image: levels[0].microns_per_pixel for image, levels in scans.items()}
+    whole[keys.TABLE].uns[keys.GRID] = {
         keys.PARAMS: {
             "pitch_um": pitch,
             "spot_diameter_um": diameter,
@@ -149,9 +157,9 @@ def tissue_grid(
         del target.shapes[name]
     if table_key in target.tables:
         del target.tables[table_key]
-    for name, (_, circles) in zip(names, made, strict=True):
-        target.shapes[name] = circles
-    target.tables[table_key] = table
+    for name in names:
+        target.shapes[name] = whole.shapes[name]
+    target.tables[table_key] = whole[keys.TABLE]
     target.attrs[keys.MPP] = {**target.attrs.get(keys.MPP, {}), **scales}
     return target if copy else None
 
@@ -160,13 +168,10 @@ def _spacing(
     adata_ref: AnnData | None, pitch_um: float | None, spot_diameter_um: float | None, library_key: str | None
 ) -> tuple[float, float]:
     """Pitch and spot diameter in micrometers, given or measured on the reference."""
-    if (adata_ref is None) == (pitch_um is None):
-        raise ValueError(
-            "Pass adata_ref=<table of the reference slides>, whose pitch is taken, or pitch_um=<micrometers>"
-            + (": one of them is missing." if adata_ref is None else ", not both.")
-        )
-    if adata_ref is None:
-        return float(pitch_um or 0), float(spot_diameter_um or SPOT_SHARE * (pitch_um or 0))
+    if pitch_um is not None and adata_ref is None:
+        return float(pitch_um), float(spot_diameter_um or SPOT_SHARE * pitch_um)
+    if adata_ref is None or pitch_um is not None:
+        raise ValueError("Pass either adata_ref=<table of the reference slides>, whose pitch is taken, or pitch_um.")
     check_table(adata_ref, what="adata_ref")
     xy = coordinates(adata_ref, what="adata_ref")
     pitches, diameters = {}, []
@@ -188,50 +193,30 @@ def _spacing(
     return pitch, float(spot_diameter_um or measured)
 
 
-def _replaced(sdata: SpatialData, table_key: str) -> list[str]:
-    """Shapes of the grid that is replaced; raises if the table is not a grid."""
-    if table_key not in sdata.tables:
-        return []
-    table = sdata.tables[table_key]
-    if keys.GRID not in table.uns:
-        raise ValueError(
-            f"sdata has a table {table_key!r} that is not a grid made by spahgc: it is not overwritten. Pass "
-            f"table_key=<another name>, e.g. 'grid', here and to spahgc.pp.image_embedding."
-        )
-    region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region", [])
-    return [name for name in ([region] if isinstance(region, str) else region) if name in sdata.shapes]
-
-
 def _names(sdata: SpatialData, images: list[str], slide: str | None, replaced: Sequence[str]) -> list[str]:
     """Names of the slides."""
     if slide is not None and len(images) > 1:
         raise ValueError(
             f"slide={slide!r} names one slide, and there are the images {format_names(images)}. Pass image_key."
         )
-    taken = [name for name in (*sdata.shapes, *sdata.labels, *sdata.points, *sdata.images) if name not in replaced]
+    taken = {*sdata.shapes, *sdata.labels, *sdata.points, *sdata.images}.difference(replaced)
     names = []
     for image in images:
         name = image.removesuffix("_image").removesuffix("_full") if slide is None else slide
         check_slide_name(name)
         if name in taken and slide is None:
             name += "_grid"
-        if name in taken or name in names:
+        if name in taken:
             raise ValueError(f"sdata has an element {name!r} already. Pass slide=<another name>.")
         names.append(name)
+        taken.add(name)
     return names
 
 
 def _grid(
-    element: Any,
-    image: str,
-    levels: Sequence[Level],
-    name: str,
-    pitch: float,
-    diameter: float,
-    layout: str,
-    least: float,
-) -> tuple[AnnData, Any]:
-    """Table and circles of one slide."""
+    image: str, levels: Sequence[Level], name: str, pitch: float, diameter: float, layout: str, least: float
+) -> AnnData:
+    """Table of the spots on the tissue of one slide."""
     mpp = levels[0].microns_per_pixel
     level = tissue_level(levels)
     mask, mask_mpp = tissue_mask(level.array, level.microns_per_pixel)
@@ -244,16 +229,15 @@ def _grid(
         name, int(kept.sum()), image, 100 * mask.mean(), pitch,
     )  # fmt: skip
     if not kept.any():
-        found = f"{100 * mask.mean():.2g} % of it is" if mask.any() else "none of it is"
         raise ValueError(
-            f"No spot lies on tissue of image {image!r}: {found} taken for tissue. Is it an H&E image, are {mpp:.4g} "
-            f"um per pixel right, is min_tissue={least:g} or the pitch of {pitch:.4g} um too large?"
+            f"No spot lies on tissue of image {image!r}: {100 * mask.mean():.2g} % of it is taken for tissue. Is it an "
+            f"H&E image, are {mpp:.4g} um per pixel right, is min_tissue={least:g} or the pitch of {pitch:.4g} um too "
+            "large?"
         )
     index = pd.Index([f"{name}_{x}x{y}" for x, y in zip(column[kept], row[kept], strict=True)], dtype=object)
     obs = {"array_row": row[kept], "array_col": column[kept], keys.TISSUE: fraction[kept].astype(np.float32)}
     genes = csr_matrix((len(index), 0), dtype=np.float32)
-    table = AnnData(X=genes, obs=pd.DataFrame(obs, index=index), obsm={keys.SPATIAL: centers[kept]})
-    return table, link_spots(table, name, element, diameter=diameter / mpp, microns_per_pixel=mpp)
+    return AnnData(X=genes, obs=pd.DataFrame(obs, index=index), obsm={keys.SPATIAL: centers[kept]})
 
 
 def _lattice(size: tuple[int, int], pitch: float, layout: str) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
@@ -276,21 +260,9 @@ def _fractions(mask: NDArray[np.bool_], centers: Float64, radius: float) -> Floa
     reach = int(np.ceil(radius))
     dy, dx = (part.ravel() for part in np.mgrid[-reach : reach + 1, -reach : reach + 1])
     disk = (dx**2 + dy**2 <= radius**2) | ((dx == 0) & (dy == 0))
-    dy, dx = dy[disk], dx[disk]
-    padded = np.pad(mask, reach + 1)
-    out = np.empty(len(centers))
-    for at in range(0, len(centers), _AT_ONCE):
-        x, y = np.floor(centers[at : at + _AT_ONCE]).astype(np.int64).T
-        x, y = (np.clip(part, 0, size - 1) + reach + 1 for part, size in zip((x, y), mask.shape[::-1], strict=True))
-        out[at : at + _AT_ONCE] = padded[y[:, None] + dy, x[:, None] + dx].mean(axis=1)
-    return out
-
-
-def _joined(tables: list[AnnData], names: list[str]) -> AnnData:
-    """One table of all slides."""
-    if len(tables) == 1:
-        return tables[0]
-    table = ad.concat(tables)
-    table.obs[keys.REGION] = table.obs[keys.REGION].astype("category")
-    table.uns[keys.SPATIAL] = {name: part.uns[keys.SPATIAL][name] for name, part in zip(names, tables, strict=True)}
-    return TableModel.parse(table, region=names, region_key=keys.REGION, instance_key=keys.INSTANCE)
+    padded = np.pad(mask, reach)
+    x, y = np.clip(np.floor(centers).astype(np.int64), 0, np.array(mask.shape[::-1]) - 1).T + reach
+    place, total = y * padded.shape[1] + x, np.zeros(len(centers))
+    for offset in dy[disk] * padded.shape[1] + dx[disk]:
+        total += padded.ravel()[place + offset]
+    return total / disk.sum()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import dask
@@ -18,51 +16,44 @@ from numpy.typing import NDArray
 from .._geometry import transformed
 from .._slides import Float64
 
-CACHE_BYTES = 256 * 2**20  # decoded blocks that are kept, over all images and resolutions
+CACHE_BYTES = 256 * 2**20  # decoded blocks that a reader keeps, over all resolutions
 _BAND = 512  # pixels; taller blocks are traversed in several bands
 
 
-class BlockCache:
-    """Least recently used cache of decoded blocks, limited in bytes and shared by threads."""
+@dataclass(frozen=True)
+class Level:
+    """One resolution of an image, uint8 (3, y, x), and the map from spot coordinates (x, y, 1) to its pixels."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-        self._blocks: OrderedDict[Any, tuple[int, Future[NDArray[np.uint8]]]] = OrderedDict()
-        self._lock = threading.Lock()
+    array: Any
+    affine: Float64  # pixel i covers [i, i + 1)
+    microns_per_pixel: float
 
-    def get(self, key: Any, size: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Return the block `key` of `size` bytes; the first thread that asks for it decodes it."""
-        with self._lock:
-            is_new = key not in self._blocks
-            if is_new:
-                self._blocks[key] = size, Future()
-                self.held += size
-                while self.held > self.limit and len(self._blocks) > 1:
-                    self.held -= self._blocks.popitem(last=False)[1][0]
-            self._blocks.move_to_end(key)
-            block = self._blocks[key][1]
-        if is_new:
-            # Decoded outside the lock, so that only threads that need this block wait for it.
-            try:
-                block.set_result(decode())
-            except BaseException as error:
-                with self._lock:
-                    self.held -= self._blocks.pop(key, (0,))[0]
-                block.set_exception(error)
-                raise
-        return block.result()
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of the largest block."""
+        chunks = getattr(self.array, "chunks", None)
+        return (_BAND, _BAND) if chunks is None else (max(chunks[1]), max(chunks[2]))
+
+
+@dataclass(eq=False)
+class _Block:
+    """Place for a decoded block; the first thread that needs it decodes it, and others wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    pixels: NDArray[np.uint8] | None = None
+
+
+def _new_block(*_key: Any) -> _Block:
+    """Return an empty place; the arguments (level, row, column) are its key in the cache."""
+    return _Block()
 
 
 class BlockReader:
-    """Read rectangles of an image (c, y, x); blocks of a dask array are decoded whole and cached."""
+    """Read rectangles of an image (c, y, x); blocks of a dask array are decoded whole, into `place`."""
 
-    def __init__(self, array: Any, cache: BlockCache, name: str = "the image") -> None:
-        self.array = array
-        self.name = name
+    def __init__(self, array: Any, name: str, place: Callable[[str, int, int], _Block]) -> None:
+        self.array, self.name, self._place = array, name, place
         self.height, self.width = (int(size) for size in array.shape[1:])
-        self.decoded = 0
-        self._cache = cache
         self._lazy = hasattr(array, "__dask_graph__")
         if self._lazy:
             self._rows, self._columns = (np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks[1:])
@@ -82,15 +73,18 @@ class BlockReader:
             for j in range(*_touched(self._columns, left, right)):
                 x0, x1 = max(left, self._columns[j]), min(right, self._columns[j + 1])
                 dy, dx = self._rows[i], self._columns[j]
-                size = int((self._rows[i + 1] - dy) * (self._columns[j + 1] - dx)) * self.array.shape[0]
-                block = self._cache.get((self, i, j), size, lambda i=i, j=j: self._decode(i, j))  # type: ignore[misc]
-                out[:, y0 - top : y1 - top, x0 - left : x1 - left] = block[:, y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+                block = self._place(self.name, i, j)
+                with block.lock:
+                    if block.pixels is None:
+                        block.pixels = self._decode(i, j)
+                out[:, y0 - top : y1 - top, x0 - left : x1 - left] = block.pixels[
+                    :, y0 - dy : y1 - dy, x0 - dx : x1 - dx
+                ]
         return out
 
     def _decode(self, i: int, j: int) -> NDArray[np.uint8]:
         from dask.optimization import cull
 
-        self.decoded += 1
         keys = [(self.array.name, c, i, j) for c in range(len(self.array.chunks[0]))]
         try:
             parts = dask.get(cull(self._graph, keys)[0], keys)
@@ -111,25 +105,10 @@ def _touched(borders: NDArray[np.int64], start: int, stop: int) -> tuple[int, in
     return int(np.searchsorted(borders, start, side="right")) - 1, int(np.searchsorted(borders, stop, side="left"))
 
 
-@dataclass(frozen=True)
-class Level:
-    """One resolution of an image, uint8 (3, y, x), and the map from spot coordinates (x, y, 1) to its pixels."""
-
-    array: Any
-    affine: Float64  # pixel i covers [i, i + 1)
-    microns_per_pixel: float
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """Height and width of the largest block."""
-        chunks = getattr(self.array, "chunks", None)
-        return (_BAND, _BAND) if chunks is None else (max(chunks[1]), max(chunks[2]))
-
-
 class TileReader:
     """Tiles of `pixels` x `pixels` around centers (n, 2) in spot coordinates, from the levels of an image.
 
-    `image` is its name in messages; without a `cache` of decoded blocks, one of :data:`CACHE_BYTES` is made.
+    `image` is its name in messages. Of the decoded blocks, the last used `cache_bytes` are kept.
     """
 
     def __init__(
@@ -138,16 +117,17 @@ class TileReader:
         centers: Float64,
         pixels: int,
         *,
-        cache: BlockCache | None = None,
+        cache_bytes: int = CACHE_BYTES,
         image: str = "image",
     ) -> None:
-        self.levels = list(levels)
-        self.pixels = pixels
-        self.cache = BlockCache(CACHE_BYTES) if cache is None else cache
-        self.blocks = [
-            BlockReader(level.array, self.cache, f"image {image!r}, level {k}") for k, level in enumerate(levels)
+        self.levels, self.pixels = list(levels), pixels
+        largest = max(level.block[0] * level.block[1] * level.array.shape[0] for level in levels)
+        self._n_blocks = max(1, cache_bytes // largest)
+        place = lru_cache(self._n_blocks)(_new_block)
+        self._images = [
+            BlockReader(level.array, f"image {image!r}, level {k}", place) for k, level in enumerate(levels)
         ]
-        self._centers = [transformed(level.affine, centers) for level in self.levels]
+        self._centers = [transformed(level.affine, centers) for level in levels]
 
     def level_for(self, width_um: float) -> int:
         """Coarsest level with at least two pixels per pixel of a tile, or the finest level."""
@@ -156,16 +136,24 @@ class TileReader:
         return max(fits, key=lambda k: self.levels[k].microns_per_pixel) if fits else 0
 
     def order(self, widths_um: Sequence[float]) -> NDArray[np.intp]:
-        """Order in which to read the tiles so that blocks are found in the cache, see :func:`reading_order`."""
+        """Order of the tiles in which few blocks are decoded twice.
+
+        The image is cut into vertical strips, and each is traversed back and forth by rows of blocks. Strips are so
+        wide that the cache holds the blocks that the tiles of two rows touch.
+        """
         levels = {width: self.level_for(width) for width in widths_um}
         # The finest level that is read has the most blocks.
         finest = min(levels.values(), key=lambda k: self.levels[k].microns_per_pixel)
-        level = self.levels[finest]
-        reach = max(width for width, k in levels.items() if k == finest) / level.microns_per_pixel
+        height, width = self.levels[finest].block
+        reach = max(width for width, k in levels.items() if k == finest) / self.levels[finest].microns_per_pixel
         # Coarser levels have at most half as many blocks along a row each: together no more than the finest.
-        share = self.cache.limit // (1 if len(set(levels.values())) == 1 else 2)
-        n_blocks = share // (level.block[0] * level.block[1] * level.array.shape[0])
-        return reading_order(self._centers[finest], block=level.block, reach=reach, n_blocks=n_blocks)
+        n_blocks = self._n_blocks // (1 if len(set(levels.values())) == 1 else 2)
+        rows = 2 * int(np.ceil(reach / 2 / height)) + 2
+        sides = 2 * int(np.ceil(reach / 2 / width))
+        x, y = self._centers[finest].T
+        strip = np.floor(x / (width * max(1, n_blocks // rows - sides)))
+        band = np.floor(y / (height / max(1, round(height / _BAND))))
+        return np.lexsort([y, np.where(band % 2 == 0, x, -x), band, strip])
 
     def read(self, spot: int, width_um: float) -> tuple[NDArray[np.uint8], bool]:
         """One tile, uint8 (3, pixels, pixels), and whether it was padded.
@@ -174,35 +162,18 @@ class TileReader:
         because a white or black margin would add texture.
         """
         k = self.level_for(width_um)
-        blocks = self.blocks[k]
+        image = self._images[k]
         x, y = self._centers[k][spot]
         width = width_um / self.levels[k].microns_per_pixel
         left, right, first_x, weights_x = axis_weights(float(x), width, self.pixels)
         top, bottom, first_y, weights_y = axis_weights(float(y), width, self.pixels)
-        padded = top < 0 or left < 0 or bottom > blocks.height or right > blocks.width
+        above, below = max(0, -top), max(0, bottom - image.height)
+        before, after = max(0, -left), max(0, right - image.width)
+        patch = image.read(top + above, bottom - below, left + before, right - after)
+        padded = above + below + before + after > 0
         if padded:
-            rows, columns = mirrored(top, bottom, blocks.height), mirrored(left, right, blocks.width)
-            patch = blocks.read(rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
-            patch = np.ascontiguousarray(patch[:, rows - rows.min()][:, :, columns - columns.min()])
-        else:
-            patch = blocks.read(top, bottom, left, right)
+            patch = np.pad(patch, [(0, 0), (above, below), (before, after)], mode="symmetric")
         return resample(patch, first_y, weights_y, first_x, weights_x), padded
-
-
-def reading_order(centers: Float64, *, block: tuple[int, int], reach: float, n_blocks: int) -> NDArray[np.intp]:
-    """Order of tiles in which few blocks are decoded twice.
-
-    `block` is the height and width of the blocks, `reach` the side of the tiles in pixels, and the cache holds
-    `n_blocks`. The image is cut into vertical strips, and each is traversed back and forth by rows of blocks. Strips
-    are so wide that the cache holds the blocks that the tiles of two rows touch.
-    """
-    height, width = block
-    rows = 2 * int(np.ceil(reach / 2 / height)) + 2
-    sides = 2 * int(np.ceil(reach / 2 / width))
-    strip = np.floor(centers[:, 0] / (width * max(1, n_blocks // rows - sides)))
-    band = np.floor(centers[:, 1] / (height / max(1, round(height / _BAND))))
-    along = np.where(band % 2 == 0, centers[:, 0], -centers[:, 0])
-    return np.lexsort([centers[:, 1], along, band, strip])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -219,41 +190,29 @@ def axis_weights(center: float, width: float, pixels: int) -> tuple[int, int, ND
     float32 (pixels, taps).
     """
     step = width / pixels
-    first = np.empty(pixels, np.int64)
+    edges = center - width / 2 + step * np.arange(pixels + 1)
     if step >= 1:
-        low, high = np.empty(pixels), np.empty(pixels)
-        taps = 1
         for i in range(pixels + 1):
-            edge = center - width / 2 + step * i
             # Snap edges that miss a pixel border by rounding: no tap, and no read, for 1e-12 of a pixel.
-            if abs(edge - np.round(edge)) < 1e-6:
-                edge = np.round(edge)
-            if i < pixels:
-                low[i], first[i] = edge, int(np.floor(edge))
-            if i > 0:
-                high[i - 1] = edge
-                taps = max(taps, int(np.ceil(edge)) - first[i - 1])
+            if abs(edges[i] - np.round(edges[i])) < 1e-6:
+                edges[i] = np.round(edges[i])
+        first = np.floor(edges[:-1]).astype(np.int64)
+        taps = int((np.ceil(edges[1:]) - first).max())
         weights = np.empty((pixels, taps))
         for i in range(pixels):
             for t in range(taps):
                 pixel = first[i] + t
-                weights[i, t] = max(0.0, min(pixel + 1, high[i]) - max(pixel, low[i]))
+                weights[i, t] = max(0.0, min(pixel + 1, edges[i + 1]) - max(pixel, edges[i]))
     else:
-        weights = np.empty((pixels, 2))
-        for i in range(pixels):
-            left = center - width / 2 + step * i
-            middle = (left + (center - width / 2 + step * (i + 1))) / 2 - 0.5
-            first[i] = int(np.floor(middle))
-            weights[i, 0], weights[i, 1] = first[i] + 1 - middle, middle - first[i]
+        middles = (edges[:-1] + edges[1:]) / 2 - 0.5
+        first = np.floor(middles).astype(np.int64)
+        weights = np.column_stack((first + 1 - middles, middles - first))
     out = np.empty(weights.shape, np.float32)
-    start, reach = first[0], 0
     for i in range(pixels):
         total = weights[i].sum()
         for t in range(weights.shape[1]):
             out[i, t] = weights[i, t] / total
-            if out[i, t] > 0:
-                reach = max(reach, first[i] - start + t + 1)
-    return start, start + reach, first - start, out
+    return first[0], first[-1] + np.count_nonzero(out[-1]), first - first[0], out
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -295,9 +254,3 @@ def resample(
             for j in range(pixels):
                 out[c, i, j] = np.uint8(min(line[j] + np.float32(0.5), np.float32(255)))
     return out
-
-
-def mirrored(start: int, stop: int, size: int) -> NDArray[np.int64]:
-    """Indices start..stop - 1 of an axis that is mirrored at both ends."""
-    index = np.mod(np.arange(start, stop), 2 * size)
-    return np.where(index >= size, 2 * size - 1 - index, index)
