@@ -54,7 +54,7 @@ def graphs(cases: list[tuple[Any, Any]]) -> None:
     """All graphs of a fit of SpaHGC and of the prediction of a slide, as the method makes them."""
     from functools import partial
 
-    from spahgc.methods._references import References, TrainingGraphs, cached_topk
+    from spahgc.methods._references import References, TrainingGraphs
     from spahgc.methods.spahgc import PRESETS
     from spahgc.nn import Config, slide_graph
 
@@ -62,11 +62,11 @@ def graphs(cases: list[tuple[Any, Any]]) -> None:
     for cohort, target in cases:
         values = {slide.name: slide.expression for slide in cohort}
         references = References([slide.embedding for slide in cohort], config.n_references)
-        TrainingGraphs(cohort, values, config, references=references, max_nodes=20_000)
+        TrainingGraphs(cohort, values, config, references=references)
         slide_graph(
             target.embedding, target.coordinates, cohort.embedding(), cohort.expression(),
             n_references=config.n_references, n_near=config.n_near, n_close=config.n_close,
-            search=partial(references.search, n_queries=len(target)), topk=cached_topk,
+            search=partial(references.search, n_queries=len(target)),
         )  # fmt: skip
 
 

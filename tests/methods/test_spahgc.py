@@ -67,11 +67,12 @@ def test_one_slide_is_the_kernel_alone(cohort: Cohort, target: Slide, caplog: py
 
 
 @pytest.mark.parametrize("max_nodes", [10_000, 12])
-def test_a_network_refers_to_other_slides_only(cohort: Cohort, max_nodes: int) -> None:
+def test_a_network_refers_to_other_slides_only(cohort: Cohort, max_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "max_nodes", max_nodes)
     """The nodes of a training graph, of a slide or of a block, hold no expression of the slide that is the target."""
     method = fit(cohort, Run(split_by="slide"), n_seeds=1)
     references = method._references["context"]
-    graphs = TrainingGraphs(cohort, method._values, method._config, references=references, max_nodes=max_nodes)
+    graphs = TrainingGraphs(cohort, method._values, method._config, references=references)
     cores = dict.fromkeys((slide.name for slide in cohort), 0)
     for name, (graph, values) in zip(graphs.names, graphs, strict=True):
         slide = next(slide for slide in cohort if slide.name == name.split(",")[0])

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spahgc.nn import build_graph, slide_graph
-
-REFER, NEAR, CLOSE = (
-    ("reference", "refer", "target"),
-    ("target", "near", "target"),
-    ("reference", "close", "reference"),
-)
+from spahgc.nn import slide_graph
 
 
 @pytest.fixture
@@ -28,13 +22,19 @@ def cosine(a, b):
     return float(a.astype(float) @ b / np.linalg.norm(a.astype(float)) / np.linalg.norm(b.astype(float)))
 
 
-def edges(data, kind):
-    return [tuple(edge) for edge in data[kind].edge_index.T.tolist()]
+def pairs(edges):
+    return list(zip(edges.sender.tolist(), edges.receiver.tolist(), strict=True))
+
+
+def n_edges(graph):
+    tensors = graph.tensors()
+    return [len(edges.sender) for edges in (tensors.refer, tensors.near, tensors.close)]
 
 
 def test_edges_equal_a_loop_over_pairs(arrays):
     z_t, xy, z_r, y_r = arrays
-    data = build_graph(z_t, xy, z_r, y_r, n_references=4, n_near=3, n_close=2)
+    graph = slide_graph(z_t, xy, z_r, y_r, n_references=4, n_near=3, n_close=2)
+    data = graph.tensors()
 
     refer = []
     for t in range(len(z_t)):
@@ -42,85 +42,74 @@ def test_edges_equal_a_loop_over_pairs(arrays):
         refer += [(r, t) for r in ranked[:4]]
     nodes = sorted({r for r, _ in refer})
     assert len(nodes) < len(z_r)
-    assert data["reference"].index.tolist() == nodes
-    assert edges(data, REFER) == [(nodes.index(r), t) for r, t in refer]
+    assert graph.nodes.tolist() == nodes
+    assert pairs(data.refer) == [(nodes.index(r), t) for r, t in refer]
 
     near = []
     for t in range(len(xy)):
         ranked = sorted((s for s in range(len(xy)) if s != t), key=lambda s: np.linalg.norm(xy[t] - xy[s]))
         near += [(s, t) for s in ranked[:3]]
-    assert edges(data, NEAR) == near
+    assert pairs(data.near) == near
 
     joint = np.concatenate([z_r, y_r], axis=1)[nodes]
     close = []
     for r in range(len(joint)):
         ranked = sorted((s for s in range(len(joint)) if s != r), key=lambda s: -cosine(joint[r], joint[s]))
         close += [(s, r) for s in ranked[:2]]
-    assert edges(data, CLOSE) == close
+    assert pairs(data.close) == close
 
-    np.testing.assert_array_equal(data["target"].x, z_t)
-    np.testing.assert_array_equal(data["reference"].x, joint)
-    np.testing.assert_array_equal(data["reference"].y, y_r[nodes])
-    assert data["target"].x.dtype == data["reference"].x.dtype == torch.float32
-    data.validate(raise_on_error=True)
+    np.testing.assert_array_equal(data.target, z_t)
+    np.testing.assert_array_equal(data.reference, joint)
+    assert data.target.dtype == data.reference.dtype == torch.float32
+    back = torch.stack([data.back.receiver, data.back.sender])
+    assert torch.equal(torch.stack([data.refer.sender, data.refer.receiver])[:, data.refer.sent], back)
 
 
 def test_default_numbers_are_the_papers(arrays):
     rng = np.random.default_rng(1)
     z_t, xy = rng.normal(size=(30, 4)), rng.uniform(size=(30, 2))
-    data = build_graph(z_t, xy, arrays[2], arrays[3])
-    m = data["reference"].num_nodes
-    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [30 * 7, 30 * 5, m * 3]
+    graph = slide_graph(z_t, xy, arrays[2], arrays[3])
+    assert n_edges(graph) == [30 * 7, 30 * 5, len(graph.nodes) * 3]
 
 
 def test_ties_are_broken_by_index():
     # All target spots alike, all reference spots alike, spots on a grid.
     xy = np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0)), axis=-1).reshape(-1, 2)
-    data = build_graph(np.ones((16, 3)), xy, np.ones((12, 3)), np.ones((12, 2)), n_references=4, n_near=2, n_close=2)
-    assert data["reference"].index.tolist() == [0, 1, 2, 3]
-    assert edges(data, REFER)[:4] == [(0, 0), (1, 0), (2, 0), (3, 0)]
-    assert edges(data, CLOSE) == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
-    assert edges(data, NEAR)[10:12] == [(1, 5), (4, 5)]
+    graph = slide_graph(np.ones((16, 3)), xy, np.ones((12, 3)), np.ones((12, 2)), n_references=4, n_near=2, n_close=2)
+    data = graph.tensors()
+    assert graph.nodes.tolist() == [0, 1, 2, 3]
+    assert pairs(data.refer)[:4] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert pairs(data.close) == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+    assert pairs(data.near)[10:12] == [(1, 5), (4, 5)]
 
 
 def test_inputs_stay(arrays):
     copies = [array.copy() for array in arrays]
-    build_graph(*arrays)["target"].x += 1
+    slide_graph(*arrays).tensors().target.add_(1)
     for array, before in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, before)
 
 
 def test_small_graphs(arrays):
     z_t, xy, z_r, y_r = arrays
-    data = build_graph(z_t[:1], xy[:1], z_r[:1], y_r[:1], n_references=1)
-    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [1, 0, 0]
-    data = build_graph(z_t[:3], xy[:3], z_r[:3], y_r[:3], n_references=3)
-    assert [data[kind].num_edges for kind in (REFER, NEAR, CLOSE)] == [9, 6, 6]
+    assert n_edges(slide_graph(z_t[:1], xy[:1], z_r[:1], y_r[:1], n_references=1)) == [1, 0, 0]
+    assert n_edges(slide_graph(z_t[:3], xy[:3], z_r[:3], y_r[:3], n_references=3)) == [9, 6, 6]
 
 
 def test_errors(arrays):
     z_t, xy, z_r, y_r = arrays
     with pytest.raises(ValueError, match=r"has 6 spots to choose from, but k = 7 are needed"):
-        build_graph(z_t, xy, z_r[:6], y_r[:6])
+        slide_graph(z_t, xy, z_r[:6], y_r[:6])
     with pytest.raises(ValueError, match="query has 3 features and bank has 4"):
-        build_graph(z_t[:, :3], xy, z_r, y_r)
+        slide_graph(z_t[:, :3], xy, z_r, y_r)
     with pytest.raises(ValueError, match="coordinates has 8 rows, but there are 9 embeddings"):
-        build_graph(z_t, xy[:8], z_r, y_r)
+        slide_graph(z_t, xy[:8], z_r, y_r)
     with pytest.raises(ValueError, match="reference_expression has 59 rows"):
-        build_graph(z_t, xy, z_r, y_r[:59])
+        slide_graph(z_t, xy, z_r, y_r[:59])
     with pytest.raises(ValueError, match="features is empty"):
-        build_graph(z_t[:0], xy[:0], z_r, y_r)
+        slide_graph(z_t[:0], xy[:0], z_r, y_r)
     with pytest.raises(ValueError, match="`n_near` must be an integer of at least 1, got 0"):
         slide_graph(*arrays, n_near=0)
     y_r[3, 0] = np.inf
     with pytest.raises(ValueError, match="`reference_expression` has NaN or infinite values in 1 of 60 rows"):
-        build_graph(z_t, xy, z_r, y_r)
-
-
-def test_the_same_edges_as_tensors(arrays):
-    data, graph = build_graph(*arrays), slide_graph(*arrays)
-    tensors = graph.tensors()
-    for kind, edges in ((REFER, tensors.refer), (NEAR, tensors.near), (CLOSE, tensors.close)):
-        assert torch.equal(data[kind].edge_index, torch.stack([edges.sender, edges.receiver]))
-    assert torch.equal(data[REFER].edge_index.flip(0)[:, tensors.refer.sent], torch.stack(tensors.back[1:3]))
-    np.testing.assert_array_equal(graph.nodes, data["reference"].index)
+        slide_graph(z_t, xy, z_r, y_r)

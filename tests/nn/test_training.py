@@ -190,8 +190,6 @@ def test_errors(cohort, small):
     slides = cohort()
     with pytest.raises(ValueError, match="no slides"):
         train([], small)
-    with pytest.raises(ValueError, match="2 names for 3 slides"):
-        train(slides, small, names=["a", "b"])
     with pytest.raises(ValueError, match="no finite score"):
         train(slides, small, validate=lambda model: float("nan"))
     (data, y), *rest = slides

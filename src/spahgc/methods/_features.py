@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -67,10 +67,6 @@ class Context:
     ) -> Self:
         """Fit the components of the slides' standardized embeddings."""
         return cls(PCA.fit(np.concatenate([slide.embedding for slide in slides]), n_components), tuple(weights))
-
-    def of_spot(self) -> Self:
-        """The part that describes the spot alone."""
-        return replace(self, weights=self.weights[:1])
 
     @property
     def scale(self) -> Float64:

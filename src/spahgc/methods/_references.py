@@ -22,17 +22,6 @@ FEWEST_QUERIES = 30_000  # for an approximate index: building one takes about as
 _LARGEST_SHARE = 0.2  # of the lists of an index, beyond which looking into them takes longer than the exact search
 
 
-def cached_topk(query: NDArray, bank: NDArray, k: int, **options: Any) -> tuple[NDArray[np.int64], Float32]:
-    """:func:`~spahgc.nn.cosine_topk`, computed once in a run that caches."""
-
-    def search() -> dict[str, NDArray]:
-        index, similarity = cosine_topk(query, bank, k, **options)
-        return {"index": index, "similarity": similarity}
-
-    found = cached(lambda: digest("topk", query, bank, k, str(options)), search)
-    return found["index"], found["similarity"]
-
-
 class References:
     """Search for the `k` most similar among the spots of the reference slides."""
 
@@ -109,7 +98,6 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         config: Config,
         *,
         references: References,
-        max_nodes: int,
         device: str | torch.device = "cpu",
     ) -> None:
         embedding = np.concatenate([np.asarray(slide) for slide in references.slides])
@@ -120,7 +108,7 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         for i, slide in enumerate(cohort):
             features = references.slides[i]
             retrieved = references.search(np.asarray(features), n_queries=cohort.n_spots, without=i, device=device)
-            blocks = spatial_blocks(slide.coordinates, max_nodes, n_near=config.n_near, hops=config.n_layers)
+            blocks = spatial_blocks(slide.coordinates, settings.max_nodes, n_near=config.n_near, hops=config.n_layers)
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)
                 graph = SlideGraph.of(
@@ -131,7 +119,6 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
                     self._expression,
                     config.n_close,
                     device=device,
-                    topk=cached_topk,
                 )
                 whole = len(core) == len(rows)
                 self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))

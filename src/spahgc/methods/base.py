@@ -46,12 +46,8 @@ class Run:
 
     Parameters
     ----------
-    seed
-        Random seed.
-    device
-        Torch device. `None` takes :data:`spahgc.settings`.
-    progress
-        Show a progress bar.
+    seed, device, progress
+        Random seed; torch device, `None` takes :data:`spahgc.settings`; whether to show a progress bar.
     split_by
         Unit held out when tuning hyperparameters: ``"patient"`` to predict new patients, ``"slide"`` to predict
         further slides of known patients.
@@ -183,7 +179,7 @@ class Method(ABC):
 
     def history(self) -> dict[str, list[float]]:
         """Training curves by name; empty for methods without epochs."""
-        return {}
+        return getattr(self, "_history", {})
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -20,22 +20,19 @@ GRID = 6  # Gaussian basis functions along each axis
 REACH = 2.0  # standard deviations between the mean position and the outermost basis functions
 
 
-class Smoothing(NamedTuple):
-    """Average over neighboring spots."""
+Smoothing = tuple[int, float]  # nearest spots to average over, and weight of their mean
 
-    n_neighbors: int
-    weight: float  # of the mean over the neighbors
 
-    def __call__(self, values: np.ndarray, slide: Slide) -> Float64:
-        """Average values (n_spots, ...) of each spot with the mean over its nearest spots."""
-        values = values.astype(np.float64)
-        if self.n_neighbors == 0 or len(values) < 2:
-            return values
-        nearest = spatial_knn(slide.coordinates, self.n_neighbors)
-        total = np.zeros_like(values)
-        for neighbors in nearest.T:  # A gather of all neighbors would be n_neighbors copies of the slide.
-            total += values[neighbors]
-        return (1 - self.weight) * values + self.weight / nearest.shape[1] * total
+def smooth(values: np.ndarray, slide: Slide, n_neighbors: int, weight: float) -> Float64:
+    """Average values (n_spots, ...) of each spot with the mean over its nearest spots."""
+    values = values.astype(np.float64)
+    if n_neighbors == 0 or len(values) < 2:
+        return values
+    nearest = spatial_knn(slide.coordinates, n_neighbors)
+    total = np.zeros_like(values)
+    for neighbors in nearest.T:  # A gather of all neighbors would be n_neighbors copies of the slide.
+        total += values[neighbors]
+    return (1 - weight) * values + weight / nearest.shape[1] * total
 
 
 class Hyperparameters(NamedTuple):
@@ -46,10 +43,10 @@ class Hyperparameters(NamedTuple):
     n_components: int
 
 
-NO_SMOOTHING = Smoothing(0, 0.0)
+NO_SMOOTHING: Smoothing = (0, 0.0)
 # A plain mean over a spot and its 6 neighbors was worse than no smoothing on Visium and on legacy arrays.
-SMOOTHINGS = (NO_SMOOTHING, *(Smoothing(n, weight) for n in (6, 18) for weight in (0.25, 0.5)))
-UNTUNED = Hyperparameters(Smoothing(6, 0.5), 3e-2, 64)  # for a single reference slide
+SMOOTHINGS = (NO_SMOOTHING, (6, 0.25), (6, 0.5), (18, 0.25), (18, 0.5))
+UNTUNED = Hyperparameters((6, 0.5), 3e-2, 64)  # for a single reference slide
 
 
 class LinearFit(NamedTuple):
@@ -110,7 +107,7 @@ def tune(
             measured, components = expression_of(slide), pca(features[slide.name])
             for k, smoothing in enumerate(smoothings):
                 # Smoothing the input of a linear function smooths its output.
-                smoothed = smoothing(components, slide)
+                smoothed = smooth(components, slide, *smoothing)
                 for i, j in np.ndindex(len(penalties), len(sizes)):
                     predicted = smoothed[:, : sizes[j]] @ coefficients[i][: sizes[j]]
                     totals[k, i, j] += mean_pearson(measured, predicted) / len(held_out)
@@ -151,7 +148,6 @@ class Ridge(BlockwiseMethod):
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         values = self._standardize(cohort, GeneScale.fit(cohort) if self.relative else GeneScale.identity(cohort))
-        self._fit_features(cohort)
         features = {slide.name: np.asarray(self._features(slide)) for slide in cohort}
         stacked = np.concatenate(list(features.values()))
         candidates: dict[str, Any] = {"penalties": PENALTIES, "sizes": SIZES, "smoothings": self._smoothings()}
@@ -178,9 +174,6 @@ class Ridge(BlockwiseMethod):
         """Candidate smoothings."""
         return (NO_SMOOTHING,)
 
-    def _fit_features(self, cohort: Cohort) -> None:
-        """Prepare :meth:`_features`."""
-
     def _features(self, slide: Slide) -> Float32 | ContextRows:
         """Features to regress on, (n_spots, d)."""
         return slide.embedding
@@ -195,15 +188,16 @@ class ContextRidge(Ridge):
     name: ClassVar[str] = "context_ridge"
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
+    def fit(self, cohort: Cohort, run: Run) -> Self:
+        self._context = Context.fit(cohort.slides)
+        return super().fit(cohort, run)
+
     def state(self) -> State:
         return {**super().state(), **self._context.arrays()}
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         self._context = Context.from_arrays(state)
         return super().restore(state, cohort)
-
-    def _fit_features(self, cohort: Cohort) -> None:
-        self._context = Context.fit(cohort.slides)
 
     def _features(self, slide: Slide) -> ContextRows:
         return ContextRows(self._context, slide)
@@ -234,7 +228,8 @@ class SmoothedRidge(Ridge):
 
     def relative_values(self, slide: Slide) -> RowValues:
         values = super().relative_values(slide)
-        smoothed = self.tuned.smoothing(np.concatenate([values(rows) for rows in blocks(len(slide))]), slide)
+        whole = np.concatenate([values(rows) for rows in blocks(len(slide))])
+        smoothed = smooth(whole, slide, *self.tuned.smoothing)
         return lambda rows: smoothed[rows]
 
     def state(self) -> State:
@@ -242,11 +237,11 @@ class SmoothedRidge(Ridge):
 
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         n_neighbors, weight, penalty, n_components = state["tuned"].tolist()
-        self.tuned = Hyperparameters(Smoothing(int(n_neighbors), weight), penalty, int(n_components))
+        self.tuned = Hyperparameters((int(n_neighbors), weight), penalty, int(n_components))
         return super().restore(state, cohort)
 
     def _smoothings(self) -> Sequence[Smoothing]:
-        return SMOOTHINGS if self.n_neighbors is None else (Smoothing(self.n_neighbors, self.neighbor_weight),)
+        return SMOOTHINGS if self.n_neighbors is None else ((self.n_neighbors, self.neighbor_weight),)
 
 
 class Coordinates(Ridge):

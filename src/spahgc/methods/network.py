@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -186,7 +186,6 @@ class NetworkMethod(Method):
     epochs: int = 60
     learning_rate: float = 1e-3
     dropout: float = 0.2
-    _history: History = field(init=False, repr=False, default_factory=dict)
 
     stochastic: ClassVar[bool] = True
 
@@ -208,9 +207,6 @@ class NetworkMethod(Method):
 
     def recall(self, net: Any, references: Callable[[], Sequence[Step]]) -> None:
         """Store what predictions need of the reference slides; called in evaluation mode before predicting."""
-
-    def history(self) -> History:
-        return self._history
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         if len(cohort) < self.min_slides:

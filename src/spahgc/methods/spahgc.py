@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .._checks import at_least, format_names
 from .._run import Progress, no_progress, weighted, with_progress
@@ -18,7 +17,7 @@ from .._settings import logger, settings
 from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of
 from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
 from ._features import ContextRows, GeneScale, leading_axes
-from ._references import References, TrainingGraphs, cached_topk
+from ._references import References, TrainingGraphs
 from .base import Evidence, Method, Output, Run, State, parameters
 from .kernel import ContextKernel
 from .linear import ContextRidge, Ridge, mean_pearson
@@ -29,31 +28,9 @@ VIEWS = ("spot", "components", "context")
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset sets.
+    """What a preset sets; `SpaHGC` describes the fields that its ``changes`` may hold."""
 
-    Parameters
-    ----------
-    network
-        Fields of :class:`spahgc.nn.Config` that differ from the paper's.
-    relative
-        Train on expression scaled to mean 0 and variance 1 per gene and slide, instead of expression as it is.
-    views
-        What the nodes carry, in turn for the networks that are averaged: ``"spot"``, the embedding; ``"components"``,
-        its 128 leading components; or ``"context"``, the components of the spot and of its surroundings
-        (:class:`~spahgc.methods.ContextKernel`).
-    kernel
-        Share of kernel ridge regression over the reference spots (:class:`~spahgc.methods.ContextKernel`) in the
-        average with the networks, 0 to 1. Above 0 it needs `relative`.
-    linear_for_new
-        Average further with ridge and context ridge, a third each, where targets are of new patients
-        (``Run.split_by="patient"``): what bends less carries over better. Needs `relative`.
-    n_components
-        Leading components of the reference expression that the network's output is a combination of; `None`: the genes.
-    n_seeds
-        Networks that are trained and averaged; 0, with a `kernel`, for the kernel alone.
-    """
-
-    network: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)  # fields of `Config` that differ from the paper's
     relative: bool = False
     views: tuple[str, ...] = ("spot",)
     kernel: float = 0.0
@@ -109,8 +86,12 @@ class SpaHGC(Method):
     n_seeds
         Networks to average; `None` takes the preset's.
     changes
-        Further fields of the preset to change, for ablations: ``relative``, ``views``, ``kernel``,
-        ``linear_for_new``, ``n_components``.
+        Further fields of the preset to change, for ablations. ``relative``: train on expression with mean 0 and
+        variance 1 per gene and slide. ``views``: what the nodes carry, in turn for the networks: ``"spot"``, the
+        embedding; ``"components"``, its 128 leading components; or ``"context"``, those of the spot and of its
+        surroundings. ``kernel``: share of :class:`ContextKernel` in the average, 0 to 1. ``linear_for_new``: whether
+        ridge and context ridge take part for new patients. ``n_components``: leading components of the expression that
+        the output combines; `None` for the genes.
 
     Examples
     --------
@@ -149,10 +130,6 @@ class SpaHGC(Method):
             raise ValueError("`n_seeds` must be at least 1 without a kernel, got 0.")
         self._preset = replace(preset, network={**preset.network, **self.network}, n_seeds=n_seeds)
         self._config = Config(**self._preset.network)
-        self._history: dict[str, list[float]] = {}
-
-    def history(self) -> dict[str, list[float]]:
-        return self._history
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         preset, n_networks = self._preset, self._preset.n_seeds
@@ -163,8 +140,19 @@ class SpaHGC(Method):
                 cohort.slides[0].name,
             )
             n_networks = 0
-        if n_networks:
-            _check(cohort, self._config)
+        if n_networks and len(cohort) < 2:
+            raise ValueError(
+                "This preset of spahgc needs at least two reference slides, because each is trained with the others as "
+                f"its references. Got only {cohort.slides[0].name!r}. With one slide, use preset='default' or "
+                "method='ridge'."
+            )
+        fewest, needed = cohort.n_spots - max(len(slide) for slide in cohort), self._config.n_references
+        if n_networks and fewest < needed:
+            raise ValueError(
+                f"Each spot refers to K = {needed} spots of other slides, but for some slide there are only {fewest}. "
+                "Add reference slides or spots, or lower K: "
+                f"method_params={{'network': {{'n_references': {max(1, fewest)}}}}}."
+            )
         views = preset.views[:n_networks]
         kinds = _LINEAR if preset.linear_for_new and run.split_by == "patient" else ()
         self._device, self._networks = settings.torch_device(run.device), []
@@ -176,9 +164,8 @@ class SpaHGC(Method):
         components = None
         if preset.n_components is not None:
             components = torch.from_numpy(leading_axes(np.concatenate(list(values.values())), preset.n_components))
-        placement: Any = {"max_nodes": settings.max_nodes, "device": self._device}
         graphs = {
-            view: TrainingGraphs(cohort, values, self._config, references=references, **placement)
+            view: TrainingGraphs(cohort, values, self._config, references=references, device=self._device)
             for view, references in self._references.items()
         }
         curves: list[dict[str, list[float]]] = []
@@ -213,14 +200,14 @@ class SpaHGC(Method):
         self._values, self._level, self._std = values, self._scale.mean.mean(axis=0), self._scale.std.mean(axis=0)
         self._references: dict[str, References] = {}
         for view in views:
-            features: list[NDArray | Rows]
-            if view == "spot":
-                features = [slide.embedding for slide in cohort]
-            elif view in saved:
+            features: list[Float32 | ContextRows | Rows]
+            if view in saved:
                 features = [Rows(part) for part in cohort.split(saved[view])]
             else:
-                features = [np.asarray(self._node_features(slide, view)) for slide in cohort]
-            self._references[view] = References(features, self._config.n_references)
+                features = [self._node_features(slide, view) for slide in cohort]
+            # Computed once, unless they are the embeddings, which may be larger than memory.
+            in_memory = [np.asarray(part) if isinstance(part, ContextRows) else part for part in features]
+            self._references[view] = References(in_memory, self._config.n_references)
 
     def _node_features(self, slide: Slide, view: str) -> Float32 | ContextRows:
         """Features of the nodes of a slide: its embedding, or components of the kernel with a mean square of 1."""
@@ -228,7 +215,8 @@ class SpaHGC(Method):
             return slide.embedding
         if self._kernel is None:
             raise ValueError(f"View {view!r} consists of components of the kernel, but there is none.")
-        context = self._kernel.context if view == "context" else self._kernel.context.of_spot()
+        whole = self._kernel.context
+        context = whole if view == "context" else replace(whole, weights=whole.weights[:1])
         return ContextRows(context, slide, divisor=max(float(np.sqrt(np.mean(context.scale**2))), 1e-12))
 
     def _graph(self, slide: Slide, view: str, *, progress: Progress = no_progress) -> SlideGraph:
@@ -244,7 +232,6 @@ class SpaHGC(Method):
             n_close=config.n_close,
             device=self._device,
             search=partial(references.search, n_queries=len(slide), device=self._device),
-            topk=cached_topk,
             progress=progress,
         )
 
@@ -354,18 +341,3 @@ class SpaHGC(Method):
             return mean_pearson(measured, predicted)
 
         return score
-
-
-def _check(cohort: Cohort, config: Config) -> None:
-    if len(cohort) < 2:
-        raise ValueError(
-            "This preset of spahgc needs at least two reference slides, because each is trained with the others as its "
-            f"references. Got only {cohort.slides[0].name!r}. With one slide, use preset='default' or method='ridge'."
-        )
-    fewest = cohort.n_spots - max(len(slide) for slide in cohort)
-    if fewest < config.n_references:
-        raise ValueError(
-            f"Each spot refers to K = {config.n_references} spots of other slides, but for some slide there are only "
-            f"{fewest}. Add reference slides or spots, or lower K: "
-            f"method_params={{'network': {{'n_references': {max(1, fewest)}}}}}."
-        )

@@ -6,12 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .._checks import at_least
 from .base import parameters
 from .network import ExpressionScale, Head, NetworkMethod, Stem
 
 
-@parameters(hidden=at_least(0))
+@parameters()
 class STNet(NetworkMethod):
     """ST-Net (He et al., Nature Biomedical Engineering 2020): each spot alone, embedding to expression.
 
@@ -22,7 +21,7 @@ class STNet(NetworkMethod):
     Parameters
     ----------
     hidden
-        Width of the hidden layer. 0 uses the linear head of the paper.
+        Width of the hidden layer.
     """
 
     hidden: int = 128
@@ -30,14 +29,8 @@ class STNet(NetworkMethod):
     name: ClassVar[str] = "stnet"
 
     def layers(self, n_features: int, scale: ExpressionScale) -> dict[str, nn.Module | nn.Parameter]:
-        n_genes = len(scale.mean)
-        if self.hidden:
-            stem, head = Stem(n_features, self.hidden, self.dropout), Head(self.hidden, n_genes)
-            return {"all": nn.Sequential(stem, nn.GELU(), nn.Dropout(self.dropout), head)}
-        output = nn.Linear(n_features, n_genes)
-        nn.init.normal_(output.weight, std=0.1 * n_features**-0.5)
-        nn.init.zeros_(output.bias)
-        return {"all": nn.Sequential(nn.Dropout(self.dropout), output)}
+        stem, head = Stem(n_features, self.hidden, self.dropout), Head(self.hidden, len(scale.mean))
+        return {"all": nn.Sequential(stem, nn.GELU(), nn.Dropout(self.dropout), head)}
 
     def forward(self, net: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
         return net.all(embedding)

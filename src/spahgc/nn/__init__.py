@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .._geometry import SpatialNeighbors, spatial_knn
 from .attention import CrossNodeAttentionPooling, CrossNodeDualAttention
-from .graph import GraphTensors, SlideGraph, build_graph, slide_graph, spatial_blocks
+from .graph import GraphTensors, SlideGraph, slide_graph, spatial_blocks
 from .inference import predict
 from .layers import Edges
 from .loss import contrastive_loss, pearson_loss, pearson_per_gene
@@ -27,7 +27,6 @@ __all__ = [
     "SpaHGCNetwork",
     "SpatialNeighbors",
     "TargetEncoder",
-    "build_graph",
     "contrastive_loss",
     "cosine_topk",
     "fit",

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
 from .._checks import at_least, checked, matrix, real
+from .._disk import cached, digest
 from .._geometry import SpatialNeighbors
 from .._run import Progress, no_progress, with_progress
 from .._slides import Float32, Rows
 from .layers import Edges
 from .retrieval import cosine_topk
 
-Search = Callable[..., tuple[NDArray[np.int64], Float32]]  # with the parameters of `cosine_topk`
+Index = NDArray[np.intp]
 
 
 class GraphTensors(NamedTuple):
@@ -43,20 +43,11 @@ class GraphTensors(NamedTuple):
         references: Tensor,
         core: Tensor | None = None,
     ) -> GraphTensors:
-        """Make them from tables of neighbors.
+        """Make them from tables of neighbors, as in :class:`SlideGraph`.
 
-        Parameters
-        ----------
-        target
-            Embeddings of the target spots, (n, n_features).
-        reference
-            Joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes).
-        near, close, references
-            Spatial neighbors of each target spot, (n, Q); neighbors of each reference node among the reference nodes,
-            (m, k); reference nodes of each target spot, (n, K).
-        core
-            Target spots for the supervised loss, int64 (n_core,); `None` for all. In a slide that is trained in blocks
-            (:func:`spatial_blocks`), the others surround the block.
+        `target` has the embeddings of the target spots, (n, n_features), `reference` the joint features [z_r | y_r] of
+        the reference nodes, (m, n_features + n_genes), and `core` the target spots for the supervised loss, int64
+        (n_core,), `None` for all: in a block of a slide (:func:`spatial_blocks`), the others surround it.
         """
         n, m = len(target), len(reference)
         refer = Edges.of(references, m)
@@ -74,31 +65,15 @@ class GraphTensors(NamedTuple):
 
 
 class SlideGraph(NamedTuple):
-    """Graph of a slide as arrays; features are read when they are needed. See :func:`slide_graph`.
+    """Graph of a slide as arrays; features are read when they are needed. See :func:`slide_graph`."""
 
-    Parameters
-    ----------
-    features
-        Embeddings of the target spots, (n, n_features), as they were given.
-    near
-        Spatial neighbors of each target spot, (n, Q).
-    references
-        Reference nodes of each target spot, (n, K).
-    nodes
-        Row of each reference node among all reference spots, (m,).
-    close
-        Neighbors of each reference node, (m, k).
-    embedding, expression
-        Embeddings, (n_reference, n_features), and expression, (n_reference, n_genes), of all reference spots.
-    """
-
-    features: Any
-    near: NDArray[np.integer]
-    references: NDArray[np.integer]
-    nodes: NDArray[np.int64]
-    close: NDArray[np.int64]
-    embedding: NDArray | Rows
-    expression: NDArray | Rows
+    features: Any  # embeddings of the target spots, (n, n_features), as they were given
+    near: NDArray[np.integer]  # spatial neighbors of each target spot, (n, Q)
+    references: NDArray[np.integer]  # reference nodes of each target spot, (n, K)
+    nodes: NDArray[np.int64]  # row of each reference node among all reference spots, (m,)
+    close: NDArray[np.int64]  # neighbors of each reference node, (m, k)
+    embedding: NDArray | Rows  # of all reference spots, (n_reference, n_features)
+    expression: NDArray | Rows  # (n_reference, n_genes)
 
     @classmethod
     def of(
@@ -111,9 +86,8 @@ class SlideGraph(NamedTuple):
         n_close: int,
         *,
         device: str | torch.device = "cpu",
-        topk: Search = cosine_topk,
     ) -> SlideGraph:
-        """Connect the reference spots that were retrieved for each target spot, (n, K), with their nearest."""
+        """Connect the reference spots that were retrieved for each target spot, (n, K); cached in a run."""
         # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
         used = np.zeros(len(embedding), dtype=bool)
         used[retrieved.reshape(-1)] = True
@@ -124,7 +98,11 @@ class SlideGraph(NamedTuple):
         if k < 1:
             return graph
         joint = graph.joint.numpy()
-        return graph._replace(close=topk(joint, joint, k, exclude_self=True, device=device)[0])
+
+        def search() -> dict[str, NDArray]:
+            return {"close": cosine_topk(joint, joint, k, exclude_self=True, device=device)[0]}
+
+        return graph._replace(**cached(lambda: digest("close", joint, k, str(device)), search))
 
     @property
     def joint(self) -> Tensor:
@@ -151,7 +129,6 @@ def slide_graph(
     n_close: int = 3,
     device: str | torch.device = "cpu",
     search: Callable[[Float32], NDArray[np.integer]] | None = None,
-    topk: Search = cosine_topk,
     progress: Progress = no_progress,
 ) -> SlideGraph:
     """Build the graph of one target slide, of any size.
@@ -163,23 +140,17 @@ def slide_graph(
         rows that are read. Its method ``forget``, if any, is called to free memory when all rows have been read.
     coordinates
         Their positions, (n, 2), in any unit.
-    reference_embedding
-        Embeddings of all spots of all reference slides, (n_reference, n_features), an array or
-        :class:`~spahgc._slides.Rows`; read block by block.
-    reference_expression
-        Their expression, (n_reference, n_genes); only spots that are retrieved are read.
-    n_references
-        Reference spots per target spot (K), by cosine of the embeddings.
-    n_near
-        Spatial neighbors per target spot (Q); fewer on a slide with fewer other spots.
-    n_close
-        Neighbors per reference spot (k) among the retrieved ones, by cosine of the joint features.
+    reference_embedding, reference_expression
+        Embeddings of all spots of all reference slides, (n_reference, n_features), read block by block, and their
+        expression, (n_reference, n_genes), of which only spots that are retrieved are read.
+    n_references, n_near, n_close
+        Reference spots per target spot (K), by cosine of the embeddings; spatial neighbors per target spot (Q), or all
+        others if they are fewer; and neighbors per reference spot (k) among the retrieved ones, by cosine of the joint
+        features.
     device
         Torch device of the matrix products.
     search
         Finds the reference spots of some target spots, (n_some, K), from their features; exact search by default.
-    topk
-        Search among the reference nodes, with the parameters of :func:`cosine_topk`.
     progress
         Called with the share of the spots that was processed, each time some were.
 
@@ -212,70 +183,15 @@ def slide_graph(
         near[rows] = neighbors(n_near, rows)
         some = target[rows]
         retrieved[rows] = search(some) if search else cosine_topk(some, z_r, n_references, device=device)[0]
-    return SlideGraph.of(target, near, retrieved, z_r, y_r, n_close, device=device, topk=topk)
+    return SlideGraph.of(target, near, retrieved, z_r, y_r, n_close, device=device)
 
 
 def _matrix_or_rows(values: ArrayLike | Rows, name: str) -> NDArray | Rows:
     return values if isinstance(values, Rows) else matrix(values, name)
 
 
-def build_graph(
-    target_embedding: ArrayLike,
-    target_coordinates: ArrayLike,
-    reference_embedding: ArrayLike,
-    reference_expression: ArrayLike,
-    *,
-    n_references: int = 7,
-    n_near: int = 5,
-    n_close: int = 3,
-) -> HeteroData:
-    """Build the graph of one target slide for PyTorch Geometric.
-
-    An edge runs from a neighbor or reference to the spot that receives its message.
-
-    Parameters
-    ----------
-    target_embedding, target_coordinates, reference_embedding, reference_expression, n_references, n_near, n_close
-        As the parameters of :func:`slide_graph`, in its order.
-
-    Returns
-    -------
-    ``data["target"].x`` holds the embeddings, ``data["reference"].x`` and ``.y`` the joint features and expression of
-    the retrieved reference spots, and ``.index`` their rows. Edge types are ``("target", "near", "target")``,
-    ``("reference", "refer", "target")`` and ``("reference", "close", "reference")``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from spahgc.nn import build_graph
-    >>> rng = np.random.default_rng(0)
-    >>> build_graph(rng.random((9, 8)), rng.random((9, 2)), rng.random((20, 8)), rng.random((20, 3))).node_types
-    ['target', 'reference']
-    """
-    arrays = target_embedding, target_coordinates, reference_embedding, reference_expression
-    graph = slide_graph(*arrays, n_references=n_references, n_near=n_near, n_close=n_close)
-    data, tensors = HeteroData(), graph.tensors()
-    data["target"].x, data["reference"].x = tensors.target, tensors.reference
-    data["reference"].y = tensors.reference[:, tensors.target.shape[1] :]
-    data["reference"].index = torch.from_numpy(graph.nodes)
-    for source, kind, receiver, edges in (
-        ("target", "near", "target", tensors.near),
-        ("reference", "refer", "target", tensors.refer),
-        ("reference", "close", "reference", tensors.close),
-    ):
-        data[source, kind, receiver].edge_index = torch.stack([edges.sender, edges.receiver])
-    return data
-
-
-class Block(NamedTuple):
-    """Some spots of a slide with their surroundings, ascending, (n,), and the positions of its own among them."""
-
-    rows: NDArray[np.intp]
-    core: NDArray[np.intp]
-
-
 @checked(max_spots=at_least(1))
-def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops: int) -> list[Block]:
+def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops: int) -> list[tuple[Index, Index]]:
     """Cut a slide into blocks of at most `max_spots` spots, each with its surroundings.
 
     The slide is halved at the median of its longer side until every part is small enough. Each part gets the spots
@@ -293,12 +209,13 @@ def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops:
 
     Returns
     -------
-    The blocks; every spot is in the core of exactly one. A slide that is small enough is one block.
+    For each block, the rows of its spots and surroundings, ascending, and the positions of its own spots among them.
+    Each spot is one block's own. A slide that is small enough is one block.
 
     Examples
     --------
     >>> from spahgc.nn import spatial_blocks
-    >>> [len(block.core) for block in spatial_blocks([[0, 0], [1, 0], [2, 0], [3, 0]], 2, n_near=1, hops=1)]
+    >>> [len(core) for _, core in spatial_blocks([[0, 0], [1, 0], [2, 0], [3, 0]], 2, n_near=1, hops=1)]
     [2, 2]
     """
     xy = matrix(coordinates, "coordinates", dtype=np.float64)
@@ -313,11 +230,11 @@ def spatial_blocks(coordinates: ArrayLike, max_spots: int, *, n_near: int, hops:
         order = part[np.argsort(xy[part, axis], kind="stable")]
         parts += [order[len(order) // 2 :], order[: len(order) // 2]]
     if len(small) == 1:
-        return [Block(small[0], np.arange(len(small[0])))]
+        return [(small[0], np.arange(len(small[0])))]
     near, blocks = SpatialNeighbors(xy)(n_near), []
     for part in small:
         rows = np.sort(part)
         for _ in range(hops):
             rows = np.union1d(rows, near[rows])
-        blocks.append(Block(rows, np.searchsorted(rows, np.sort(part))))
+        blocks.append((rows, np.searchsorted(rows, np.sort(part))))
     return blocks

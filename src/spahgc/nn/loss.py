@@ -6,16 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, mse_loss
+from torch.nn.functional import cosine_similarity
 
 _CONSTANT = 1e-6  # largest deviation from the mean, relative to the largest value, of a gene that counts as constant
-
-
-def supervised_terms(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error, and 1 - mean per-gene Pearson, of a prediction of shape (n_spots, n_genes)."""
-    if prediction.shape != expression.shape:
-        raise ValueError(f"prediction is {tuple(prediction.shape)} and expression is {tuple(expression.shape)}.")
-    return mse_loss(prediction, expression), pearson_loss(prediction, expression)
 
 
 class Measured(NamedTuple):
@@ -41,7 +34,7 @@ class Measured(NamedTuple):
 
 
 def supervised_terms_by_components(weights: Tensor, measured: Measured) -> tuple[Tensor, Tensor]:
-    """:func:`supervised_terms` of the prediction ``weights @ components``, without computing it.
+    """Mean squared error and :func:`pearson_loss` of the prediction ``weights @ components``, without computing it.
 
     Sums over spots follow from products of the weights, (n_spots, n_components), so that nothing as large as the
     prediction is written.

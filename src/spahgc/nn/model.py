@@ -34,20 +34,12 @@ class Config:
 
     Parameters
     ----------
-    hidden
-        Width of the node states.
-    n_layers
-        Layers of the encoder.
-    heads
-        Attention heads; divides `hidden`.
+    hidden, n_layers, heads
+        Width of the node states, layers of the encoder, and attention heads, which divide `hidden`.
     dropout
         Dropout in the input maps.
-    n_references
-        Reference spots retrieved per target spot (K).
-    n_near
-        Spatial neighbors per target spot (Q).
-    n_close
-        Neighbors per reference spot (k).
+    n_references, n_near, n_close
+        As for :func:`slide_graph` (K, Q, and k).
     use_near, use_close, use_refer, use_pooling
         Switches for ablations: spatial neighbors of target spots; neighbors of reference spots; attention between
         target and reference spots in the layers; attention of target over reference spots after the last layer. A spot
@@ -59,10 +51,8 @@ class Config:
         cohort, 0.999 would stay near the random start.
     weight_pearson, weight_target, weight_reference
         Weights of 1 - mean per-gene Pearson, and of the contrastive terms, relative to the mean squared error.
-    learning_rate, weight_decay
-        Of AdamW.
-    epochs
-        Passes over the slides.
+    learning_rate, weight_decay, epochs
+        Parameters of AdamW, and passes over the slides.
 
     Examples
     --------

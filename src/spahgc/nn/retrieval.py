@@ -141,24 +141,16 @@ class ApproximateIndex:
     k
         Neighbors per query.
     seed
-        Seed of k-means and of the spots that the recall is measured with. Equal slides and seeds give equal indices.
+        Seed of k-means and of the spots that the recall is measured with.
     least_recall
-        The number of lists to look into is doubled until the recall reaches this: the share of the `k` nearest
-        neighbors in other slides that are found, for up to 64 spots of up to 8 slides.
-
-    Attributes
-    ----------
-    n_lists, n_probed
-        Number of lists, and of those that are looked into for each query.
-    recall, n_queries
-        Recall, and the number of spots that it was measured with.
+        The number of lists to look into (``n_probed`` of ``n_lists``) is doubled until ``recall`` reaches this: the
+        share of the `k` nearest neighbors in other slides that are found, for ``n_queries`` spots, up to 64 of up to 8
+        slides.
 
     Raises
     ------
     ImportError
         If faiss is not installed.
-    ValueError
-        If there are fewer than two slides, or fewer than `k` spots beside a slide, or values are not finite.
     """
 
     @checked(k=at_least(1))

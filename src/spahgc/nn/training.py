@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from .graph import GraphTensors
-from .loss import Measured, supervised_terms, supervised_terms_by_components
+from .loss import Measured, pearson_loss, supervised_terms_by_components
 from .model import Config, SpaHGCNetwork, TargetEncoder
 
 if TYPE_CHECKING:
@@ -49,10 +50,8 @@ def fit(
     loss
         Module that holds the network. Called with the items of a step, it returns scalar terms by name; the one named
         ``"loss"`` is minimized.
-    steps
-        Arguments of the loss for each slide; any sequence, read item by item.
-    names
-        Names of the slides, for error messages.
+    steps, names
+        Arguments of the loss for each slide, read item by item, and the slides' names for error messages.
     epochs, learning_rate, weight_decay
         Passes over the slides, and parameters of AdamW.
     shuffle
@@ -60,10 +59,10 @@ def fit(
     label
         Text of the progress bar; empty for no bar.
     after_step, after_epoch
-        Called after each step; after each epoch, with the history, to which it may add. Training stops if `after_epoch`
-        returns `True`.
+        Called after each step; after each epoch, with the history, to which it may add. `True` from `after_epoch` ends
+        the training.
     fabric
-        A launched ``lightning.fabric.Fabric``, to train with several processes; see :func:`train`.
+        As for :func:`train`.
 
     Returns
     -------
@@ -153,20 +152,10 @@ def _check_processes(arguments: object, n_slides: int, fabric: Fabric) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of `device`; restore those of the CPU and of CUDA at the end."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        _seed(seed, device)
+    """Seed torch's global generators; restore those of the CPU and of CUDA at the end."""
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         yield
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and of `device`; torch.manual_seed would seed all devices."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
 
 
 @contextmanager
@@ -235,8 +224,7 @@ def train(
     Raises
     ------
     ValueError
-        If there are no slides, or they differ in features or genes; with `fabric`, if the processes were given
-        different arguments or outnumber the slides.
+        If slides are missing or differ in features or genes, or processes in arguments or outnumber the slides.
     FloatingPointError
         If the loss becomes NaN or infinite.
     """
@@ -254,7 +242,7 @@ def train(
         if fabric is not None and fabric.global_rank > 0:
             own = np.random.SeedSequence(seed, spawn_key=(fabric.global_rank,)).generate_state(2)
             masks = int(own[1])
-            _seed(int(own[0]), device)
+            torch.manual_seed(int(own[0]))
         contrasts = config.weight_target > 0 or config.weight_reference > 0
         follower = TargetEncoder(model.encoder, config.ema_decay) if contrasts else None
         best: dict[str, Tensor] = {}
@@ -308,7 +296,7 @@ class StepLoss(nn.Module):
         if isinstance(expression, Measured):
             mse, pearson = supervised_terms_by_components(output, expression)
         else:
-            mse, pearson = supervised_terms(output, expression)
+            mse, pearson = mse_loss(output, expression), pearson_loss(output, expression)
         loss, terms = mse + config.weight_pearson * pearson, {"mse": mse, "pearson": 1 - pearson}
         if contrast is not None:
             loss = loss + config.weight_target * contrast[0] + config.weight_reference * contrast[1]
@@ -350,8 +338,6 @@ def _check_slides(
     """Number of genes, and of each graph's target and reference nodes; raise if the slides do not fit together."""
     if len(graphs) == 0:
         raise ValueError("There are no slides to train on.")
-    if len(names) != len(graphs):
-        raise ValueError(f"There are {len(names)} names for {len(graphs)} slides.")
     shapes, sizes = [], []
     for name, (graph, expression) in zip(names, graphs, strict=True):
         if expression.ndim != 2 or len(expression) != len(graph.target):
