@@ -215,7 +215,7 @@ def embed_slides(job: Job, run: Run, *, resume: bool, progress: bool) -> Iterato
 
     todo = dict(enumerate(job.parts))
     missing = Counter(part.slide for part in job.parts)
-    slides: dict[int, Embedded] = {}
+    slides: dict[int, Any] = {}
     n_spots, keep = sum(len(part.spots) for part in job.parts), resume
     with tqdm(total=n_spots, desc=f"embed ({job.encoder.name})", unit="spot", disable=not progress) as bar:
         # Both are generators: the second starts when the first has taken its parts out of `todo`.
