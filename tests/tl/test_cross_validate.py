@@ -471,11 +471,12 @@ def test_bad_input(cohort: ad.AnnData, options: dict[str, Any], error: type[Exce
 
 
 def test_nothing_else_is_overwritten(cohort: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="cross_validate.*Available cross-validations: none"):
+    with pytest.raises(KeyError, match="cross_validate.*Available keys: none"):
         spahgc.get.cross_validation(cohort)
-    cohort.uns["spahgc_cv"] = "mine"
-    with pytest.raises(ValueError, match=r"uns\['spahgc_cv'\] exists already"):
-        quick(cohort)
+    for mine in ("scores of mine", 3, {"mine": 1}):
+        cohort.uns["spahgc_cv"] = mine
+        with pytest.raises(ValueError, match=r"uns\['spahgc_cv'\] exists already"):
+            quick(cohort)
 
 
 def test_command(cohort: ad.AnnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

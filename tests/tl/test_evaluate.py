@@ -214,9 +214,9 @@ def test_nothing_was_measured(done: ad.AnnData, snapshot: Callable[[Any], Any]) 
     without_x.X, zero.X, negative.X = None, done.X * 0, -done.X
     no_genes = ad.AnnData(obs=done.obs, obsm=dict(done.obsm), uns=done.uns)
     for table, words in (
-        (without_x, "target has no expression .X is None.*nothing to score"),
-        (no_genes, "target has no expression .*nothing to score"),
-        (zero, "target.X is all zero.*nothing to score"),
+        (without_x, "target has no expression .X is None.*Measured expression is needed"),
+        (no_genes, "target has no expression .*Measured expression is needed"),
+        (zero, "target.X is all zero.*Measured expression is needed"),
         (negative, "target.X has negative values.*layer=<layer with raw counts>"),
         (done[35:37].copy(), "Slide 'T1' has 1 spot, but a score over spots needs at least two"),
     ):

@@ -133,7 +133,8 @@ def cross_validate(
     specs = _method_specs(methods)
     check_key(key_added)
     name = keys.slot(key_added, "cv")
-    if "scores" not in adata_ref.uns.get(name, {}):
+    entry = adata_ref.uns.get(name)
+    if not isinstance(entry, Mapping) or "scores" not in entry:
         check_unused(adata_ref, key_added, [("uns", name)])
     columns: dict[str, Any] = {"library_key": library_key, "patient_key": patient_key, "layer": layer}
     slots = reference_slots(adata_ref, normalize=rules.normalize, use_rep=use_rep, **columns)
