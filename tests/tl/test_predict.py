@@ -267,8 +267,13 @@ def test_warns_where_the_genes_are_named_differently(models: Models, target: ad.
         spahgc.tl.evaluate(target)
 
 
-def test_the_layer_can_be_left_out(reference: ad.AnnData, target: ad.AnnData) -> None:
-    spahgc.tl.predict(reference, target, method="gene_mean", panel=4)
+def test_a_large_layer_is_named_and_can_be_left_out(
+    reference: ad.AnnData, target: ad.AnnData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spahgc._tables._predictions.LARGE_LAYER", 4 * target.n_obs * target.n_vars - 1)
+    with caplog.at_level("INFO", logger="spahgc"):
+        spahgc.tl.predict(reference, target, method="gene_mean", panel=4)
+    assert "write_layer=False leaves it out" in caplog.text
     assert "spahgc" in target.layers
     spahgc.tl.predict(reference, target, method="gene_mean", panel=4, write_layer=False)
     assert "spahgc" not in target.layers

@@ -16,6 +16,7 @@ from anndata import AnnData
 from .. import _keys as keys
 from .._checks import format_names
 from .._disk import read_store, write_store
+from .._settings import logger
 from .._slides import Float32, blocks
 from ._cohorts import plain
 
@@ -28,6 +29,7 @@ _TRUST_COLUMNS: dict[str, type] = {
     "verdict": object,
 }
 _WORKERS = 4  # chunks of a store that are read at once
+LARGE_LAYER = 2**28  # bytes of a layer worth a log line
 _CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
 _SCORE_COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
@@ -189,6 +191,8 @@ def _layer(adata: AnnData, prediction: Prediction) -> Float32 | None:
     if not here.any():
         return None
     layer = np.full(adata.shape, np.nan, dtype=np.float32)
+    if layer.nbytes > LARGE_LAYER:
+        logger.info("The layer takes %.0f MB; write_layer=False leaves it out.", layer.nbytes / 2**20)
     for rows in blocks(adata.n_obs):
         layer[rows, columns[here]] = prediction.values[rows, here]
     return layer
