@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -48,7 +49,7 @@ class SpotBar:
 
     def describe(self, text: str) -> None:
         """Show the current step beside the bar."""
-        shown = not self._bar.disable and self._bar.last_print_t > self._bar.start_t
+        shown = not self._bar.disable and time.time() - self._bar.start_t >= DELAY
         self._bar.set_description(text, refresh=shown)
 
     def over(self, n_spots: int) -> Progress:

@@ -48,6 +48,8 @@ def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "
 
 def check_table(adata: AnnData, *, what: str) -> AnnData:
     """Raise unless a table is in memory and has at least one spot and unique names."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"{what} must be an AnnData table, got {type(adata).__name__}.")
     if adata.n_obs == 0:
         raise ValueError(f"{what} has no spots (n_obs is 0).")
     if adata.isbacked:
