@@ -21,7 +21,6 @@ from spatialdata.transformations import Identity, set_transformation
 
 CHUNK = 512  # side of image chunks in pixels: a few tiles each, and little waste on a single one
 THUMBNAIL = 1000  # longest side of a thumbnail in pixels
-_STRIP = 64  # rows that are copied from Pillow at a time
 
 
 def read_image(image: str | PathLike[str] | NDArray[np.uint8]) -> Image.Image:
@@ -100,15 +99,21 @@ def pyramid(image: Image.Image, slide: str) -> xr.DataTree:
     levels = [image, image.reduce(2)]
     while max(image.size) > 1024 * 2 ** (len(levels) - 1):
         levels.append(levels[-1].reduce(2))
-    arrays = []
-    for level in levels:
-        width, height = level.size
-        pixels = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, _STRIP):  # in strips to save memory
-            pixels[top : top + _STRIP] = np.asarray(level.crop((0, top, width, min(top + _STRIP, height))))
-        name = f"image-{uuid4().hex}"
-        arrays.append(da.from_array(np.moveaxis(pixels, -1, 0), chunks=(3, CHUNK, CHUNK), name=name))
-    return multiscale(arrays, slide)
+    return multiscale([_in_chunks(level) for level in levels], slide)
+
+
+def _in_chunks(level: Image.Image) -> da.Array:
+    """Pixels of an image, (c, y, x), cut chunk by chunk: an array of the whole would double the memory."""
+    name, (width, height) = f"image-{uuid4().hex}", level.size
+    graph = {
+        (name, 0, y // CHUNK, x // CHUNK): np.moveaxis(
+            np.asarray(level.crop((x, y, min(x + CHUNK, width), min(y + CHUNK, height)))), -1, 0
+        ).copy()
+        for y in range(0, height, CHUNK)
+        for x in range(0, width, CHUNK)
+    }
+    chunks = da.core.normalize_chunks((3, CHUNK, CHUNK), (3, height, width))
+    return da.Array(graph, name, chunks, np.uint8)
 
 
 def multiscale(levels: Sequence[Any], slide: str) -> xr.DataTree:
