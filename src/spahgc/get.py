@@ -92,12 +92,10 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
-    >>> spahgc.get.predicted(adata).shape
-    (50, 5)
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.predict(adata_ref, adata_target, method="knn", panel=5)
+    >>> spahgc.get.predicted(adata_target).shape
+    (25, 5)
     """
     prediction = read_prediction(adata, key)
     out = prediction_table(adata, key, prediction)
@@ -148,13 +146,11 @@ def evidence(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> model = spahgc.tl.train(reference, method="knn", panel=5)
-    >>> spahgc.tl.predict(model, adata)
-    >>> spahgc.tl.explain(model, adata, n_references=3)
-    >>> spahgc.get.evidence(adata, adata.obs_names[0])["rank"].tolist()
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> model = spahgc.tl.train(adata_ref, method="knn", panel=5)
+    >>> spahgc.tl.predict(model, adata_target)
+    >>> spahgc.tl.explain(model, adata_target, n_references=3)
+    >>> spahgc.get.evidence(adata_target, adata_target.obs_names[0])["rank"].tolist()
     [1, 2, 3]
     """
     name, index = keys.slot(key, "evidence"), keys.slot(key, "references")
@@ -232,13 +228,11 @@ def scores(adata: AnnData, *, key: str = keys.PREDICTION) -> pd.DataFrame:
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
-    >>> spahgc.tl.evaluate(adata)
-    >>> sorted(spahgc.get.scores(adata)["slide"].unique())
-    ['S3', 'S4']
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.predict(adata_ref, adata_target, method="knn", panel=5)
+    >>> spahgc.tl.evaluate(adata_target)
+    >>> sorted(spahgc.get.scores(adata_target)["slide"].unique())
+    ['S4']
     """
     return read_scores(adata, key)
 
@@ -269,10 +263,9 @@ def cross_validation(adata_ref: AnnData, *, key: str = keys.PREDICTION) -> pd.Da
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
-    >>> spahgc.get.cross_validation(adata)["fold"].unique().tolist()
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.cross_validate(adata_ref, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.cross_validation(adata_ref)["fold"].unique().tolist()
     ['P1', 'P2']
     """
     return read_cross_validation(adata_ref, key)
@@ -307,10 +300,9 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
-    >>> spahgc.get.trust(adata, method="ridge")["verdict"].notna().all()
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.cross_validate(adata_ref, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.trust(adata_ref, method="ridge")["verdict"].notna().all()
     np.True_
     """
     entry = adata.uns.get(key)

@@ -239,7 +239,7 @@ def table_for_scanpy(target: AnnData) -> AnnData:
 
 
 def remarks(params: Mapping[str, Any], *, drawn: bool) -> list[str]:
-    """What limits the scores."""
+    """Limits of the scores."""
     name, shared = " ".join(params["target_slides"]), params["shared_patients"]
     pairs = zip(params["reference_slides"], params["reference_patients"], strict=True)
     same = ", ".join(slide for slide, patient in pairs if patient in shared)

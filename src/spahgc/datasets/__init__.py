@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ._hest import hest
 from ._published import alex, cscc, her2st, visium_bc
-from ._synthetic import synthetic_cohort
+from ._synthetic import synthetic_cohort, synthetic_tables
 
-__all__ = ["alex", "cscc", "her2st", "hest", "synthetic_cohort", "visium_bc"]
+__all__ = ["alex", "cscc", "her2st", "hest", "synthetic_cohort", "synthetic_tables", "visium_bc"]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
@@ -139,6 +140,17 @@ def synthetic_cohort(
     return sdata
 
 
+def synthetic_tables() -> tuple[AnnData, AnnData]:
+    """Two small tables for examples: reference slides of two patients, and a target slide of a third.
+
+    ``obsm["image_own"]`` holds counts of eight genes in place of image features, so scores mean nothing.
+    """
+    adata = synthetic_cohort(n_patients=3, n_spots=25, microns_per_pixel=4).tables[_keys.TABLE]
+    adata.obsm[_keys.image("own")] = adata.X[:, :8].toarray()
+    target = adata.obs[_keys.PATIENT] == "P3"
+    return adata[~target].copy(), adata[target].copy()
+
+
 def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np.int64], Float32, float]:
     """Spots (micrometers; array), outline of the tissue on the grid of fields, and side of the slide."""
     # Tissue is a round blob with a wavy edge; the innermost positions of the array are its spots.
@@ -166,7 +178,7 @@ def _layout(rng: np.random.Generator, n_spots: int) -> tuple[Float64, NDArray[np
 
 
 def _drivers(tissue: Tissue, spots_um: Float64) -> Float64:
-    """What the image shows at each spot, one column per driver, (n_spots, 4)."""
+    """Image features that drive planted genes at each spot, one column per driver, (n_spots, 4)."""
     tree, nuclei, radius = cKDTree(tissue.places), tissue.taken.astype(np.float64), tissue.radius
     # Nuclei within 55 um of a spot count as its own; those 90 to 230 um away are its surroundings.
     near, inner, wide = (tree.query_ball_point(spots_um, reach) for reach in (55.0, 90.0, 230.0))

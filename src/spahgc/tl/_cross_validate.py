@@ -117,10 +117,9 @@ def cross_validate(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> spahgc.tl.cross_validate(adata, methods=["ridge"], panel=5, n_jobs=1, progress=False)
-    >>> spahgc.get.cross_validation(adata).attrs["label"]
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.cross_validate(adata_ref, methods=["ridge"], panel=5, n_jobs=1, progress=False)
+    >>> spahgc.get.cross_validation(adata_ref).attrs["label"]
     'new patients'
     """
     from tqdm.auto import tqdm

@@ -70,12 +70,10 @@ def evaluate(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> spahgc.tl.predict(reference, adata, method="knn", panel=5)
-    >>> spahgc.tl.evaluate(adata)
-    >>> "spahgc_pearson" in adata.var
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.predict(adata_ref, adata_target, method="knn", panel=5)
+    >>> spahgc.tl.evaluate(adata_target)
+    >>> "spahgc_pearson" in adata_target.var
     True
     """
     check.check_table(adata, what="target")
@@ -207,14 +205,12 @@ def explain(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> model = spahgc.tl.train(reference, method="knn", panel=5)
-    >>> spahgc.tl.predict(model, adata)
-    >>> spahgc.tl.explain(model, adata, n_references=3)
-    >>> adata.obsm["spahgc_weights"].shape
-    (50, 3)
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> model = spahgc.tl.train(adata_ref, method="knn", panel=5)
+    >>> spahgc.tl.predict(model, adata_target)
+    >>> spahgc.tl.explain(model, adata_target, n_references=3)
+    >>> adata_target.obsm["spahgc_weights"].shape
+    (25, 3)
     """
     prediction = read_prediction(adata_target, key)
     if prediction.record.get("model") != model.fingerprint:

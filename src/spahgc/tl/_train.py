@@ -131,10 +131,9 @@ def train(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> spahgc.tl.train(adata, method="ridge", panel=5)
-    Model(ridge, 5 genes, image_own, reference: S1, S2, S3, S4)
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.train(adata_ref, method="ridge", panel=5)
+    Model(ridge, 5 genes, image_own, reference: S1, S2, S3)
     """
     params = checked_params(method, preset, method_params)
     fabric = None
@@ -284,12 +283,10 @@ def predict(
     Examples
     --------
     >>> import spahgc
-    >>> adata = spahgc.datasets.synthetic_cohort(n_spots=25, microns_per_pixel=4)["table"]
-    >>> adata.obsm["image_own"] = adata.X[:, :8].toarray()
-    >>> reference, adata = adata[adata.obs["patient"] == "P1"].copy(), adata[adata.obs["patient"] == "P2"].copy()
-    >>> spahgc.tl.predict(reference, adata, method="ridge", panel=5)
-    >>> adata.obsm["spahgc"].shape
-    (50, 5)
+    >>> adata_ref, adata_target = spahgc.datasets.synthetic_tables()
+    >>> spahgc.tl.predict(adata_ref, adata_target, method="ridge", panel=5)
+    >>> adata_target.obsm["spahgc"].shape
+    (25, 5)
     """
     check_key(key_added)
     check_prediction_slots(adata_target, key_added)
