@@ -418,15 +418,15 @@ def test_many_spots_are_sampled(spots: tuple[np.ndarray, pd.DataFrame], monkeypa
 def test_outline_is_dice_of_the_areas() -> None:
     rng = np.random.default_rng(0)
     tissue = blobs()[:300, :300] > 0.3
-    image = kernel.summed_image(np.zeros((300, 300, 3), np.float32), tissue, np.eye(3))
+    sums = kernel.summed_image(np.zeros((300, 300, 3), np.float32), tissue)
     x, y = (part.ravel() for part in np.meshgrid(np.arange(30, 270, 10), np.arange(50, 200, 10)))
     keep = rng.random(len(x)) < 0.7
     pixels = np.column_stack([x, y])[keep].astype(float)
     area = np.zeros((300, 300), bool)
     for column, row in pixels.astype(int):
         area[row - 5 : row + 5, column - 5 : column + 5] = True
-    given = kernel.SpotSample(pixels, cell=100.0, covered=np.ones(len(pixels), bool), n=len(pixels))
-    found = kernel.judge(given, image, kernel.placements(300, 300, {})[0])
+    covered = np.ones(len(pixels), bool)
+    found = kernel.judge(kernel.Scene(sums, np.eye(3), pixels, 100.0, covered, len(pixels)), np.eye(3))
     assert found.outline == pytest.approx(2 * (area & tissue).sum() / (area.sum() + tissue.sum()))
     share = [tissue[row - 5 : row + 5, column - 5 : column + 5].mean() for column, row in pixels.astype(int)]
     assert found.on_tissue == pytest.approx(np.mean(np.array(share) >= 0.5))

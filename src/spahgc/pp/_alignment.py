@@ -36,21 +36,11 @@ class Placement:
 
 
 @dataclass(frozen=True, eq=False)
-class SummedImage:
-    """An image at low resolution as sums over all pixels above and left, (rows + 1, columns + 1, 7).
+class Scene:
+    """Spots of one slide, or a sample of them, and its image at low resolution."""
 
-    The planes are tissue, the optical densities of red, green and blue, and their squares. `affine` maps
-    full-resolution pixels (x, y, 1) to pixels of this image.
-    """
-
-    sums: Float64
-    affine: Float64
-
-
-@dataclass(frozen=True, eq=False)
-class SpotSample:
-    """Spots of one slide, or a sample of them."""
-
+    sums: Float64  # see summed_image
+    to_image: Float64  # map from full-resolution pixels (x, y, 1) to pixels of this image
     pixels: Float64  # centers as given, in full-resolution pixels (x, y): (n, 2)
     cell: float  # area per spot in square pixels
     covered: NDArray[np.bool_]  # whether tissue is expected there; the others show where the array had none
@@ -94,29 +84,17 @@ def placements(width: int, height: int, scales: Mapping[str, tuple[str, Float64]
     `scales` maps a fault in words to its fix in words and the map (3, 3) that undoes it. One within
     :data:`SAME_SCALE` of an earlier one, or of the identity, is left out.
     """
-    kept: list[tuple[str, str, Float64]] = [("", "", np.eye(3))]
     size = np.array([width, height, 1.0])
+    kept = {"": ("", np.eye(3))}
     for fault, (fix, affine) in scales.items():
-        moves = [np.abs((affine @ np.linalg.inv(other) @ size - size)[:2] / size[:2]).max() for *_, other in kept]
-        if min(moves) > SAME_SCALE:
-            kept.append((fault, fix, affine))
-    return [
-        Placement(
-            "; ".join(part for part in (turned, scaled) if part) or UNCHANGED,
-            "; ".join(part for part in (unscale, turn) if part),
-            flip @ affine,
-        )
-        for scaled, unscale, affine in kept
-        for turned, turn, flip in _symmetries(width, height)
-    ]
-
-
-def _symmetries(width: float, height: float) -> list[tuple[str, str, Float64]]:
+        moved = [affine @ np.linalg.inv(other) @ size - size for _, other in kept.values()]
+        if min(np.abs(move[:2] / size[:2]).max() for move in moved) > SAME_SCALE:
+            kept[fault] = fix, affine
     swap = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
     x = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
     y = np.array([[1.0, 0, 0], [0, -1, height], [0, 0, 1]])
     flip_x, flip_y = f"x = {width:g} - x", f"y = {height:g} - y"
-    return [
+    symmetries = [
         ("", "", np.eye(3)),
         ("x and y swapped", "swap x and y", swap),
         ("x flipped", flip_x, x),
@@ -126,6 +104,15 @@ def _symmetries(width: float, height: float) -> list[tuple[str, str, Float64]]:
         ("turned by 90 degrees clockwise", f"swap x and y, then {flip_y}", y @ swap),
         ("x and y swapped, both flipped", f"swap x and y, then {flip_x}, {flip_y}", y @ x @ swap),
     ]
+    return [
+        Placement(
+            "; ".join(filter(None, (turned, scaled))) or UNCHANGED,
+            "; ".join(filter(None, (unscale, turn))),
+            flip @ affine,
+        )
+        for scaled, (unscale, affine) in kept.items()
+        for turned, turn, flip in symmetries
+    ]
 
 
 def scaling(factor: float) -> Float64:
@@ -133,27 +120,30 @@ def scaling(factor: float) -> Float64:
     return np.diag([factor, factor, 1.0])
 
 
-def summed_image(rgb: Float32, tissue: NDArray[np.bool_], affine: Float64) -> SummedImage:
-    """Sum an image (rows, columns, 3) with values from 0 to 1 and its tissue mask (rows, columns)."""
+def summed_image(rgb: Float32, tissue: NDArray[np.bool_]) -> Float64:
+    """Sums of an image (rows, columns, 3), from 0 to 1, and its tissue mask over all pixels above and left.
+
+    Shape (rows + 1, columns + 1, 7): tissue, the optical densities of red, green and blue, and their squares.
+    """
     density = -np.log10(np.maximum(rgb, 1 / 255))
     planes = np.dstack([tissue, density, density**2])
     sums = planes.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
-    return SummedImage(np.pad(sums, ((1, 0), (1, 0), (0, 0))), affine)
+    return np.pad(sums, ((1, 0), (1, 0), (0, 0)))
 
 
-def judge(spots: SpotSample, image: SummedImage, placement: Placement) -> Agreement:
-    """Evidence that the image gives for a placement."""
-    affine = image.affine @ placement.affine
+def judge(spots: Scene, placement: Float64) -> Agreement:
+    """Evidence that the image gives for the map of a placement, (3, 3)."""
+    affine = spots.to_image @ placement
     at = transformed(affine, spots.pixels)
     cell = spots.cell * scale_of(affine) ** 2
-    sums, area, asked = _boxes(image.sums, at, float(np.sqrt(cell)))
+    sums, area, asked = _boxes(spots.sums, at, float(np.sqrt(cell)))
     share = sums[:, 0] / asked
-    rows, columns = (size - 1 for size in image.sums.shape[:2])
+    rows, columns = (size - 1 for size in spots.sums.shape[:2])
     inside = np.asarray(((at >= 0) & (at <= (columns, rows))).all(axis=1))
     weight = spots.n / len(at)
     both = weight * cell * share[spots.covered].sum()
     # If the array goes on beyond the tissue, only the tissue that it covers counts; otherwise all tissue of the image.
-    tissue = float(image.sums[-1, -1, 0]) if spots.covered.all() else weight * cell * share.sum()
+    tissue = float(spots.sums[-1, -1, 0]) if spots.covered.all() else weight * cell * share.sum()
     outline = 2 * both / (weight * cell * spots.covered.sum() + tissue)
     expression = 0.0
     used = (area > 0) & spots.covered
@@ -216,7 +206,7 @@ def components(expression: Float32, depth: Float64 | None) -> Float32:
     return np.asarray(parts, dtype=np.float32)
 
 
-def decide(tried: Sequence[Placement], found: Sequence[Agreement], spots: SpotSample) -> tuple[int, list[int]]:
+def decide(tried: Sequence[Placement], found: Sequence[Agreement], spots: Scene) -> tuple[int, list[int]]:
     """Placement with the highest score, and its rivals: those within the margin that put the spots somewhere else.
 
     Among them the handedness of the array decides if it supports the coordinates as given, or if these are no rival.
@@ -224,43 +214,41 @@ def decide(tried: Sequence[Placement], found: Sequence[Agreement], spots: SpotSa
     """
     score = np.array([agreement.score for agreement in found])
     best = int(score.argmax())
-    close = [int(k) for k in np.argsort(-score, kind="stable") if score[k] > score[best] - MARGIN]
-    level = [k for k in close if k == best or _apart(tried[best], tried[k], spots)]
+    level = [best]
+    for k in np.argsort(-score, kind="stable").tolist():
+        moved = transformed(tried[best].affine - tried[k].affine, spots.pixels)
+        is_apart = np.median(np.hypot(*moved.T)) > np.sqrt(spots.cell) * scale_of(tried[best].affine)
+        if score[k] > score[best] - MARGIN and is_apart:
+            level.append(k)
     if len(level) > 1 and spots.mirrored is not None and (0 not in level or not spots.mirrored):
         upright = [k for k in level if spots.mirrored == (np.linalg.det(tried[k].affine[:2, :2]) < 0)]
         level = upright or level
     return level[0], level[1:]
 
 
-def _apart(one: Placement, other: Placement, spots: SpotSample) -> bool:
-    """Whether two placements put the spots apart by more than their distance."""
-    moved = transformed(one.affine - other.affine, spots.pixels)
-    return bool(np.median(np.hypot(*moved.T)) > np.sqrt(spots.cell) * scale_of(one.affine))
-
-
-def shift(spots: SpotSample, image: SummedImage, placement: Placement) -> tuple[Float64, Agreement]:
+def shift(spots: Scene, placement: Float64) -> tuple[Float64, Agreement]:
     """Shift in full-resolution pixels (x, y) that fits the outline best after a placement, and its evidence.
 
     Searched in steps from three spot distances down to half of one, as closely as the outline can tell.
     """
     outline = replace(spots, expression=None)
-    step = 3 * float(np.sqrt(spots.cell)) * scale_of(placement.affine)
-    limits = np.array(image.sums.shape[1::-1]) / scale_of(image.affine)
+    step = 3 * float(np.sqrt(spots.cell)) * scale_of(placement)
+    limits = np.array(spots.sums.shape[1::-1]) / scale_of(spots.to_image)
     n = int(REACH * limits.max() / step)
-    best, at = judge(outline, image, placement).outline, np.zeros(2)
+    best, at = judge(outline, placement).outline, np.zeros(2)
     last = step / 8
     while step > last:
         middle = at
         for steps in itertools.product(range(-n, n + 1), repeat=2):
             moved = middle + step * np.array(steps)
-            found = judge(outline, image, _shifted(placement, moved)).outline
+            found = judge(outline, _translation(moved) @ placement).outline
             if found > best:
                 best, at = found, moved
         step, n = step / 2, 1
-    return at, judge(spots, image, _shifted(placement, at))
+    return at, judge(spots, _translation(at) @ placement)
 
 
-def _shifted(placement: Placement, by: Float64) -> Placement:
+def _translation(by: Float64) -> Float64:
     move = np.eye(3)
     move[:2, 2] = by
-    return replace(placement, affine=move @ placement.affine)
+    return move

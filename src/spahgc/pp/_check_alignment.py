@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -35,33 +34,15 @@ UNCLEAR = "unclear"
 _TABLE = f"obsm['{keys.SPATIAL}'] is not where the shapes are"
 
 
-@dataclass(frozen=True, eq=False)
-class _Slide:
-    """One slide as its alignment is judged."""
-
-    spots: RegionSpots
-    image: PlacedImage
-    sample: kernel.SpotSample
-    picture: kernel.SummedImage
-    placements: list[kernel.Placement]
-    pitch: float  # in the shapes' coordinates
-    platform_um: float  # pitch of the platform in micrometers, or NaN
-    microns_per_pixel: float  # per unit of the shapes' coordinates, or NaN
-
-    def in_shapes(self, placement: kernel.Placement) -> Float64:
-        """What a placement does to the coordinates of the shapes, (3, 3)."""
-        to_pixels = self.image.affines[0]
-        return np.asarray(np.linalg.inv(to_pixels) @ placement.affine @ to_pixels)
-
-
 class _Verdict(NamedTuple):
     """Verdict on one slide, as it is written (`entry`) and as it is acted upon."""
 
-    slide: _Slide
+    spots: RegionSpots
     entry: dict[str, Any]
-    affine: Float64 | None  # what the fix does to the coordinates of the shapes
-    advice: str  # what remains to be done by the user
-    obsm: str  # see _held_by_obsm
+    pitch: float  # in the shapes' coordinates
+    is_moved: bool  # whether a fix moves the shapes, by the affine map of the entry
+    to_obsm: Float64 | None  # map from the shapes' coordinates to ``obsm["spatial"]``, if a fix writes it
+    left: str  # what a fix leaves undone
 
 
 @checked(microns_per_pixel=between(*PLAUSIBLE_MPP))
@@ -78,17 +59,14 @@ def check_alignment(
     """Check whether the spots lie on the tissue as they should; name what is wrong, and correct it.
 
     Spots are compared with the image as they are and as they would lie if a common mistake were undone: x and y
-    swapped, flipped, rotated by 90 or 180 degrees, each with the coordinates in pixels of another image of the object,
-    at the pitch of the platform, and 2 or 4 times too large or small. The score of a candidate is the Dice overlap of
-    the area of the spots with the tissue of the image (``outline``; inside the array only, if ``obs["in_tissue"]`` is 0
-    somewhere), plus the adjusted R2 of the spots' expression (ten leading components and total counts) on the colors of
-    the image at their places, beyond smooth trends over the slide (``expression``; 0 without counts).
+    swapped, flipped, rotated by 90 or 180 degrees, in pixels of another image, 2 or 4 times too large or too small. The
+    score of a candidate is the overlap of the area of the spots with the tissue of the image (``outline``, Dice), plus
+    the adjusted R2 of expression on the colors of the image at the spots (``expression``; 0 without counts).
 
-    A verdict requires a lead of 0.08 over all other candidates, and an outline of 0.85 or an expression of 0.1.
-    Otherwise it is ``"unclear"``: tissue that fills the image or is almost symmetric cannot be judged without counts,
-    and the image may be that of another slide. ``array_row`` and ``array_col`` decide between candidates with equal
-    scores, but never raise an alarm alone. If the best candidate gains as much again by a shift, the verdict includes
-    ``"shifted"``, and the fix names the approximate shift, which is left to the user.
+    A verdict requires a lead of 0.08 over all other candidates, and an outline of 0.85 or an expression of 0.1;
+    otherwise it is ``"unclear"``. If the best candidate gains as much again by a shift, the verdict includes
+    ``"shifted"``, and the fix names the approximate shift, which is left to the user. *Are the spots where they should
+    be?* in the user guide explains candidates, scores, accuracy and limitations.
 
     Parameters
     ----------
@@ -136,167 +114,42 @@ def check_alignment(
     """
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
-    verdicts = []
-    for spots in regions(sdata, table):
-        slide = _prepared(sdata, table, spots, microns_per_pixel, image_key, layer)
-        verdicts.append(_judged(slide, table))
+    verdicts = [_judged(sdata, table, spots, microns_per_pixel, image_key, layer) for spots in regions(sdata, table)]
     # Everything is computed before anything is written, so that a failure leaves the object unchanged.
     if copy:
         sdata = shallow_copy(sdata, key)
         table = sdata.tables[key]
     fixes = dict(table.uns.get(keys.ALIGNMENT, {}).get("fixes", {}))
     for found in verdicts:
-        name, entry = found.slide.spots.name, found.entry
-        if fix and _fix(sdata, table, found, copy=copy):
+        name, entry = found.spots.name, found.entry
+        if fix and (found.is_moved or entry["verdict"] == _TABLE):
+            _fix(sdata, table, found, copy=copy)
             entry["fixed"] = True
             fixes[name] = {"fault": entry["verdict"], "fix": entry["fix"]}
-            if found.affine is not None:
-                fixes[name]["affine"] = found.affine
-        if fix and (left := _left_to_user(found)):
-            warnings.warn(f"Slide {name!r}{left}", UserWarning, stacklevel=3)
+            if found.is_moved:
+                fixes[name]["affine"] = entry["affine"]
+        if fix and found.left:
+            warnings.warn(f"Slide {name!r}{found.left}", UserWarning, stacklevel=3)
     params = {"margin": kernel.MARGIN, "fits": list(kernel.FITS), "layer": layer or "X", "version": version("spahgc")}
-    slides = {found.slide.spots.name: found.entry for found in verdicts}
+    slides = {found.spots.name: found.entry for found in verdicts}
     table.uns[keys.ALIGNMENT] = {keys.PARAMS: params, "slides": slides, "fixes": fixes}
     return sdata if copy else None
 
 
-def _judged(slide: _Slide, table: AnnData) -> _Verdict:
-    tried, name, image = slide.placements, slide.spots.name, slide.image.key
-    evidence = [kernel.judge(slide.sample, slide.picture, placement) for placement in tried]
-    best_on = max(agreement.on_tissue for agreement in evidence)
-    if best_on < ON_TISSUE:
-        raise ValueError(
-            f"None of the {len(evidence)} candidates puts spots of slide {name!r} on tissue of image {image!r} "
-            f"({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), whole and not cropped, "
-            "and are the coordinates pixels of it?"
-        )
-    best, rivals = kernel.decide(tried, evidence, slide.sample)
-    shifted = _shifted(slide, evidence, best, rivals)
-    best = best if shifted is None else shifted[0]
-    verdict, fix = tried[best].fault, tried[best].fix
-    affine = slide.in_shapes(tried[best]) if best else None
-    obsm, advice = _held_by_obsm(slide, table), ""
-    # NaN compares false: there is no advice if the pitch of the platform or the micrometers per pixel are unknown.
-    right_mpp = slide.platform_um / (slide.pitch * (1.0 if affine is None else scale_of(affine)))
-    if shifted is not None:
-        verdict = f"{verdict}; shifted" if best else "shifted"
-        fix = advice = f"{fix}; then {shifted[1]}" if best else shifted[1]
-        affine = None
-    elif not evidence[best].fits:
-        fix = (
-            f"nothing fits well: best is {verdict if best else 'as given'!r} with outline {evidence[best].outline:.2f} "
-            f"and expression {evidence[best].expression:.2f}; is {image!r} the image of this slide?"
-        )
-        verdict, affine = UNCLEAR, None
-    elif rivals:
-        names = (f"{tried[k].fault if k else 'as given'} {evidence[k].score:.2f}" for k in [best, *rivals][:4])
-        verdict, affine = UNCLEAR, None
-        fix = f"cannot be told apart by score: {', '.join(names)}; look at spahgc.pl.alignment"
-    elif best == 0 and obsm == "other":
-        verdict, fix = _TABLE, f"obsm['{keys.SPATIAL}'] = centers of the shapes"
-    elif abs(np.log(right_mpp / slide.microns_per_pixel)) > np.log(1 + PITCH_OFF):
-        advice = f"set microns_per_pixel to {right_mpp:.4g}: the platform's spots are {slide.platform_um:g} um apart"
-        verdict = verdict if best else "microns_per_pixel wrong"
-        fix = f"{fix}; {advice}" if fix else advice
-    other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
-    entry = {
-        "verdict": verdict,
-        "fix": fix,
-        "fixed": False,
-        "image": image,
-        "pitch_um": slide.pitch * slide.microns_per_pixel,
-        "platform_um": slide.platform_um,
-        **{f"given_{part}": value for part, value in evidence[0].as_dict().items()},
-        "candidate": tried[other].fault,
-        **{f"candidate_{part}": value for part, value in evidence[other].as_dict().items()},
-        "affine": slide.in_shapes(tried[other]),
-    }
-    return _Verdict(slide, entry, affine, advice, obsm)
-
-
-def _shifted(
-    slide: _Slide, evidence: Sequence[kernel.Agreement], best: int, rivals: Sequence[int]
-) -> tuple[int, str] | None:
-    """Placement that leads by the margin once it is shifted, and what would have to be added, if there is one."""
-    tried = {best: kernel.shift(slide.sample, slide.picture, slide.placements[best])}
-    needed = evidence[best].score + kernel.MARGIN
-    if not rivals and tried[best][1].score < needed:
-        return None
-    # With a shift another of the eight symmetries may suit better than the one that led without.
-    first = best // 8 * 8
-    for k in {*range(first, first + 8), *rivals} - {best}:
-        tried[k] = kernel.shift(slide.sample, slide.picture, slide.placements[k])
-    top, second = sorted(tried, key=lambda k: -tried[k][1].score)[:2]
-    if tried[top][1].score < max(needed, tried[second][1].score + kernel.MARGIN):
-        return None
-    dx, dy = tried[top][0]
-    return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped, or is it another slide's?)"
-
-
-def _held_by_obsm(slide: _Slide, table: AnnData) -> str:
-    """What ``obsm["spatial"]`` holds: coordinates of the ``"shapes"``, ``"pixels"``, ``"other"`` or ``"none"``."""
-    if keys.SPATIAL not in table.obsm:
-        return "none"
-    coordinates = np.asarray(table.obsm[keys.SPATIAL])[slide.spots.rows, :2].astype(np.float64)
-    if np.abs(coordinates - slide.spots.centers).max() <= 0.25 * slide.pitch:
-        return "shapes"
-    off = np.abs(coordinates - transformed(slide.image.affines[0], slide.spots.centers)).max()
-    return "pixels" if off <= 0.25 * slide.pitch * slide.image.pixels_per_unit else "other"
-
-
-def _fix(sdata: SpatialData, table: AnnData, found: _Verdict, *, copy: bool) -> bool:
-    """Move the shapes of a slide, and ``obsm["spatial"]`` with them; whether there was anything to move."""
-    name, rows, _, centers = found.slide.spots
-    if found.affine is not None:
-        (a, b, x), (c, d, y), _ = found.affine
-        shapes = sdata.shapes[name].copy() if copy else sdata.shapes[name]
-        shapes["geometry"] = shapes.geometry.affine_transform([a, b, c, d, x, y])
-        if "radius" in shapes:
-            # Coordinates in the wrong unit may come with a radius in the right one: spots are about half a pitch wide.
-            stretch, radius = scale_of(found.affine), float(shapes["radius"].median())
-            half = found.slide.pitch * stretch / 4
-            if abs(np.log(stretch * radius / half)) < abs(np.log(radius / half)):
-                shapes["radius"] = shapes["radius"] * stretch
-        if copy:
-            sdata.shapes[name] = shapes
-        centers = transformed(found.affine, centers)
-    elif found.entry["verdict"] != _TABLE:
-        return False
-    if found.obsm == "pixels":
-        centers = transformed(found.slide.image.affines[0], centers)
-    if found.obsm in ("shapes", "pixels") or found.affine is None:
-        moved = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
-        moved[rows] = centers
-        table.obsm[keys.SPATIAL] = moved
-    return True
-
-
-def _left_to_user(found: _Verdict) -> str:
-    """What a fix leaves undone; empty if nothing."""
-    if found.entry["verdict"] == UNCLEAR:
-        return f" is left as it is: {found.entry['fix']}."
-    if found.affine is not None and found.obsm == "other":
-        return f": obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. Check again."
-    return f": left to you: {found.advice}." if found.advice else ""
-
-
-# From a SpatialData to what the alignment is judged by.
-
-
-def _prepared(
+def _judged(
     sdata: SpatialData,
     table: AnnData,
     spots: RegionSpots,
     given_mpp: float | Mapping[str, float] | None,
     image_key: str | Mapping[str, str] | None,
     layer: str | None,
-) -> _Slide:
-    """Read what is needed to judge one slide; the image at about 8 um per pixel."""
-    name, rows, shapes, centers = spots
+) -> _Verdict:
+    """Verdict on one slide."""
+    name, rows, _, centers = spots
     if len(rows) < LEAST_SPOTS:
         raise ValueError(f"Slide {name!r} has {len(rows)} spots; an alignment needs at least {LEAST_SPOTS}.")
     try:
-        mpp = microns_per_unit(table, name, rows, shapes, centers, given=given_mpp)[0]
+        mpp = microns_per_unit(table, *spots, given=given_mpp)[0]
     except ValueError:
         if given_mpp.get(name) if isinstance(given_mpp, Mapping) else given_mpp:
             raise
@@ -304,14 +157,16 @@ def _prepared(
         mpp = float("nan")
     wanted = image_key.get(name) if isinstance(image_key, Mapping) else image_key
     image = finest(placed_images(sdata, spots, wanted), name)
-    pixels = transformed(image.affines[0], centers)
+    to_pixels = image.affines[0]
+    pixels = transformed(to_pixels, centers)
     cell, pitch = lattice(pixels)
     pitch /= image.pixels_per_unit
     mirrored, platform_um = _by_array(table, rows, pixels)
     some = np.arange(len(rows))
     if len(rows) > kernel.MAX_SPOTS:
         some = np.sort(np.random.default_rng(0).choice(len(rows), kernel.MAX_SPOTS, replace=False))
-    sample = kernel.SpotSample(
+    scene = kernel.Scene(
+        *_picture(image, name, mpp),
         pixels=pixels[some],
         cell=cell,
         covered=under_tissue(table, rows)[some],
@@ -320,11 +175,121 @@ def _prepared(
         mirrored=mirrored,
     )
     tried = kernel.placements(*image.size, _scales(sdata, table, name, image, platform_um / (pitch * mpp)))
-    return _Slide(spots, image, sample, _picture(image, name, mpp), tried, pitch, platform_um, mpp)
+    evidence = [kernel.judge(scene, placement.affine) for placement in tried]
+    best_on = max(agreement.on_tissue for agreement in evidence)
+    if best_on < ON_TISSUE:
+        raise ValueError(
+            f"None of the {len(evidence)} candidates puts spots of slide {name!r} on tissue of image {image.key!r} "
+            f"({best_on:.0%} of the spots at best). Is it the image of this slide (image_key), whole and not cropped, "
+            "and are the coordinates pixels of it?"
+        )
+    best, rivals = kernel.decide(tried, evidence, scene)
+    shifted = _shifted(scene, tried, evidence, best, rivals)
+    best = best if shifted is None else shifted[0]
+    other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
+    affine = np.asarray(np.linalg.inv(to_pixels) @ tried[other].affine @ to_pixels)
+    verdict, fix, is_moved, left = tried[best].fault, tried[best].fix, best > 0, ""
+    to_obsm = None
+    if keys.SPATIAL in table.obsm:
+        given = np.asarray(table.obsm[keys.SPATIAL])[rows, :2].astype(np.float64)
+        # Coordinates of the shapes, or pixels of the image.
+        for transform in (to_pixels, np.eye(3)):
+            if np.abs(given - transformed(transform, centers)).max() <= 0.25 * pitch * scale_of(transform):
+                to_obsm = transform
+    is_apart = keys.SPATIAL in table.obsm and to_obsm is None
+    # NaN compares false: there is no advice if the pitch of the platform or the micrometers per pixel are unknown.
+    right_mpp = platform_um / (pitch * (scale_of(affine) if best else 1.0))
+    if shifted is not None:
+        verdict, is_moved = f"{verdict}; shifted" if best else "shifted", False
+        fix = f"{fix}; then {shifted[1]}" if best else shifted[1]
+        left = f": left to you: {fix}."
+    elif rivals or not evidence[best].fits:
+        names = (
+            f"{tried[k].fault} {evidence[k].score:.2f}" if k else f"as given {evidence[k].score:.2f}"
+            for k in [best, *rivals][:4]
+        )
+        fix = f"cannot be told apart by score: {', '.join(names)}; look at spahgc.pl.alignment"
+        if not evidence[best].fits:
+            fix = (
+                f"nothing fits well: best is {verdict if best else 'as given'!r} with outline "
+                f"{evidence[best].outline:.2f} and expression {evidence[best].expression:.2f}; is {image.key!r} the "
+                "image of this slide?"
+            )
+        verdict, is_moved, left = UNCLEAR, False, f" is left as it is: {fix}."
+    elif best == 0 and is_apart:
+        verdict, fix, to_obsm = _TABLE, f"obsm['{keys.SPATIAL}'] = centers of the shapes", np.eye(3)
+    elif abs(np.log(right_mpp / mpp)) > np.log(1 + PITCH_OFF):
+        advice = f"set microns_per_pixel to {right_mpp:.4g}: the platform's spots are {platform_um:g} um apart"
+        verdict = verdict if best else "microns_per_pixel wrong"
+        fix, left = f"{fix}; {advice}" if fix else advice, f": left to you: {advice}."
+    if is_moved and is_apart:
+        left = f": obsm['{keys.SPATIAL}'] was not where the shapes were; only the shapes are moved. Check again."
+    entry = {
+        "verdict": verdict,
+        "fix": fix,
+        "fixed": False,
+        "image": image.key,
+        "pitch_um": pitch * mpp,
+        "platform_um": platform_um,
+        **{f"given_{part}": value for part, value in evidence[0].as_dict().items()},
+        "candidate": tried[other].fault,
+        **{f"candidate_{part}": value for part, value in evidence[other].as_dict().items()},
+        "affine": affine,
+    }
+    return _Verdict(spots, entry, pitch, is_moved, to_obsm, left)
 
 
-def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> kernel.SummedImage:
-    """The image at about 8 um per pixel."""
+def _shifted(
+    scene: kernel.Scene,
+    placements: Sequence[kernel.Placement],
+    evidence: Sequence[kernel.Agreement],
+    best: int,
+    rivals: Sequence[int],
+) -> tuple[int, str] | None:
+    """Placement that leads by the margin once it is shifted, and what would have to be added, if there is one."""
+    tried = {best: kernel.shift(scene, placements[best].affine)}
+    needed = evidence[best].score + kernel.MARGIN
+    if not rivals and tried[best][1].score < needed:
+        return None
+    # With a shift another of the eight symmetries may suit better than the one that led without.
+    first = best // 8 * 8
+    for k in {*range(first, first + 8), *rivals} - {best}:
+        tried[k] = kernel.shift(scene, placements[k].affine)
+    top, second = sorted(tried, key=lambda k: -tried[k][1].score)[:2]
+    if tried[top][1].score < max(needed, tried[second][1].score + kernel.MARGIN):
+        return None
+    dx, dy = tried[top][0]
+    return top, f"add about {dx:.0f} to x, {dy:.0f} to y (was the image cropped, or is it another slide's?)"
+
+
+def _fix(sdata: SpatialData, table: AnnData, found: _Verdict, *, copy: bool) -> None:
+    """Move the shapes of a slide, and ``obsm["spatial"]`` with them."""
+    name, rows, _, centers = found.spots
+    if found.is_moved:
+        affine = found.entry["affine"]
+        (a, b, x), (c, d, y), _ = affine
+        shapes = sdata.shapes[name].copy() if copy else sdata.shapes[name]
+        shapes["geometry"] = shapes.geometry.affine_transform([a, b, c, d, x, y])
+        if "radius" in shapes:
+            # Coordinates in the wrong unit may come with a radius in the right one: spots are about half a pitch wide.
+            stretch, radius = scale_of(affine), float(shapes["radius"].median())
+            half = found.pitch * stretch / 4
+            if abs(np.log(stretch * radius / half)) < abs(np.log(radius / half)):
+                shapes["radius"] = shapes["radius"] * stretch
+        if copy:
+            sdata.shapes[name] = shapes
+        centers = transformed(affine, centers)
+    if found.to_obsm is not None:
+        moved = np.array(table.obsm[keys.SPATIAL], dtype=np.float64)
+        moved[rows] = transformed(found.to_obsm, centers)
+        table.obsm[keys.SPATIAL] = moved
+
+
+# From a SpatialData to what the alignment is judged by.
+
+
+def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> tuple[Float64, Float64]:
+    """Sums of the image at about 8 um per pixel, and the map from full-resolution pixels to its pixels."""
     mpp, longest = microns_per_unit / image.pixels_per_unit, max(image.size)
     low, high = LONGEST_UM
     mpp = mpp if low <= mpp * longest <= high else USUAL_UM / longest
@@ -339,7 +304,7 @@ def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> kernel.S
             "one color only. Is it the right image (image_key)?"
         )
     to_level = level.affine @ np.linalg.inv(image.affines[0])
-    return kernel.summed_image(rgb, tissue, kernel.scaling(1 / factor) @ to_level)
+    return kernel.summed_image(rgb, tissue), kernel.scaling(1 / factor) @ to_level
 
 
 def _scales(
