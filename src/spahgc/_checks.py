@@ -24,6 +24,20 @@ from numpy.typing import ArrayLike, NDArray
 P = ParamSpec("P")
 R = TypeVar("R")
 _MANY = 60  # characters of a value that a message shows
+_WRONG_TYPE, _WRONG_VALUE, _FITS = range(3)
+_SEQUENCES = (Sequence, Iterable, list, tuple, set, frozenset)
+# How a message names the plain types, and what they accept.
+_PLAIN: dict[Any, tuple[str, Any]] = {
+    bool: ("True or False", bool | np.bool_),
+    int: ("an integer", int | np.integer),
+    float: ("a finite number", int | float | np.integer | np.floating),
+    str: ("a string", str),
+    os.PathLike: ("a path", str | os.PathLike),
+    None: ("None", type(None)),
+    type(None): ("None", type(None)),
+    Any: ("anything", object),
+}
+_PLURAL = {int: "integers", float: "finite numbers", str: "strings", bool: "True or False"}
 # Names that files import for type checking only, and that are checked by more than their name.
 _OFTEN = {"os": os, "Callable": Callable, "Iterable": Iterable, "Mapping": Mapping, "Path": Path, "Sequence": Sequence}
 
@@ -76,15 +90,18 @@ def checked(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
             hints = _hints(function)
-            for name, value in bound.arguments.items():
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
                 hint = hints.get(name, Any)
-                if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                    if get_origin(hint) is Unpack:
-                        _check_keywords(function.__name__, value, _hints(get_args(hint)[0]), ranges)
-                elif name not in {"self", "cls"}:
+                if get_origin(hint) is not Unpack:
                     check_argument(name, value, hint, ranges.get(name))
+                    continue
+                options = _hints(get_args(hint)[0])
+                for option, given in value.items():
+                    if option not in options:
+                        available = format_names(options, most=30)
+                        raise TypeError(f"{function.__name__}() has no parameter {option!r}. Available: {available}.")
+                    check_argument(option, given, options[option], ranges.get(option))
             return function(*args, **kwargs)
 
         return wrapper
@@ -92,23 +109,20 @@ def checked(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _check_keywords(function: str, values: dict[str, Any], hints: dict[str, Any], ranges: dict[str, Range]) -> None:
-    for name, value in values.items():
-        if name not in hints:
-            raise TypeError(f"{function}() has no parameter {name!r}. Available: {format_names(hints, most=30)}.")
-        check_argument(name, value, hints[name], ranges.get(name))
-
-
 def check_argument(name: str, value: Any, hint: Any, within: Range | None = None) -> None:
     """Raise if a value does not fit a type hint or lies outside a range."""
-    verdicts = [_fits(value, kind, within) for kind in _kinds(hint)]
-    if True in verdicts:
+    kinds = _kinds(hint)
+    verdict = max(_verdict(value, kind, within) for kind in kinds)
+    if verdict == _FITS:
         return
-    wanted = " or ".join(dict.fromkeys(_describe(kind, within) for kind in _kinds(hint)))
-    tables = {getattr(kind, "__name__", "") for kind in _kinds(hint)}
-    advice = " Pass its table: sdata['table']." if "AnnData" in tables and hasattr(value, "tables") else ""
-    error = ValueError if None in verdicts else TypeError
-    raise error(f"`{name}` must be {wanted}, got {_shown(value)}.{advice}")
+    wanted = " or ".join(dict.fromkeys(_describe(kind, within) for kind in kinds))
+    is_slide = hasattr(value, "tables") and "AnnData" in {getattr(kind, "__name__", "") for kind in kinds}
+    advice = " Pass its table: sdata['table']." if is_slide else ""
+    shown = repr(value)
+    if len(shown) > _MANY or "\n" in shown:
+        shown = f"an object of type {type(value).__name__}"
+    error = ValueError if verdict == _WRONG_VALUE else TypeError
+    raise error(f"`{name}` must be {wanted}, got {shown}.{advice}")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -120,87 +134,54 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _fits(value: Any, kind: Any, within: Range | None) -> bool | None:
-    """Whether a value fits one alternative; `None` if it has the type but not the right value."""
+def _verdict(value: Any, kind: Any, within: Range | None) -> int:
+    """Whether a value fits one alternative of a type hint."""
     origin, args = get_origin(kind) or kind, get_args(kind)
-    if kind is Any:
-        return True
-    if kind is None or kind is type(None):
-        return value is None
     if origin is Literal:
-        if any(type(value) is type(option) and value == option for option in args):
-            return True
-        return None if any(type(value) is type(option) for option in args) else False
-    if origin is bool:
-        return isinstance(value, bool | np.bool_)
-    if origin in (int, float):
-        types_of = (int, np.integer) if origin is int else (int, float, np.integer, np.floating)
-        if isinstance(value, bool) or not isinstance(value, types_of):
-            return False
-        return True if np.isfinite(value) and (within is None or within.holds(value)) else None
-    if origin is os.PathLike:
-        return isinstance(value, str | os.PathLike)
-    if _is_mapping(origin):
-        pairs = ((item, args[1]) for item in value.values()) if args and isinstance(value, Mapping) else ()
-        return isinstance(value, Mapping) and _all_fit(pairs, within)
-    if origin in (Sequence, Iterable, list, tuple, set, frozenset):
+        options = [option for option in args if type(value) is type(option)]
+        return (_FITS if value in options else _WRONG_VALUE) if options else _WRONG_TYPE
+    if origin in _PLAIN:
+        if not isinstance(value, _PLAIN[origin][1]) or (origin in (int, float) and isinstance(value, bool)):
+            return _WRONG_TYPE
+        if origin not in (int, float) or (np.isfinite(value) and (within is None or within.holds(value))):
+            return _FITS
+        return _WRONG_VALUE
+    if origin in _SEQUENCES:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-            return False
+            return _WRONG_TYPE
         if not isinstance(value, Sized):  # a generator, which would be used up
-            return origin is not Sequence
+            return _WRONG_TYPE if origin is Sequence else _FITS
         item = args[0] if len(args) == 1 or args[1:] == (Ellipsis,) else Any
-        return _all_fit(((part, item) for part in value), within)
-    if origin is Callable or kind is Callable:
-        return callable(value)
+        return _verdict_of_all(value, item, within)
+    if origin is Callable:
+        return _FITS if callable(value) else _WRONG_TYPE
     if isinstance(origin, _Named):
-        return any(base.__name__ == origin.__name__ for base in type(value).__mro__)
-    if isinstance(origin, type) and origin is not np.ndarray and not getattr(origin, "_is_protocol", False):
-        return isinstance(value, origin)
-    return True
+        return _FITS if origin.__name__ in {base.__name__ for base in type(value).__mro__} else _WRONG_TYPE
+    if not isinstance(origin, type) or origin is np.ndarray or getattr(origin, "_is_protocol", False):
+        return _FITS
+    if isinstance(value, Mapping) and issubclass(origin, Mapping) and args:
+        return _verdict_of_all(value.values(), args[1], within)
+    return _FITS if isinstance(value, origin) else _WRONG_TYPE
 
 
-def _all_fit(pairs: Iterable[tuple[Any, Any]], within: Range | None) -> bool | None:
-    verdicts = {max((_fits(value, kind, within) for kind in _kinds(hint)), key=_RANK.index) for value, hint in pairs}
-    return False if False in verdicts else None if None in verdicts else True
-
-
-_RANK: list[bool | None] = [False, None, True]
+def _verdict_of_all(values: Iterable[Any], hint: Any, within: Range | None) -> int:
+    return min((max(_verdict(value, kind, within) for kind in _kinds(hint)) for value in values), default=_FITS)
 
 
 def _describe(kind: Any, within: Range | None) -> str:
     origin, args = get_origin(kind) or kind, get_args(kind)
     span = f" {within.text}" if within else ""
-    named = {int: f"an integer{span}", float: f"a finite number{span}", bool: "True or False", str: "a string"}
-    if kind is None or kind is type(None):
-        return "None"
     if origin is Literal:
         return f"one of {', '.join(map(repr, args))}"
-    if origin in named:
-        return named[origin]
-    if origin is os.PathLike:
-        return "a path"
-    if _is_mapping(origin):
-        return "a mapping" + (f" to {_plural(args[1], span)}" if args else "")
-    if origin in (Sequence, Iterable, list, tuple, set, frozenset):
-        return "a sequence" + (f" of {_plural(args[0], span)}" if args else "")
+    if origin in _PLAIN:
+        return _PLAIN[origin][0] + (span if origin in (int, float) else "")
+    is_mapping = isinstance(origin, type) and not isinstance(origin, _Named) and issubclass(origin, Mapping)
+    if is_mapping or origin in _SEQUENCES:
+        item = args[1 if is_mapping else 0] if args else None
+        items = _PLURAL.get(item, "values") + (span if item in (int, float) else "")
+        return ("a mapping to " if is_mapping else "a sequence of ") + items
     name = getattr(origin, "__name__", str(origin))
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
-
-
-def _plural(kind: Any, span: str) -> str:
-    names = {int: "integers", float: "finite numbers", str: "strings", bool: "True or False"}
-    return names.get(kind, "values") + (span if kind in (int, float) else "")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    if len(text) > _MANY or "\n" in text:
-        return f"an object of type {type(value).__name__}"
-    return text
-
-
-def _is_mapping(origin: Any) -> bool:
-    return isinstance(origin, type) and not isinstance(origin, _Named) and issubclass(origin, Mapping)
 
 
 class _Named(type):

@@ -46,16 +46,8 @@ def test_table(models: Any, no_network: None) -> None:
 
 def test_what_is_said_of_models_is_of_models_that_there_are(models: Any) -> None:
     names = set(models.registry())
-    tables = [
-        _table.SIDES,
-        _table.REMOTE_CODE,
-        models.REQUIRES,
-        models.MPP,
-        models.REPOSITORIES,
-        models.EXPORTED,
-        models.READ_FILES,
-    ]
-    tables += [models.TRANSFORMERS, models.ARCHITECTURES]
+    tables = [_table.SIDES, _table.REMOTE_CODE, models.REQUIRES, models.MPP, models.REPOSITORIES]
+    tables += [models.READ_FILES, models.ARCHITECTURES]
     assert set().union(*tables) - names == {"resnet50"}
     assert set(_table.NAMES) == names
     assert all(value > 0 for value in models.MPP.values())

@@ -46,17 +46,8 @@ REQUIRES = {
     "musk": "musk (github.com/lilab-stanford/MUSK)",
 }
 
-# How a model is built from a local file or folder. Exported programs, by their path in the repository:
-EXPORTED = {"chief": "CHIEF/CHIEF_patch_encoder_exported.pt2", "ctranspath": "CTransPath/CTransPath_exported.pt2"}
-# Classes that read a file (plip: a folder) themselves:
+# Classes that read a weight file (plip: a folder) themselves:
 READ_FILES = {"conch", "conch-madeleine", "crisp", "crown", "gigapath-flash", "omiclip", "plip"}
-# Models of transformers: classes of the network and of the image processor.
-TRANSFORMERS = {
-    "medsiglip": ("SiglipModel", "AutoProcessor"),
-    "midnight": ("Dinov2Model", None),
-    "phikon": ("ViTModel", "AutoImageProcessor"),
-    "phikonv2": ("Dinov2Model", "AutoImageProcessor"),
-}
 # Architectures of models for which the weights are enough; others of timm need the config.json of their folder.
 ARCHITECTURES = {
     "gpfm": "vit_large_patch14_dinov2.lvd142m",
@@ -64,7 +55,7 @@ ARCHITECTURES = {
     "uni2": "vit_giant_patch14_224",
 }
 
-SUFFIXES = (".bin", ".ckpt", ".pt", ".pt2", ".pth", ".safetensors")
+SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 # Weights in a folder of the Hugging Face hub, by preference.
 NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -91,9 +82,8 @@ def load_registered(name: str, *, weights: Path | None, **computed: Any) -> Enco
     """Load an encoder of :func:`registry`."""
     model = registry()[name]
     repository, from_file = repository_of(name, model), partial(_from_file, name, model)
-    from_cache = issubclass(model, TimmModel) or name in {*EXPORTED, *TRANSFORMERS, *ARCHITECTURES}
-    cached = from_file if from_cache and name not in READ_FILES else None
-    built = from_file(weights) if weights else _from_hub(name, repository, model, cached)
+    from_cache = (issubclass(model, TimmModel) or name in ARCHITECTURES) and name not in READ_FILES
+    built = from_file(weights) if weights else _from_hub(name, repository, model, from_file if from_cache else None)
     # lazyslide-models pools the output of the network, which may change between its versions.
     origin = {"source": "lazyslide-models", "versions": {"lazyslide-models": version("lazyslide-models")}}
     return _encoder(name, built, {**origin, "repository": repository}, model.encode_dim, **computed)
@@ -181,28 +171,24 @@ def _from_hub(
 
 def _from_file(name: str, model: Any, weights: Path) -> Any:
     """Build a model of lazyslide-models from a weight file, or from a folder made by ``hf download``."""
+    if not (issubclass(model, TimmModel) or name in {*ARCHITECTURES, *READ_FILES}):
+        raise ValueError(
+            f"Encoder {name!r} cannot be loaded from {weights}, because its class only reads the cache of the hub. Load "
+            "it by name on a machine with a network, copy the folder models--"
+            f"{repository_of(name, model).replace('/', '--')} of that cache into the cache here, and load it by name "
+            "with the environment variable HF_HUB_OFFLINE=1."
+        )
     file = find_file(weights, model=name)
-    built = object.__new__(model)  # Most constructors download the weights.
     with _explained(file, name):
-        if name in EXPORTED:
-            built.model = torch.export.load(file).module()
-            return built
         state = read_state(file)  # No file that contains code gets further than this.
         if name in READ_FILES:
             return model(model_path=str(file.parent if name == "plip" else file))
-        if name in TRANSFORMERS:
-            return _load_transformers(name, built, state, file.parent)
         if name == "gpfm":
+            built = object.__new__(model)  # Its constructor downloads the weights.
             options = {"img_size": 224, "init_values": 1e-5, "pretrained_cfg_overlay": _overlay(state, "head")}
             built.model = TimmModel(ARCHITECTURES[name], **options).model
             return built
-        if issubclass(model, TimmModel):
-            return _load_timm(name, model, state, file.parent)
-    raise ValueError(
-        f"Encoder {name!r} cannot be loaded from {file}, because its class only reads the cache of the hub. Load it by "
-        f"name on a machine with a network, copy the folder models--{repository_of(name, model).replace('/', '--')} of "
-        "that cache into the cache here, and load it by name with the environment variable HF_HUB_OFFLINE=1."
-    )
+        return _load_timm(name, model, state, file.parent)
 
 
 def _load_timm(name: str, model: Any, state: dict[str, Any], folder: Path) -> Any:
@@ -210,7 +196,12 @@ def _load_timm(name: str, model: Any, state: dict[str, Any], folder: Path) -> An
     source, classifier = ARCHITECTURES.get(name), "head"
     if source is None:
         source = f"local-dir:{folder}"
-        config = json.loads(_needed(folder / "config.json", name, model).read_text())
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} has no config.json, which describes encoder {name!r}. Run `hf download "
+                f"{repository_of(name, model)} --local-dir <folder>` on a machine with a network and pass that folder."
+            )
+        config = json.loads((folder / "config.json").read_text())
         classifier = config.get("pretrained_cfg", config).get("classifier")
 
     class Local(TimmModel):
@@ -227,35 +218,6 @@ def _overlay(state: dict[str, Any], classifier: Any) -> dict[str, Any]:
     heads = {classifier} if isinstance(classifier, str) else set(classifier or ())
     state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in heads}
     return {"state_dict": state, "source": "", "file": None, "classifier": None, "custom_load": False}
-
-
-def _load_transformers(name: str, built: Any, state: dict[str, Any], folder: Path) -> Any:
-    """Construct a model of transformers from a state dict and the configuration in its folder."""
-    import transformers
-
-    network, processor = TRANSFORMERS[name]
-    config = transformers.AutoConfig.from_pretrained(_needed(folder / "config.json", name, type(built)))
-    if processor is not None:
-        _needed(folder / "preprocessor_config.json", name, type(built))
-        built.img_processor = built.processor = getattr(transformers, processor).from_pretrained(folder)
-    options = {"add_pooling_layer": False} if name == "phikon" else {}
-    built.model, info = getattr(transformers, network).from_pretrained(
-        None, config=config, state_dict=state, output_loading_info=True, **options
-    )
-    built.num_prefix_tokens = 1  # Midnight averages the tokens after the class token.
-    missing = sorted(set(info["missing_keys"]) & set(built.model.state_dict()))
-    if missing:  # transformers only warns and leaves them random.
-        raise RuntimeError(f"{len(missing)} missing keys: {', '.join(missing)}")
-    return built
-
-
-def _needed(path: Path, name: str, model: Any) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} has no {path.name}, which describes encoder {name!r}. Run `hf download "
-            f"{repository_of(name, model)} --local-dir <folder>` on a machine with a network and pass that folder."
-        )
-    return path
 
 
 @contextmanager
@@ -297,7 +259,7 @@ def _explained(file: Path, name: str) -> Iterator[None]:
 
 def find_file(path: Path, *, model: str) -> Path:
     """Weight file at a path: the file itself, or the one in a folder made by ``hf download``."""
-    usual = [path / name for name in (EXPORTED.get(model, ""), *NAMES) if (path / name).is_file()]
+    usual = [path / name for name in NAMES if (path / name).is_file()]
     files = [path] if path.is_file() else usual[:1] or sorted(f for f in path.glob("*") if f.suffix in SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{path} is no file or folder with a file {', '.join(SUFFIXES)} for encoder {model!r}.")

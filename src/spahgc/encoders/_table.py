@@ -98,8 +98,9 @@ def load(
         A name in :func:`table` (``"texture"``, ``"uni2"``, ...), or ``"timm:"`` and the name of any network of timm.
         All but ``"texture"`` require lazyslide-models (``pip install 'spahgc[models]'``).
     weights
-        Weight file of that model as published (``pytorch_model.bin``, ``model.safetensors``, ``.pth``, ``.pt2``), or
-        the folder made by ``hf download <repository> --local-dir <folder>``. `None`: from the hub.
+        Weight file of that model as published (``pytorch_model.bin``, ``model.safetensors``, ``.pth``), or the folder
+        made by ``hf download <repository> --local-dir <folder>``; for networks of timm and a few others (see the page
+        on encoders). `None`: from the hub.
     device
         Torch device; `None`: :data:`spahgc.settings`.
     precision
