@@ -173,8 +173,8 @@ def _from_file(name: str, model: Any, weights: Path) -> Any:
     """Build a model of lazyslide-models from a weight file, or from a folder made by ``hf download``."""
     if not (issubclass(model, TimmModel) or name in {*ARCHITECTURES, *READ_FILES}):
         raise ValueError(
-            f"Encoder {name!r} cannot be loaded from {weights}, because its class only reads the cache of the hub. Load "
-            "it by name on a machine with a network, copy the folder models--"
+            f"Encoder {name!r} cannot be loaded from {weights}, because its class only reads the cache of the hub. "
+            "Load it by name on a machine with a network, copy the folder models--"
             f"{repository_of(name, model).replace('/', '--')} of that cache into the cache here, and load it by name "
             "with the environment variable HF_HUB_OFFLINE=1."
         )
