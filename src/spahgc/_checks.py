@@ -37,7 +37,7 @@ _PLAIN: dict[Any, tuple[str, Any]] = {
     type(None): ("None", type(None)),
     Any: ("anything", object),
 }
-_PLURAL = {int: "integers", float: "finite numbers", str: "strings", bool: "True or False"}
+_PLURAL: dict[Any, str] = {int: "integers", float: "finite numbers", str: "strings", bool: "True or False"}
 # Names that files import for type checking only, and that are checked by more than their name.
 _OFTEN = {"os": os, "Callable": Callable, "Iterable": Iterable, "Mapping": Mapping, "Path": Path, "Sequence": Sequence}
 

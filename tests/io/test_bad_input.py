@@ -48,7 +48,10 @@ COUNTS: dict[str, tuple[Change, str]] = {
         )
         for value in (-2, 1.5, np.nan, np.inf)
     },
-    "text": (lambda s: with_value(s, "counts", "3x1", "G4", "many"), "non-numeric values in the columns 'G4'"),
+    "text": (
+        lambda s: with_value(s, "counts", "3x1", "G4", "many"),
+        "non-numeric values: could not convert string",
+    ),
     "no spots": (lambda s: {"counts": s["counts"].iloc[:0]}, "no spot in common"),
     "genes twice": (
         lambda s: {"counts": s["counts"].rename(columns={"G5": "G1"})},

@@ -124,25 +124,6 @@ def test_object_is_as_the_store(folder: Path, toy: Any, tmp_path: Path) -> None:
     assert set(wsi.tables) == {"toy_tiles"}  # as it was
 
 
-def test_image_in_the_store(toy: Any) -> None:
-    """A SpatialData that wsidata opened: there is no slide file."""
-    import wsidata
-    from spatialdata.models import Image2DModel
-
-    picture = scene(SIDE, SIDE)
-    element = Image2DModel.parse(picture, dims=("y", "x", "c"), scale_factors=[2], c_coords=["r", "g", "b"])
-    wsi = wsidata.open_wsi(sd.SpatialData(images={"S_image": element}), image_key="S_image")
-    wsi.set_mpp(0.5)
-    run_lazyslide(wsi, toy)
-    wsi["toy_tiles"].obs["cluster"] = "c1"
-    sdata = from_wsidata(wsi, slide="S")
-    assert sdata.coordinate_systems == ["S"]
-    np.testing.assert_array_equal(sdata["S_image"]["scale0"]["image"].values, np.moveaxis(picture, -1, 0))
-    assert set(sdata["table"].obs["cluster"]) == {"c1"}
-    spahgc.pp.image_embedding(sdata, tile_um=48, fields_of_view=[1])
-    assert sdata.attrs == {"microns_per_pixel": {"S_image": 0.5}}
-
-
 def test_target_and_reference(folder: Path) -> None:
     """Two slides with counts per tile predict a third; then the tiles of the target get spahgc's own embedding."""
     bare = {name: from_wsidata(folder / f"{name}.zarr") for name in "AB"}
@@ -204,7 +185,10 @@ def test_which_features(folder: Path, toy: Any, tmp_path: Path) -> None:
     ):
         from_wsidata(wsi)
     assert "image_toy-2" in from_wsidata(wsi, features="toy-2")["table"].obsm
-    assert "image_toy" in from_wsidata(wsi, features="toy_tiles")["table"].obsm
+    wsi["toy_tiles"].obs["cluster"] = "c1"
+    table = from_wsidata(wsi, features="toy_tiles")["table"]
+    assert "image_toy" in table.obsm
+    assert set(table.obs["cluster"]) == {"c1"}
     refused(KeyError, "no features 'uni' of 'tiles'. Available: 'toy_tiles'", from_wsidata, wsi, features="uni")
     with pytest.raises(KeyError, match=r"no tiles 'small' \(tile_key\). Available shapes: 'tissues', 'tiles'"):
         from_wsidata(wsi, tile_key="small")

@@ -168,10 +168,8 @@ def read_counts(counts: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
             )
     try:
         values = frame.to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = frame.apply(pd.to_numeric, errors="coerce")
-        text = frame.columns[(numbers.isna() & frame.notna()).any()]
-        raise ValueError(f"{source} holds non-numeric values in the columns {format_names(text, most=3)}.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds non-numeric values: {error}.") from error
     wrong = ~((values >= 0) & (values == np.floor(values)) & np.isfinite(values))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

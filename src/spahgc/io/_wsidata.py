@@ -18,8 +18,8 @@ from .._geometry import PLAUSIBLE_MPP
 from .._settings import logger
 from .._tables._slots import check_table
 from ._concat import check_slide_name, link_spots
-from ._image import multiscale, resolutions
-from ._wsi import halved, load, slide_name
+from ._image import resolutions
+from ._wsi import load, slide_name
 
 _TILE_SPEC, _PROPERTIES = "tile_spec", "slide_properties"  # names that wsidata gives entries of `attrs`
 _TILE_ID = "tile_id"
@@ -60,8 +60,8 @@ def from_wsidata(
     patient
         Patient (donor) of the slide, written to ``obs["patient"]``.
     image
-        Slide file. Defaults to that of the WSIData, the one beside the store with its name, or the full image in the
-        store. Without an image, slides can still be predicted from the features.
+        Slide file. Defaults to that of the WSIData, or the one beside the store with its name. Without an image, slides
+        can still be predicted from the features.
     microns_per_pixel
         Micrometers per full-resolution pixel. Defaults to the value in the store.
 
@@ -197,7 +197,7 @@ def _measured(expression: AnnData, ids: Any) -> tuple[Any, Any, pd.DataFrame]:
 def _load_image(
     sdata: SpatialData, source: Path | None, image: Any, slide: str, mpp: float | None
 ) -> SpatialData | None:
-    """The slide file, or the full image in the store; `None` if there is neither."""
+    """The slide file, or `None` if there is none."""
     properties = sdata.attrs.get(_PROPERTIES, {})
     path = None if image is None else Path(image)
     if path is None and source is not None and not properties.get("scene", 0):
@@ -214,11 +214,6 @@ def _load_image(
                 f"{expected[0]}: it is another image. Pass image=<path of the slide file>."
             )
         return loaded
-    for element in sdata.images.values():
-        levels = [array.transpose("c", "y", "x").data for array in resolutions(element)]
-        if levels[0].shape == (3, *properties.get("shape", ())) and levels[0].dtype == np.uint8:
-            levels += [halved(levels[0])] if len(levels) == 1 else []
-            return SpatialData(images={f"{slide}_image": multiscale(levels, slide)})
     logger.warning(
         "No slide file belongs to the tiles: the result has features and no image. Pass image=<path> to plot on it or "
         "to embed it again."
