@@ -65,9 +65,6 @@ def test_depth_does_not_overflow() -> None:
     assert depth.shape == (3,)
 
 
-# Dispersion and ranks.
-
-
 def plain_dispersion(counts: np.ndarray) -> np.ndarray:
     depth = counts.sum(axis=1, dtype=float)
     out = np.zeros(counts.shape[1])

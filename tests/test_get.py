@@ -84,11 +84,8 @@ def test_predicted_of_one_slide_lists_no_other(done: ad.AnnData, snapshot: Calla
 
 def test_scores(done: ad.AnnData) -> None:
     long = spahgc.get.scores(done)
-    assert list(long.columns) == ["slide", "patient", "method", "gene", "metric", "value"]
     assert len(long) == 2 * 2 * len(_keys.METRICS)
     assert not long.duplicated(["slide", "gene", "metric"]).any()
-    wide = long[long["metric"] == "pearson"].pivot(index="gene", columns="slide", values="value")
-    np.testing.assert_allclose(wide.mean(axis=1), done.var.loc[wide.index, "spahgc_pearson"])
     long["value"] = 0.0
     assert spahgc.get.scores(done)["value"].abs().max() > 0
     # Scores from before a metric was added.

@@ -71,24 +71,16 @@ def test_verbosity(settings: Settings) -> None:
         logger.setLevel(before)
 
 
-def test_data_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings.data_dir = "somewhere"
-    assert settings.data_dir == Path("somewhere")
-    monkeypatch.setenv("SPAHGC_DATA_DIR", str(tmp_path))
-    assert Settings().data_dir == tmp_path
-    monkeypatch.setenv("SPAHGC_DATA_DIR", "")
-    assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
-    monkeypatch.delenv("SPAHGC_DATA_DIR")
-    assert Settings().data_dir == Path.home() / ".cache" / "spahgc"
-
-
-def test_cache_dir(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings.cache_dir = "somewhere"
-    assert settings.cache_dir == Path("somewhere")
-    monkeypatch.setenv("SPAHGC_CACHE_DIR", str(tmp_path))
-    assert Settings().cache_dir == tmp_path
-    monkeypatch.setenv("SPAHGC_CACHE_DIR", "")
-    assert Settings().cache_dir == Path.home() / ".cache" / "spahgc" / "embeddings"
+@pytest.mark.parametrize(("name", "default"), [("data_dir", "spahgc"), ("cache_dir", "spahgc/embeddings")])
+def test_folders(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, default: str) -> None:
+    setattr(settings, name, "somewhere")
+    assert getattr(settings, name) == Path("somewhere")
+    variable = f"SPAHGC_{name.upper()}"
+    for value, expected in ((str(tmp_path), tmp_path), ("", Path.home() / ".cache" / default)):
+        monkeypatch.setenv(variable, value)
+        assert getattr(Settings(), name) == expected
+    monkeypatch.delenv(variable)
+    assert getattr(Settings(), name) == expected
 
 
 def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +100,6 @@ def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.device = "cpu"
     assert settings.torch_device() == torch.device("cpu")
     assert settings.torch_device("cuda:1") == torch.device("cuda", 1)
-
-
-def test_device_that_is_no_device(settings: Settings) -> None:
     with pytest.raises(ValueError, match="`device` must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got 'gpu'"):
         settings.torch_device("gpu")
 

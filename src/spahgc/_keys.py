@@ -1,8 +1,4 @@
-"""Names of the slots that spahgc reads and writes; every other module takes them from here.
-
-The table is the ledger of an analysis: each step reads named slots, writes named slots, and leaves its
-parameters in ``uns[key]["params"]``.
-"""
+"""Names of the slots that spahgc reads and writes; every other module takes them from here."""
 
 from __future__ import annotations
 
@@ -50,11 +46,5 @@ def image(encoder: str) -> str:
 
 
 def slot(key: str, what: str) -> str:
-    """Key of a part of prediction `key`, e.g. ``spahgc_support``.
-
-    ``obs``: ``support`` (how well the reference covers a spot) and ``agreement`` (of a prediction with the reference
-    spots behind it). ``uns``: ``evidence``, ``scores``, ``cv`` (scores of a cross-validation) and ``trust`` (on the
-    reference). ``obsm``: ``references`` (numbers of reference spots in the evidence), their ``weights``, and
-    ``slides`` (share of each reference slide). ``var``: any of :data:`METRICS` and :data:`TRUST`.
-    """
+    """Key of a part of prediction `key`, e.g. ``spahgc_support``; ``docs/data_model.md`` lists them."""
     return f"{key}_{what}"

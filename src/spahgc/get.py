@@ -77,10 +77,9 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
 
     Returns
     -------
-    AnnData with the predicted expression in ``X`` (float32, n_obs x panel), trust (:func:`trust`) and scores
-    (:func:`spahgc.tl.evaluate`) of each gene in ``var``, and ``obs``, ``obsm["spatial"]``, ``uns["spatial"]``,
-    ``uns[key]`` and the SpatialData region link of `adata`. A copy; nothing is shared. If the prediction was written
-    to a store, ``X`` is a dask array that reads it on access.
+    AnnData with the predicted expression in ``X`` (float32, n_obs x panel), trust and scores of each gene in ``var``,
+    and copies of ``obs``, ``obsm["spatial"]``, ``uns["spatial"]``, ``uns[key]`` and the SpatialData region link. If the
+    prediction was written to a store, ``X`` is a dask array that reads it on access.
 
     Raises
     ------
@@ -287,10 +286,8 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
 
     Returns
     -------
-    DataFrame by gene, best expected first: ``expected_pearson``, ``low`` and ``high`` (interval of the correlation on
-    one further slide, with probability ``attrs["level"]``), ``expected_depth_removed``, ``difference_to_ridge``,
-    ``difference_to_depth``, ``share_of_ceiling``, ``n_slides``, ``verdict``; ``attrs`` holds how they were estimated,
-    with the rule of the verdicts.
+    DataFrame by gene, best expected first, with the columns of :doc:`/outputs`; ``attrs`` holds how they were
+    estimated, with the ``level`` of the interval and the ``rule`` of the verdicts.
 
     Raises
     ------

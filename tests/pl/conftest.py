@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 
 from spahgc._tables._predictions import Trust
-from spahgc.tl._trust import rule
+from spahgc.tl._trust import RULE
 
 GENES = ["GRADIENT", "STRIPE", "FLAT", "HLA-DRA"]
 PITCH, DIAMETER, MPP, SCALE = 100.0, 55.0, 1.0, 0.1
@@ -112,7 +112,7 @@ PARAMS = {
     "method": "ridge",
     "level": 0.9,
     "baseline": "ridge",
-    "rule": rule(0.9),
+    "rule": RULE,
     "split_by": "slide",
     "same_patient": True,
     "slides": ["S2", "S3", "S4"],
@@ -152,3 +152,10 @@ def assert_nothing_cut_off(ax: Axes) -> None:
     figure.draw_without_rendering()
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= -0.01
+
+
+def legend(ax: Axes) -> list[str]:
+    """Title and labels of the legend."""
+    box = ax.get_legend()
+    assert box is not None
+    return [text.get_text() for text in (box.get_title(), *box.get_texts())]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 import spahgc
 from spahgc._tables._predictions import write_cross_validation
 
-from .conftest import assert_nothing_cut_off
+from .conftest import assert_nothing_cut_off, legend
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -35,12 +35,6 @@ def scores(n_patients: int = 3) -> pd.DataFrame:
 
 def marked(ax: Axes, marker: str) -> np.ndarray:
     return np.concatenate([np.asarray(line.get_xydata()) for line in ax.lines if line.get_marker() == marker])
-
-
-def legend(ax: Axes) -> list[str]:
-    box = ax.get_legend()
-    assert box is not None
-    return [text.get_text() for text in (box.get_title(), *box.get_texts())]
 
 
 def test_a_row_a_method_the_best_first_with_its_difference() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,6 @@ def texts(ax: Axes) -> list[str]:
 
 def bars(ax: Axes) -> list[Axes]:
     return list(ax.child_axes)
-
-
-def state(adata: ad.AnnData) -> dict[str, Any]:
-    return copy.deepcopy(
-        {
-            "X": None if adata.X is None else adata.X.toarray(),
-            "obs": adata.obs.to_dict(),
-            "obsm": {key: np.asarray(value) for key, value in adata.obsm.items()},
-            "uns": repr(adata.uns),
-        }
-    )
 
 
 def test_panels_hold_measured_predicted_and_difference(slide: ad.AnnData) -> None:
@@ -180,10 +168,10 @@ def test_no_scale_bar_without_micrometers_and_no_tissue_without_image(slide: ad.
         spahgc.pl.expression(slide, "STRIPE")
 
 
-def test_several_genes_one_row_each(slide: ad.AnnData) -> None:
-    before = state(slide)
+def test_several_genes_one_row_each(slide: ad.AnnData, snapshot: Any) -> None:
+    before = snapshot(slide)
     axes = spahgc.pl.expression(slide, ["STRIPE", "HLA-DRA"])
-    np.testing.assert_equal(state(slide), before)
+    assert snapshot(slide) == before
     assert [axes[i].get_ylabel() for i in (0, 3)] == ["STRIPE", "HLA-DRA"]
     assert axes[0].get_subplotspec().rowspan.start != axes[3].get_subplotspec().rowspan.start
 
@@ -323,11 +311,13 @@ def test_table_without_region_key_is_one_slide(slide: ad.AnnData) -> None:
         ([], {}, ValueError, "at least one gene of the panel"),
     ],
 )
-def test_bad_input(slide: ad.AnnData, genes: Any, options: Any, error: type[Exception], message: str) -> None:
-    before = state(slide)
+def test_bad_input(
+    slide: ad.AnnData, snapshot: Any, genes: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    before = snapshot(slide)
     with pytest.raises(error, match=message):
         spahgc.pl.expression(slide, genes, **options)
-    np.testing.assert_equal(state(slide), before)
+    assert snapshot(slide) == before
     assert not plt.get_fignums()
 
 

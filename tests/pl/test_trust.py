@@ -11,18 +11,12 @@ from matplotlib.offsetbox import TextArea
 import spahgc
 from spahgc._tables._predictions import Trust
 
-from .conftest import PARAMS, assert_nothing_cut_off
+from .conftest import PARAMS, assert_nothing_cut_off, legend
 
 
 def points(ax: Axes) -> list[tuple[float, float]]:
     found = [line.get_xydata() for line in ax.lines if line.get_marker() == "o"]
     return [tuple(map(float, point)) for part in found for point in np.asarray(part)]
-
-
-def legend(ax: Axes) -> list[str]:
-    box = ax.get_legend()
-    assert box is not None
-    return [" ".join(text.get_text().split()) for text in (box.get_title(), *box.get_texts())]
 
 
 def test_all_genes_from_best_to_worst(trusted: ad.AnnData) -> None:
@@ -39,7 +33,7 @@ def test_the_legend_states_the_rule(trusted: ad.AnnData) -> None:
     given = plt.subplots()[1]
     ax = spahgc.pl.trust(trusted, ax=given)
     assert ax is given
-    assert legend(ax) == [
+    assert [" ".join(text.split()) for text in legend(ax)] == [
         "ridge, 4 genes: 3 slides held out, same patient",
         "trusted (1): expected \u2265 0.3, 90 % interval above 0, \u2265 0.15 with depth removed",
         "weak (1): the others",

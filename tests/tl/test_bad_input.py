@@ -236,7 +236,6 @@ REFERENCE = {
         "K = 80 spots of other slides.*only 72.*'n_references': 72",
         options={"method": "spahgc", "method_params": {"network": {"n_references": 80}}},
     ),
-    "unknown unit": Case("must be one of 'log1p', 'log10', 'none', got 'cpm'", options={"normalize": "cpm"}),
     "unknown split": Case("must be one of 'patient', 'slide', got 'spot'", options={"split_by": "spot"}),
     "rng": Case("`rng` must be an integer of at least 0", options={"rng": -1}),
     "device": Case(
@@ -323,9 +322,6 @@ def test_target(
     check(case, "target", reference, target, snapshot)
 
 
-# Things that are no tables.
-
-
 def test_spatialdata_instead_of_its_table(reference: ad.AnnData, target: ad.AnnData) -> None:
     from spatialdata import SpatialData
 
@@ -348,9 +344,6 @@ def test_backed_table(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) 
     backed = ad.read_h5ad(tmp_path / "reference.h5ad", backed="r")
     with pytest.raises(ValueError, match=re.escape("reference is backed by a file. Load it into memory")):
         spahgc.tl.predict(backed, target)
-
-
-# What is taken.
 
 
 def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData) -> None:

@@ -152,13 +152,3 @@ def test_as_a_table_of_the_spatialdata_and_spatialdata_plot(
     spots = [collection for collection in axes.collections if len(collection.get_paths()) == 60]
     assert spots
     assert len(np.unique(spots[0].get_facecolor(), axis=0)) > 20
-
-
-# spahgc's own plots on the same objects.
-
-
-def test_own_plots(target: SpatialData) -> None:
-    assert spahgc.pl.expression(target, "density-00", show=False) is not None
-    assert spahgc.pl.support(target, show=False) is not None
-    assert spahgc.pl.gene_scores(target["table"], show=False) is not None
-    assert spahgc.pl.training(target["table"], show=False) is not None

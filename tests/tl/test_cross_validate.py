@@ -65,9 +65,6 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return seen
 
 
-# What it gives.
-
-
 def test_equals_train_predict_evaluate(cohort: ad.AnnData) -> None:
     table = quick(cohort, methods=["ridge"])
     assert list(table.columns) == COLUMNS
@@ -149,9 +146,6 @@ def test_what_is_written_survives(cohort: ad.AnnData, tmp_path: Path, kind: str)
     assert {name: list(held) for name, held in params["folds"].items()} == {"A": ["A1", "A2"], "B": ["B1"], "C": ["C1"]}
 
 
-# What it may not see.
-
-
 def with_noise(table: ad.AnnData, slide: str) -> ad.AnnData:
     """The table with the counts of one slide drawn anew."""
     noisy = table.copy()
@@ -226,9 +220,6 @@ def test_inner_splits_follow_the_folds(cohort: ad.AnnData, fits: list[Run]) -> N
     assert [run.split_by for run in fits] == ["patient"] * 3 + ["slide", "slide", "patient", "patient"]
 
 
-# The published protocols.
-
-
 @pytest.mark.parametrize("protocol", ["paper", "hest"])
 def test_optimistic_protocols_say_so(cohort: ad.AnnData, protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="spahgc"):
@@ -285,8 +276,6 @@ def test_fixed_ridge_is_that_of_hest(cohort: ad.AnnData, predictions: Callable[.
     with pytest.raises(ValueError, match="`penalty` must be a finite number of at least 0 or None, got -1"):
         Ridge(penalty=-1.0)
 
-
-# Where it goes on.
 
 SCRIPT = """
 import sys, time
@@ -348,7 +337,8 @@ def test_finished_units_are_not_computed_again(
     assert "computed again" in caplog.text
 
 
-def test_the_folder_of_another_run(cohort: ad.AnnData, tmp_path: Path) -> None:
+def test_the_folder_of_another_run_or_other_data(cohort: ad.AnnData, tmp_path: Path) -> None:
+    cohort.obs["cellularity"] = 0.1
     quick(cohort, resume=tmp_path)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"panel": 10}, "panel: there 12, now 10"),
@@ -359,11 +349,6 @@ def test_the_folder_of_another_run(cohort: ad.AnnData, tmp_path: Path) -> None:
     for options, message in cases:
         with pytest.raises(ValueError, match=f"is of another run.*{message}"):
             quick(cohort, resume=tmp_path, **options)
-
-
-def test_a_folder_of_other_data(cohort: ad.AnnData, tmp_path: Path) -> None:
-    cohort.obs["cellularity"] = 0.1
-    quick(cohort, resume=tmp_path)
     changed = [with_noise(cohort, "C1"), cohort.copy(), cohort.copy(), cohort.copy()]
     changed[1].obsm["image_toy"][3, 0] += 1
     changed[2].obsm["spatial"][3, 0] += 1
@@ -413,9 +398,6 @@ def test_a_failing_unit_is_named_and_the_others_are_kept(
         quick(two, methods=PAPER)
 
 
-# Where it runs.
-
-
 def test_worker_processes_give_the_same(cohort: ad.AnnData, tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": {**PAPER, "ridge": {}, "knn": {}}, "n_seeds": 1}
     same(quick(cohort, n_jobs=2, resume=tmp_path, **options), quick(cohort, **options))
@@ -439,9 +421,6 @@ def test_a_running_dask_client_is_used(cohort: ad.AnnData, cluster: Any, monkeyp
     assert used == [cluster]
     with pytest.raises(ValueError, match="Fold 'A', method 'spahgc', seed [01] failed"):
         quick(cohort[cohort.obs["region"].isin(["A1", "B1"])].copy(), methods=PAPER, n_jobs=None)
-
-
-# What it does not take.
 
 
 @pytest.mark.parametrize(

@@ -181,14 +181,6 @@ def test_counts_in_a_layer(done: ad.AnnData) -> None:
     np.testing.assert_array_equal(done.var["spahgc_pearson"], expected.var["spahgc_pearson"])
 
 
-# Errors.
-
-
-def test_no_prediction(target: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="obsm has no prediction 'spahgc'.*tl.predict"):
-        spahgc.tl.evaluate(target)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

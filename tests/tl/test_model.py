@@ -42,9 +42,6 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-# There and back.
-
-
 def test_save_load_predict(models: Models, variant: str, target: ad.AnnData, tmp_path: Path) -> None:
     model = models(variant)
     assert model.save(tmp_path / "deep" / "model") is None
@@ -82,9 +79,6 @@ def test_the_folder_holds_no_pickle(folder: Path, target: ad.AnnData) -> None:
     spahgc.tl.predict(Model.load(folder), target)
     assert target.uns["spahgc"]["model"] == config["fingerprint"]
     assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
-
-
-# Damaged folders.
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -174,9 +168,6 @@ def test_forged_config(folder: Path) -> None:
             Model.load(folder)
 
 
-# Saving.
-
-
 def test_an_existing_model_stays(models: Models, folder: Path) -> None:
     before = content(folder)
     with pytest.raises(FileExistsError, match="model exists already. Pass overwrite=True"):
@@ -235,9 +226,6 @@ def test_a_failed_save_leaves_nothing_behind(
         models("knn").save(path, overwrite=True)
     assert content(tmp_path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == (["model"] if existing else [])
-
-
-# A model in hand.
 
 
 def test_options_are_settled(models: Models, target: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:

@@ -70,9 +70,6 @@ def standardized(model: Model) -> Stack:
     return Stack([one.embedding for one in cohort])
 
 
-# Mapped.
-
-
 @pytest.mark.usefixtures("mapped")
 def test_a_mapped_model_predicts_the_same(models: Models, variant: str, slide: Slide, tmp_path: Path) -> None:
     model = models(variant)
@@ -129,9 +126,6 @@ def test_damage_is_found(models: Models, tmp_path: Path, name: str, at: int) -> 
             Model.load(tmp_path / "model")
     with pytest.raises(ValueError, match=f"{name} (is not the file that was saved|cannot be read)"):
         Model.load(tmp_path / "model", verify=True)
-
-
-# Half precision.
 
 
 def test_half_precision_rounds_once(models: Models, tmp_path: Path) -> None:
@@ -271,9 +265,6 @@ def test_a_reference_slide_is_known_again(
         assert not model.has_seen(slide)
 
 
-# Blocks.
-
-
 def test_writing_takes_a_block_of_memory(tmp_path: Path) -> None:
     """Twenty times as many rows as a block has, of a matrix that is made when it is read."""
     n, d = 160_000, 16
@@ -294,9 +285,6 @@ def test_too_large_for_half_precision(tmp_path: Path) -> None:
     assert np.load(tmp_path / "fits" / "a.npy").ravel().tolist() == [1, 65504, -65504]
     with pytest.raises(ValueError, match="a has values beyond 65504, the largest float16.*half=False"):
         write_arrays(tmp_path / "folder", {"a": values + 1}, half=True)
-
-
-# Memory.
 
 
 def test_a_reference_larger_than_memory(models: Models, slide: Slide, tmp_path: Path) -> None:

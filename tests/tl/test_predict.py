@@ -30,9 +30,6 @@ def same(a: tuple[pd.DataFrame, pd.Series], b: tuple[pd.DataFrame, pd.Series]) -
     return bool(a[0].equals(b[0]) and a[1].equals(b[1]))
 
 
-# What the prediction depends on.
-
-
 def test_expression_of_the_target_is_never_read(models: Models, variant: str, target: ad.AnnData) -> None:
     model, expected = models(variant), predicted(models(variant), target)
     noise = np.random.default_rng(1).lognormal(3, 2, target.shape)
@@ -102,9 +99,6 @@ def test_one_seed_gives_one_prediction(reference: ad.AnnData, target: ad.AnnData
     for rng in (4, np.random.default_rng(np.random.SeedSequence(0))):
         assert not first.equals(predicted(reference, target, rng=rng, **kwargs)[0])
     assert first.equals(predicted(spahgc.tl.train(reference, rng=3, **kwargs), target)[0])
-
-
-# What is written.
 
 
 def test_slots(models: Models, target: ad.AnnData, snapshot: Callable[[Any], Any]) -> None:
@@ -278,9 +272,6 @@ def test_a_large_layer_is_named_and_can_be_left_out(
     spahgc.tl.predict(reference, target, method="gene_mean", panel=4, write_layer=False)
     assert "spahgc" not in target.layers
     assert target.obsm["spahgc"].shape == (target.n_obs, 4)
-
-
-# Progress.
 
 
 def test_one_bar_for_all_slides_and_parts(

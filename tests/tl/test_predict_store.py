@@ -30,9 +30,6 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_disk, "CHUNK_BYTES", 10 * 12 * 4)
 
 
-# What is written.
-
-
 @pytest.mark.parametrize("variant", ["ridge", "smoothed_ridge", "context_kernel", "knn", "spahgc", "spahgc-paper"])
 def test_values_are_those_of_the_table_to_the_last_bit(
     models: Models, variant: str, shuffled: ad.AnnData, tmp_path: Path
@@ -130,9 +127,6 @@ def test_a_relative_path_is_kept_as_an_absolute_one(
         spahgc.tl.predict(models("ridge"), target, store="s3://bucket/pred.zarr")
 
 
-# What it is good for.
-
-
 def test_embeddings_that_are_mapped(models: Models, shuffled: ad.AnnData, tmp_path: Path) -> None:
     expected = spahgc.tl.predict(models("spahgc"), shuffled, copy=True)
     np.save(tmp_path / "toy.npy", shuffled.obsm["image_toy"])
@@ -191,9 +185,6 @@ def test_the_table_of_a_spatialdata(models: Models, target: ad.AnnData, tmp_path
     expected = spahgc.tl.predict(models("ridge"), target, copy=True).obsm["spahgc"]
     for table in (spahgc.get.predicted(read["table"]).to_memory(), read["predicted"]):
         np.testing.assert_array_equal(table.X, expected)
-
-
-# What fails.
 
 
 def test_nothing_is_overwritten_unasked(models: Models, stored: ad.AnnData, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_next_steps_take_what_was_read(models: Models, target: ad.AnnData, trip:
     pd.testing.assert_frame_equal(again.var[columns], target.var[columns], check_index_type=False)
     try:
         one = again[again.obs["region"] == "T1"].copy()
+        assert spahgc.pl.support(one, show=False) is not None
         assert spahgc.pl.expression(one, again.obsm["spahgc"].columns[0], show=False) is not None
         assert spahgc.pl.gene_scores(again, show=False) is not None
         assert spahgc.pl.training(again, show=False) is not None

@@ -143,9 +143,6 @@ def test_drops_for_mouse_brain_against_human_breast(data_dir: Path) -> None:
     assert medians["mouse"] < 0.03
 
 
-# Distance of neighboring spots in reference and target.
-
-
 @pytest.fixture
 def tables(planted: Callable[..., ad.AnnData]) -> tuple[ad.AnnData, ad.AnnData]:
     """Reference and target whose spots are 100 um apart, as the embedding records."""

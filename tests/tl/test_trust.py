@@ -235,9 +235,6 @@ def test_what_was_held_out() -> None:
     assert not same_patient(long(values, list("ABCDE")), "slide")
 
 
-# On the reference, with the model, on the prediction.
-
-
 @pytest.fixture(scope="module")
 def _validated(planted: Callable[..., ad.AnnData]) -> ad.AnnData:
     """Four slides of one patient and one of another, cross-validated slide by slide with ridge and gene mean."""

@@ -30,8 +30,8 @@ _TRUST_COLUMNS: dict[str, type] = {
 }
 _WORKERS = 4  # chunks of a store that are read at once
 LARGE_LAYER = 2**28  # bytes of a layer worth a log line
-_CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
-_SCORE_COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
+CV_COLUMNS = ("method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient")
+SCORE_COLUMNS = ("slide", "patient", "method", "gene", "metric", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,9 @@ class Trust:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Predicted expression of the spots of a table, (n_obs, n_genes), with support (n_obs,) and its ``uns`` record.
+    """Predicted expression of the spots of a table, with support (n_obs,) and its ``uns`` record."""
 
-    Values may be anything with rows: an array or :class:`~spahgc._slides.Rows` when made, a DataFrame or a dask array
-    when read from a table or its store.
-    """
-
-    values: Any
+    values: Any  # (n_obs, n_genes): array or Rows when made, DataFrame or dask array when read from a table or store
     genes: tuple[str, ...]
     support: Float32 | None
     record: dict[str, Any]
@@ -91,18 +87,12 @@ class Prediction:
             return np.asarray(wanted.compute(scheduler="threads"))
 
 
-def panel(adata: AnnData, key: str) -> list[str]:
-    """Predicted genes; the store of the prediction is not opened."""
-    table = _in_table(adata, key)
-    return [str(gene) for gene in (adata.uns[key]["genes"] if table is None else table.columns)]
-
-
 def read_prediction(adata: AnnData, key: str) -> Prediction:
     """Prediction of a table; values are read later."""
     table, entry, support = _in_table(adata, key), adata.uns.get(key), adata.obs.get(keys.slot(key, "support"))
     return Prediction(
         _in_store(adata, key) if table is None else table,
-        tuple(panel(adata, key)),
+        tuple(str(gene) for gene in (adata.uns[key]["genes"] if table is None else table.columns)),
         None if support is None else support.to_numpy(),
         dict(entry) if isinstance(entry, Mapping) else {},
     )
@@ -279,7 +269,7 @@ def read_scores(adata: AnnData, key: str) -> pd.DataFrame:
         f"Prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a table with measured "
         "expression; spahgc.get.trust says what to expect without it."
     )
-    return _long_table(_entry(adata, key, "scores", advice), _SCORE_COLUMNS)
+    return _long_table(_entry(adata, key, "scores", advice), SCORE_COLUMNS)
 
 
 def _entry(adata: AnnData, key: str, what: str, advice: str) -> Any:
@@ -323,7 +313,7 @@ def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
     """Cross-validated scores as a long table."""
     advice = f"Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first."
     entry = _entry(adata_ref, key, "cv", advice)
-    table = _long_table(entry["scores"], _CV_COLUMNS)
+    table = _long_table(entry["scores"], CV_COLUMNS)
     table.attrs = {name: str(entry[keys.PARAMS][name]) for name in ("protocol", "label")}
     return table
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ FILES = {
     "figures": "the figures of this page.",
     "model": "the trained model, for spahgc.tl.Model.load or spahgc predict. It contains the embeddings and expression "
     "of the reference.",
-    RECORD: "scores and seconds, for programs.",
+    RECORD: "marks this folder as one that the demonstration may write to again.",
 }
 # Genes to draw, chosen before any prediction was seen.
 MARKER_GENES = {
@@ -88,11 +87,10 @@ def run(
 ) -> None:
     """Train on the reference, predict the target from its H&E, score it, and write everything to a folder."""
     prepare(out)
-    started: dict[str, float] = {}
+    start = time.perf_counter()
 
-    def begin(stage: str, message: str) -> None:
-        started[stage] = time.perf_counter()
-        say(f"{started[stage] - next(iter(started.values())):6.1f} s  {message}")
+    def begin(message: str) -> None:
+        say(f"{time.perf_counter() - start:6.1f} s  {message}")
 
     folder, real = find_data(data)
     if not real and not synthetic:
@@ -100,13 +98,13 @@ def run(
     drawn = synthetic or not real
     if drawn:
         say("Slides are DRAWN, not real: the scores show that the parts work together, and nothing about tissue.")
-    begin("reading", "drawing the slides" if drawn else "reading the slides")
+    begin("drawing the slides" if drawn else "reading the slides")
     example = drawn_slides(seed, **(cohort or {})) if drawn else real_slides(folder)
     # From here to the scores the target has no genes, so no step can read its measured expression.
     reference, blind = example.reference, he_only(example.target)
     adata_ref, adata_blind = reference.tables[keys.TABLE], blind.tables[keys.TABLE]
 
-    begin("embedding", f"embedding {adata_ref.n_obs + adata_blind.n_obs} tiles (texture, no pretrained weights)")
+    begin(f"embedding {adata_ref.n_obs + adata_blind.n_obs} tiles (texture, no pretrained weights)")
     image_embedding(reference)
     image_embedding(blind)
 
@@ -114,14 +112,14 @@ def run(
     split_by: Any = "slide" if same_patient else "patient"
     models = {}
     for method in METHODS:
-        begin(f"training {method}", f"training {method} on {', '.join(adata_ref.obs[keys.REGION].unique())}")
+        begin(f"training {method} on {', '.join(adata_ref.obs[keys.REGION].unique())}")
         own = method_params if method == "spahgc" else None
         models[method] = tl.train(adata_ref, method=method, method_params=own, split_by=split_by, rng=seed)
-    begin("predicting", f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
+    begin(f"predicting {', '.join(adata_blind.obs[keys.REGION].unique())} from its H&E")
     for method, model in models.items():
         tl.predict(model, adata_blind, key_added=method)
 
-    begin("scoring", "scoring against what was measured")
+    begin("scoring against what was measured")
     target = example.target.tables[keys.TABLE].copy()
     target.obs[keys.slot(keys.PREDICTION, "support")] = adata_blind.obs[keys.slot(keys.PREDICTION, "support")]
     for method in METHODS:
@@ -132,7 +130,7 @@ def run(
     scores.insert(2, "same_patient", scores["patient"].isin(params["shared_patients"]))
     summary = summarize(scores)
 
-    begin("writing", f"writing {out}")
+    begin(f"writing {out}")
     models["spahgc"].save(out / "model", overwrite=True)
     with replacing(out / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
@@ -148,10 +146,7 @@ def run(
     say("\n".join(remarks(params, drawn=drawn)))
     widths = [max(6, len(str(name)) + 1) for name in summary]
     say(f"\n{formatted(summary).rename_axis(None).to_string(col_space=widths)}\n")
-    begin("done", f"done. Look at {out / 'report.html'}")
-    seconds = {stage: started[after] - started[stage] for stage, after in pairwise(started)}
-    rows = summary.astype(object).where(summary.notna(), None).to_dict("index")
-    _write_record(out, {"seed": seed, "drawn": drawn, "seconds": seconds, "scores": rows})
+    begin(f"done. Look at {out / 'report.html'}")
 
 
 def find_data(data: Path | None) -> tuple[Path, bool]:
@@ -326,10 +321,5 @@ def prepare(out: Path) -> None:
             "folder: --out."
         )
     check_free(out / "model", overwrite=True)
-    _write_record(out, {})
-
-
-def _write_record(out: Path, content: dict[str, Any]) -> None:
     with replacing(out / RECORD) as temporary:
-        record = {"written_by": "spahgc demo", "version": __version__, **content}
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({"written_by": "spahgc demo", "version": __version__}), encoding="utf-8")

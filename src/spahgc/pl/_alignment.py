@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from .. import _keys as keys
+from .. import get
 from .._checks import checked
 from .._links import affine_between, pick_table, regions, systems_of
 from .._slides import Float64
@@ -64,11 +65,8 @@ def alignment(
     >>> spahgc.pl.alignment(sdata, slide="C4")  # doctest: +SKIP
     """
     table = sdata.tables[pick_table(sdata, table_key)]
-    slides = table.uns.get(keys.ALIGNMENT, {}).get("slides", {})
-    if not slides:
-        raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
-    name = pick_slide(slides, slide)
-    found = slides[name]
+    name = pick_slide(get.alignment(table).index, slide)
+    found = table.uns[keys.ALIGNMENT]["slides"][name]
     _, _, shapes, now = next(spots for spots in regions(sdata, table) if spots.name == name)
     element = sdata.images[str(found["image"])]
     picture, image_scale = thumbnail(element)

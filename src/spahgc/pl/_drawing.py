@@ -215,13 +215,11 @@ def draw_spots(
     outline: bool = False,
     label: str | None = None,
 ) -> None:
-    """Draw spots as circles colored by value, gray if it is missing, and a color bar if there is a label for it.
-
-    With `outline` the circles have a thin gray rim, which shows those in the white middle of a diverging map.
-    """
+    """Draw spots as circles colored by value, gray if it is missing, and a color bar if there is a label for it."""
     n, (left, right, _, _) = len(slide.coordinates), slide.box
     points = _PANEL_POINTS * slide.diameter / (right - left)
-    outline = outline and points > 2.5  # on dense arrays only the rim would be seen
+    # A rim shows spots in the white middle of a diverging map; on dense arrays nothing else would be seen.
+    outline = outline and points > 2.5
     widths = np.full(n, slide.diameter)
     # One collection in data units, so a slide of many thousand spots is one artist.
     spots = EllipseCollection(

@@ -26,12 +26,12 @@ from .._settings import logger, settings
 from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
 from .._tables._cohorts import ReferenceSlots, reference_slots
-from .._tables._predictions import Trust, check_key, check_unused, write_cross_validation
+from .._tables._predictions import CV_COLUMNS, Trust, check_key, check_unused, write_cross_validation
 from ..methods import get_method
 from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, panel_of_all
 from ._train import checked_params
 from ._trust import CEILING_METHOD, cross_validated_trust
-from ._units import Unit, UnitScores, fold_data, run_ceiling, run_unit
+from ._units import Unit, fold_data, run_ceiling, run_unit
 
 DEFAULT_METHODS = ("ridge", "context_ridge", "spahgc")
 
@@ -163,7 +163,7 @@ def cross_validate(
     if resume is not None:
         data = _data_fingerprint(slots, adata_ref.var_names.astype(str))
         kept = _KeptUnits(Path(resume), run={"data": data, **settled}, methods=specs)
-    results = {unit: scores for unit in units if kept and (scores := kept.read(unit))}
+    results = {unit: scores for unit in units if kept and (scores := kept.read(unit)) is not None}
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
     finished = set(results)
 
@@ -200,8 +200,8 @@ def cross_validate(
     kind = "new patients" if not n_shared else "same patient" if n_shared == len(folds) else "same patient in part"
     label = f"{rules.optimistic}; {kind}" if rules.optimistic else kind
     seeds = list(range(first, first + n_seeds))
-    held_out = {fold.name: list(fold.held_out) for fold in folds}
-    params = {**settled, "label": label, "methods": specs, "seeds": seeds, "folds": held_out}
+    params = {**settled, "label": label, "methods": specs, "seeds": seeds}
+    params["folds"] = {fold.name: list(fold.held_out) for fold in folds}
     trusts: dict[str, Trust] = {}
     shown = ""
     if rules.optimistic:
@@ -236,22 +236,16 @@ def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> d
     return specs
 
 
-def _table(results: Mapping[Unit, UnitScores], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
+def _table(results: Mapping[Unit, pd.DataFrame], folds: Sequence[Fold], patients: Mapping[str, str]) -> pd.DataFrame:
     """Long table of scores, in the order of the units."""
     shared = {fold.name: set(fold.shared_patients) for fold in folds}
     parts = []
     for unit, scores in results.items():
-        index = pd.MultiIndex.from_product(
-            [scores.slides, scores.metrics, scores.genes], names=["slide", "metric", "gene"]
-        )
-        part = pd.DataFrame({"value": scores.values.ravel()}, index=index).reset_index()
-        part["patient"] = part["slide"].map(patients)
-        part["shared_patient"] = part["patient"].isin(shared[unit.fold])
+        patient = scores["slide"].map(patients)
+        part = scores.assign(patient=patient, shared_patient=patient.isin(shared[unit.fold]))
         parts.append(part.assign(method=unit.method, seed=unit.seed, fold=unit.fold))
-    table = pd.concat(parts, ignore_index=True)
-    columns = ["method", "slide", "patient", "gene", "metric", "value", "seed", "fold", "shared_patient"]
     names = ("method", "slide", "patient", "gene", "metric", "fold")
-    return table[columns].astype(dict.fromkeys(names, object))
+    return pd.concat(parts, ignore_index=True)[list(CV_COLUMNS)].astype(dict.fromkeys(names, object))
 
 
 class _KeptUnits:
@@ -263,7 +257,7 @@ class _KeptUnits:
     def __init__(self, path: Path, *, run: dict[str, Any], methods: dict[str, Any]) -> None:
         self.path = path
         place = path / "protocol.json"
-        ours = json.loads(json.dumps({"format": 1, "spahgc": version("spahgc"), **run, "methods": methods}))
+        ours = json.loads(json.dumps({"format": 2, "spahgc": version("spahgc"), **run, "methods": methods}))
         if place.is_file():
             theirs = json.loads(place.read_text(encoding="utf-8"))
             self._check_same(theirs, ours)
@@ -297,28 +291,24 @@ class _KeptUnits:
                 f"folder as resume."
             )
 
-    def read(self, unit: Unit) -> UnitScores | None:
+    def read(self, unit: Unit) -> pd.DataFrame | None:
         """Scores of a unit, if it is finished."""
         place = self._place(unit)
         if not place.is_file():
             return None
         try:
             with np.load(place, allow_pickle=False) as arrays:
-                slides, metrics, genes = (
-                    tuple(arrays[name].astype(str).tolist()) for name in ("slides", "metrics", "genes")
-                )
-                return UnitScores(slides, metrics, genes, arrays["values"])
+                names = {name: arrays[name].astype(object) for name in ("slide", "metric", "gene")}
+                return pd.DataFrame({**names, "value": arrays["value"]})
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("%s cannot be read (%s), so it is computed again.", place, error)
             return None
 
-    def write(self, unit: Unit, scores: UnitScores) -> None:
+    def write(self, unit: Unit, scores: pd.DataFrame) -> None:
         """Keep the scores of a unit; its file appears complete or not at all."""
-        names: dict[str, Any] = {
-            name: np.array(getattr(scores, name), dtype=np.str_) for name in ("slides", "metrics", "genes")
-        }
+        names: dict[str, Any] = {name: scores[name].to_numpy(np.str_) for name in ("slide", "metric", "gene")}
         with replacing(self._place(unit)) as temporary:
-            np.savez(temporary, values=scores.values, **names)
+            np.savez_compressed(temporary, value=scores["value"], **names)
 
     def _place(self, unit: Unit) -> Path:
         # Names of slides and methods may hold anything; the digest distinguishes those that are spelled alike.

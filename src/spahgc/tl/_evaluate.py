@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from .._settings import logger, settings
 from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
 from .._tables._cohorts import measured_expression, patient_of, slide_rows, target_slides
-from .._tables._predictions import check_unused, evidence_slots, read_prediction, write_scores
+from .._tables._predictions import SCORE_COLUMNS, check_unused, evidence_slots, read_prediction, write_scores
 from ..methods import METHODS, Method
 from ..methods._features import GeneScale
 from ..methods.base import Evidence
@@ -93,24 +94,21 @@ def evaluate(
         )
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
     predicted = prediction.expression(genes)
-    parts = []
+    scores, patients = {}, {}
     for slide, rows in slide_rows(adata, library_key).items():
         if not has_expression[rows].any():
             logger.warning("Slide %r has no measured expression, so it is not scored.", slide)
             continue
         if len(rows) < 2:
             raise ValueError(f"Slide {slide!r} has {len(rows)} spot, but a score over spots needs at least two.")
-        scores = score_slide(measured[rows], predicted[rows], depth[rows])
-        part = pd.DataFrame(scores, index=pd.Index(genes, name="gene", dtype=object)).melt(
-            var_name="metric", ignore_index=False
-        )
-        patient = patient_of(adata, rows, patient_key) or "unknown"
-        parts.append(part.reset_index().assign(slide=slide, patient=patient, method=str(params["method"])))
-    if not parts:
+        scores[slide] = score_slide(measured[rows], predicted[rows], depth[rows])
+        patients[slide] = patient_of(adata, rows, patient_key) or "unknown"
+    if not scores:
         raise ValueError("No slide of the target has measured expression, so there is nothing to score against.")
     target = adata.copy() if copy else adata
-    columns = ["slide", "patient", "method", "gene", "metric", "value"]
-    write_scores(target, key, pd.concat(parts)[columns].astype(dict.fromkeys(columns[:-1], object)))
+    table = long_table(scores, genes).assign(method=str(params["method"]))
+    table["patient"] = table["slide"].map(patients)
+    write_scores(target, key, table[list(SCORE_COLUMNS)].astype(dict.fromkeys(SCORE_COLUMNS[:-1], object)))
     if params["normalize"] != "log1p":
         logger.warning(
             "normalize=%r may keep sequencing depth: depth alone scores a mean Pearson of %.3f here%s.",
@@ -134,6 +132,13 @@ def score_slide(measured: np.ndarray, predicted: np.ndarray, depth: np.ndarray) 
     }
 
 
+def long_table(scores: Mapping[str, Mapping[str, np.ndarray]], genes: Sequence[str]) -> pd.DataFrame:
+    """Scores of genes by slide and metric as a table with the columns slide, metric, gene and value."""
+    tables = {slide: pd.DataFrame(of_slide, index=list(genes)).T for slide, of_slide in scores.items()}
+    wide = pd.concat(tables, names=["slide", "metric"]).rename_axis(columns="gene")
+    return cast("pd.Series", wide.stack(future_stack=True)).rename("value").reset_index()
+
+
 @checked(n_references=at_least(1))
 def explain(
     model: Model,
@@ -147,20 +152,16 @@ def explain(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Write the reference spots behind the prediction of each spot, and whether they agree with it.
+    """Write the reference spots behind the prediction of each spot, and whether they agree with it.
 
     The weight of a reference spot is its share of a target spot's attention, averaged over heads, over the attentions
     of a network (one per layer, and the pooling) and over networks; ``knn`` gives each of its neighbors the same
     weight. It shows where the model looks, not that the prediction would differ without the spot: what networks and
     ridge have learned from all reference spots is in their coefficients.
 
-    The agreement of spot t is the Pearson correlation, over the genes of the panel, of its prediction with the weighted
-    mean of the expression **measured** in these reference spots
-
-    .. math:: e_t = \sum_r w_{tr} \, y_r,
-
-    with :math:`y_r` relative to the mean and standard deviation of each gene on the slide of r, and the prediction
-    relative to their averages over the reference slides. It needs no measured expression of the target. On held-out
+    The agreement of a spot is the Pearson correlation, over the genes of the panel, of its prediction with the weighted
+    mean of the expression **measured** in these reference spots, relative to the mean and standard deviation of each
+    gene on their slide; the prediction is relative to the averages of these over the reference slides. On held-out
     slides it separated well predicted spots from others, but not on the breast tumor of a new patient, where prediction
     and evidence were wrong together (``benchmarks/evidence.py``).
 
@@ -191,8 +192,7 @@ def explain(
     ``obs["spahgc_agreement"]``
         float32 in [-1, 1]; NaN if the prediction or the evidence is the same for all genes.
     ``uns["spahgc_evidence"]``
-        ``params``, ``model`` (fingerprint), and of each reference spot ``slide`` (number in ``slides``, with
-        ``patients`` beside it) and its position ``x`` and ``y``.
+        ``params``, ``model`` (fingerprint), and the slides, patients and positions of the reference spots.
 
     Raises
     ------

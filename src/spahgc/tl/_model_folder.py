@@ -26,17 +26,12 @@ Arrays = Mapping[str, "NDArray[np.floating] | Rows"]
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Reference slides as arrays with a row per spot, which need not be read as a whole.
-
-    In half precision embeddings and expression are stored standardized by slide, since raw values may be outside the
-    range of float16. `scales` holds the mean and divisor of each feature (n_slides, d), and in half precision of each
-    gene.
-    """
+    """Reference slides as arrays with a row per spot, which need not be read as a whole."""
 
     arrays: Arrays
-    scales: Mapping[str, Float64]
+    scales: Mapping[str, Float64]  # mean and divisor of each feature (n_slides, d), in half precision of genes as well
     n_spots: Sequence[int]
-    half: bool
+    half: bool  # embeddings and expression as float16, standardized by slide to lie in its range
 
     @classmethod
     def of(cls, reference: Cohort, *, half: bool) -> Bank:

@@ -248,25 +248,21 @@ def predict(
 
     Returns
     -------
-    `None`, or the copy with `copy`. Written for ``key_added="spahgc"``:
+    `None`, or the copy with `copy`. Written for ``key_added="spahgc"`` (see :doc:`/data_model`):
 
-    ``obsm["spahgc"]``
-        DataFrame (n_obs, panel), float32: predicted expression.
-    ``layers["spahgc"]``
-        The same (n_obs, n_vars), if the target's ``var`` holds genes of the panel; NaN for other genes.
+    ``obsm["spahgc"]``, ``layers["spahgc"]``
+        float32: predicted expression, as a DataFrame (n_obs, panel), and (n_obs, n_vars) with NaN for other genes.
     ``obs["spahgc_support"]``
         float32 in [0, 1]: fraction of reference spots that lie at least as far from the other reference slides, in
         embedding space, as this spot lies from the reference. Low values indicate tissue or staining that is not
         represented in the reference.
     ``uns["spahgc"]``
         ``params``, ``genes``, ``units``, ``encoder``, ``model`` (fingerprint), ``training`` (curves), ``versions``, and
-        ``trust`` if the reference was cross-validated with this method (:func:`spahgc.get.trust`).
-    ``var["spahgc_expected_pearson"]``, ``["spahgc_trust_low"]``, ``["spahgc_trust_high"]``, ``["spahgc_trust"]``
-        With trust, if the target's ``var`` holds genes of the panel: expected correlation, interval and verdict.
+        ``trust`` if the reference was cross-validated with this method (:func:`spahgc.get.trust`); its main columns
+        are in ``var``.
 
-    ``X`` and measured layers are not changed. With `store`, ``obsm["spahgc"]`` and ``layers["spahgc"]`` are not
-    written, and ``uns["spahgc"]["store"]`` is the absolute path of the store, an AnnData of its own for
-    :func:`anndata.read_zarr`, with rows in the order of the target.
+    With `store`, ``obsm`` and ``layers`` are not written, and ``uns["spahgc"]["store"]`` is the absolute path of the
+    store, an AnnData with rows in the order of the target.
 
     Raises
     ------

@@ -25,6 +25,10 @@ TRUSTED, WEAK, NOT_PREDICTABLE, NOT_ASSESSED = VERDICTS
 BAD, BEYOND_DEPTH = 0.15, 0.15  # expected Pearson of unpredictable genes, and of trusted genes with depth removed
 CEILING_METHOD, CEILING_METRIC = "measured", "ceiling"  # rows of a table of scores that hold the noise ceiling
 LEVEL, BASELINE = 0.9, "ridge"
+RULE = (
+    f"trusted: expected >= {GOOD:g}, {100 * LEVEL:g} % interval above 0, >= {BEYOND_DEPTH:g} with depth removed; "
+    f"weak: the others; not predictable: expected < {BAD:g}"
+)
 MIN_UNITS = 3  # held-out slides (or patients) needed for an interval: two may agree by chance
 _MOST = 0.999  # limit of correlations: Fisher's z of 1 is infinite
 _SHOWN = "spahgc"  # method whose trust goes to `var`, if it was cross-validated
@@ -46,11 +50,8 @@ def gene_trust(
     and Fisher), for shift and residual. With fewer than three slides there is no interval.
 
     If patients were held out, they take the place of slides, and the variance between slides of one patient is added.
-    If slides were held out (``split_by="slide"``), the interval is for further slides of the same patients, so a slide
-    whose patient has no other slide is left out. Verdicts are those of :func:`rule`; without any score a gene is "not
-    assessed", without an interval at most "weak", and if depth is unknown for all genes, it is not required.
-
-    Returns a row per gene, best expected first, with the columns that :func:`spahgc.get.trust` documents.
+    If slides were held out, a slide whose patient has no other slide is left out. Verdicts follow `RULE`; if depth is
+    unknown for all genes, it is not required. Columns are those of :func:`spahgc.get.trust`.
     """
     own = table[(table["method"] == method) & (table["metric"] == "pearson")]
     patients = own.groupby("slide")["patient"].first()
@@ -95,14 +96,6 @@ def gene_trust(
     return pd.DataFrame(columns, index=genes).sort_values("expected_pearson", ascending=False, kind="stable")
 
 
-def rule(level: float) -> str:
-    """Rule of the verdicts on an expected Pearson correlation, in a line."""
-    return (
-        f"trusted: expected >= {GOOD:g}, {100 * level:g} % interval above 0, >= {BEYOND_DEPTH:g} with depth removed; "
-        f"weak: the others; not predictable: expected < {BAD:g}"
-    )
-
-
 def same_patient(table: pd.DataFrame, split_by: SplitBy) -> bool:
     """Whether held-out slides share patients with the training slides."""
     patients = table.drop_duplicates("slide")["patient"]
@@ -118,7 +111,7 @@ def cross_validated_trust(
         **params,
         "level": LEVEL,
         "baseline": BASELINE,
-        "rule": rule(LEVEL),
+        "rule": RULE,
         "same_patient": same_patient(table, by),
         "slides": sorted(table["slide"].unique()),
         "patients": sorted(table["patient"].unique()),
@@ -131,11 +124,7 @@ def cross_validated_trust(
 
 
 def trust_for(adata_ref: AnnData, method: Method, slides: Sequence[str], recipe: Recipe) -> Trust | None:
-    """Trust on the reference table that applies to a model trained on it; `None` if there is none.
-
-    It applies if the same method was cross-validated with the same parameters, unit and embedding on the same slides: a
-    slide set aside as a target must not have been part of it.
-    """
+    """Trust on the reference table that applies to a model: of the same method, unit, embedding and slides, or none."""
     trusts, _ = reference_trusts(adata_ref, keys.PREDICTION)
     wanted = _identity(method, recipe.normalize, recipe.use_rep, slides)
     differing: set[str] = set()
@@ -162,12 +151,7 @@ def _identity(method: Method, unit: str, use_rep: str, slides: Sequence[str]) ->
 
 
 def trust_for_targets(trust: Trust, targets: Mapping[str, str | None], known: Sequence[str | None]) -> Trust:
-    """Trust of a model as it applies to target slides, given by name and patient.
-
-    Trust estimated on further slides of the reference patients says little about other patients. If a target slide is
-    of another or unknown patient, no gene is more than weak, there is no interval, and ``params["other_patient"]``
-    lists these slides.
-    """
+    """Trust of a model on target slides, given with their patients: same-patient trust weakens on other patients."""
     other = sorted(slide for slide, patient in targets.items() if patient is None or patient not in known)
     params = {**trust.params, "other_patient": other if trust.params["same_patient"] else []}
     if not params["other_patient"]:
@@ -184,16 +168,12 @@ def trust_for_targets(trust: Trust, targets: Mapping[str, str | None], known: Se
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """Fitted model ``z = gene mean + shift of the slide + residual`` of :func:`gene_trust`.
+    """Fitted model ``z = gene mean + shift of the slide + residual`` of :func:`gene_trust`."""
 
-    `means` are the shrunken means of the genes (n_genes,), NaN without a score, with variance `error`; `residual` and
-    `shift` are the variance of a new slide's residual and shift (n_genes,), each with its degrees of freedom.
-    """
-
-    means: Float64
-    error: Float64
-    residual: tuple[float, float]
-    shift: tuple[Float64, float]
+    means: Float64  # shrunken means of the genes (n_genes,), NaN without a score
+    error: Float64  # their variance
+    residual: tuple[float, float]  # variance of a new slide's residual, and its degrees of freedom
+    shift: tuple[Float64, float]  # variance of a new slide's shift (n_genes,), and its degrees of freedom
 
     @classmethod
     def fit(cls, z: Float64, units: NDArray[np.intp]) -> Shifts:

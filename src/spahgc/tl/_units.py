@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -18,7 +19,7 @@ from .._slides import Cohort, Float64, Normalize, Slide, check_no_shared_patient
 from .._tables._cohorts import measured_expression, reference_cohort, slide_rows, target_slides
 from ..methods import Method, Run, check_needs
 from ..metrics import noise_ceiling
-from ._evaluate import score_slide
+from ._evaluate import long_table, score_slide
 from ._protocols import Fold, Protocol, rescaled
 from ._trust import CEILING_METRIC
 
@@ -36,16 +37,6 @@ class Unit:
 
     def __str__(self) -> str:
         return f"Fold {self.fold!r}, method {self.method!r}, seed {self.seed}"
-
-
-@dataclass(frozen=True, eq=False)
-class UnitScores:
-    """Scores of a unit, float64 (n_slides, n_metrics, n_genes)."""
-
-    slides: tuple[str, ...]
-    metrics: tuple[str, ...]
-    genes: tuple[str, ...]
-    values: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +74,13 @@ def fold_data(
 
 def run_unit(
     data: FoldData, unit: Unit, method: Method, *, device: str | None, peek: bool, cache: Path | None = None
-) -> UnitScores:
+) -> pd.DataFrame:
     """Fit a new copy of a method on the training slides, predict the held-out ones from their H&E, score.
 
-    `peek` shows the method the scored slide (:class:`~spahgc.methods.Run`); the honest protocol never sets it. `cache`
-    is a folder for what several units compute; it does not change results.
+    Returns a long table with the columns slide, metric, gene and value. `peek` shows the method the scored slide; the
+    honest protocol never sets it. `cache` is a folder for what several units compute; it does not change results.
     """
-    scores = []
+    scores = {}
     try:
         with _one_thread(), keeping(cache):
             fitted = type(method)(**method.params())
@@ -102,24 +93,24 @@ def run_unit(
                 predicted = fitted.predict(slide.without_expression())
                 if not np.isfinite(predicted).all():
                     raise FloatingPointError(f"The prediction of slide {slide.name!r} has NaN or infinite values.")
-                scores.append(score_slide(expression_of(slide), predicted, depth))
+                scores[slide.name] = score_slide(expression_of(slide), predicted, depth)
     except Exception as error:
         # The command line prints a ValueError, which the user can fix, without a traceback.
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{unit} failed: {type(error).__name__}: {error}") from error
-    values = np.array([list(of_slide.values()) for of_slide in scores], dtype=np.float64)
-    return UnitScores(tuple(slide.name for slide in data.held_out), tuple(scores[0]), data.cohort.genes, values)
+    return long_table(scores, data.cohort.genes)
 
 
 def run_ceiling(
     counts: Mapping[str, Any], unit: Unit, genes: tuple[str, ...], columns: Any, normalize: Normalize
-) -> UnitScores:
+) -> pd.DataFrame:
     """Noise ceiling of held-out slides from their counts over all genes; `columns` are those of the panel."""
     with _one_thread():
-        ceilings = [
-            noise_ceiling(slide, genes=columns, normalize=normalize, rng=unit.seed) for slide in counts.values()
-        ]
-    return UnitScores(tuple(counts), (CEILING_METRIC,), genes, np.array(ceilings)[:, None, :])
+        ceilings = {
+            name: {CEILING_METRIC: noise_ceiling(slide, genes=columns, normalize=normalize, rng=unit.seed)}
+            for name, slide in counts.items()
+        }
+    return long_table(ceilings, genes)
 
 
 @contextmanager
