@@ -237,7 +237,6 @@ REFERENCE = {
         options={"method": "spahgc", "method_params": {"network": {"n_references": 80}}},
     ),
     "unknown split": Case("must be one of 'patient', 'slide', got 'spot'", options={"split_by": "spot"}),
-    "rng": Case("`rng` must be an integer of at least 0", options={"rng": -1}),
     "device": Case(
         "Device 'mps' is not available.*settings.device = 'auto' or 'cpu'",
         options={"method": "spahgc", "device": "mps"},

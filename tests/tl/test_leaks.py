@@ -132,9 +132,6 @@ def test_what_a_method_does_not_need_changes_nothing(models: Models, variant: st
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-# A method of the user's own.
-
-
 def test_register_and_use_by_name(reference: ad.AnnData, target: ad.AnnData, tmp_path: Path) -> None:
     seen: list[Slide] = []
 
@@ -167,9 +164,6 @@ def test_register_and_use_by_name(reference: ad.AnnData, target: ad.AnnData, tmp
     assert [slide.expression is None for slide in seen[:5]] == [False] * 3 + [True] * 2
     with pytest.raises(ValueError, match="No method 'doubled'. Available: .*'ridge'"):
         spahgc.tl.predict(reference, target, method="doubled", panel=5)
-
-
-# The stain density.
 
 
 @pytest.mark.parametrize("side", ["reference", "target"])

@@ -40,8 +40,7 @@ class Support:
 
     over the n reference spots (at most 32,768, evenly over the slides). It is about uniform on 0 to 1 for a slide that
     differs from the reference slides as these differ from each other (it is the p-value of a leave-one-slide-out
-    conformal test), and near 0 for a spot that is farther away than any of them. A reference of dissimilar slides
-    therefore covers distant spots as well.
+    conformal test), and near 0 for a spot that is farther away than any of them.
     """
 
     mean: Float64

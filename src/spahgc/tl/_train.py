@@ -79,9 +79,8 @@ def train(
         Table of the reference slides: counts in ``X`` (or `layer`), embeddings in ``obsm``, positions in
         ``obsm["spatial"]``, slide and patient in ``obs``.
     panel
-        Genes to predict, or their number. A number selects the genes with the best mean dispersion rank over the
-        reference slides (variance of the counts around the value expected from depth, divided by the mean), among
-        genes detected in more than 5 % of the spots.
+        Genes to predict, or their number: those with the best mean rank over the reference slides of dispersion
+        (variance of the counts around the value expected from depth, divided by the mean), in more than 5 % of spots.
     method
         Name in :data:`spahgc.methods.METHODS`.
     preset
@@ -107,8 +106,7 @@ def train(
     device
         Torch device; `None` takes :data:`spahgc.settings`.
     distributed
-        Train jointly with the other processes that ``torchrun`` started, one GPU each. All processes make this call
-        with the same table and arguments, and get the same model. See :doc:`/several_gpus`.
+        Train jointly with the other processes that ``torchrun`` started, one GPU each. See :doc:`/several_gpus`.
     progress
         Show a progress bar; `None` takes :data:`spahgc.settings`.
 
@@ -329,21 +327,21 @@ def predict(
 
 
 def _warn(model: Model, adata: AnnData, targets: Sequence[TargetSlide], library_key: str | None) -> None:
-    level = 4  # the caller of predict, beyond its decorator
     pitch = pitches(adata, model.recipe.use_rep, library_key, what="target")
-    warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=level + 1)
+    # The level of the caller of predict, beyond its decorator.
+    warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=5)
     for target in targets:
         if model.has_seen(target.slide):
             warnings.warn(
                 f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, so a "
                 f"score on it is meaningless.",
                 UserWarning,
-                stacklevel=level,
+                stacklevel=4,
             )
     if adata.n_vars and not adata.var_names.isin(model.genes).any():
         warnings.warn(
             f"None of the {len(model.genes)} predicted genes is among the {adata.n_vars} measured genes of the target, "
             f"so no layer is written and nothing can be scored.{check.naming_hint(model.genes, adata.var_names)}",
             UserWarning,
-            stacklevel=level,
+            stacklevel=4,
         )
