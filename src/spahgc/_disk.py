@@ -145,11 +145,6 @@ def digest(*parts: NDArray | Rows | str | int) -> str:
 _ACTIVE: ContextVar[Path | None] = ContextVar("spahgc_cache", default=None)
 
 
-def active() -> bool:
-    """Whether `cached` stores results here."""
-    return _ACTIVE.get() is not None
-
-
 def cached(name: Callable[[], str], make: Callable[[], Arrays]) -> Arrays:
     """Return the arrays computed by `make`, from the active cache folder if it has them.
 

@@ -57,17 +57,14 @@ def hest(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If a sample is incomplete, or `slides` is not a known set.
-    ImportError
-        If a download requires huggingface_hub (the extra ``models``) and it is not installed.
+    FileNotFoundError, ValueError, ImportError
+        If a sample is incomplete, `slides` is not a known set, or the extra ``models`` is not installed.
     PermissionError, ConnectionError
         If the hub refuses the download (log in and accept the terms), or it fails; the next call resumes it.
 
     References
     ----------
-    Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024. The studies
-    of the samples: ``uns["hest"]``.
+    Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
 
     Examples
     --------

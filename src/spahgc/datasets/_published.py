@@ -76,8 +76,7 @@ def her2st(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | N
     Raises
     ------
     FileNotFoundError, ValueError, ConnectionError
-        If `path` is not such a folder, a slide is incomplete or unknown, or a download fails (the next call resumes it)
-        or has the wrong checksum.
+        If a slide is incomplete or unknown, or a download fails (the next call resumes it) or has a wrong checksum.
 
     References
     ----------
@@ -155,8 +154,7 @@ def cscc(
 
     Notes
     -----
-    Never run on the real files: file names, layout, pitch and spot diameter are those of public code and papers. GEO
-    publishes no checksums: those of the first download are kept and compared later.
+    Never run on the real files: file names, layout, pitch and spot diameter are those of public code and papers.
 
     References
     ----------
@@ -315,13 +313,11 @@ def visium_bc(path: str | PathLike[str] | None = None, *, slides: Sequence[str] 
 
     Notes
     -----
-    Never run on the real files: addresses and file names are those of public code. 10x publishes checksums only after
-    log-in: those of the first download are kept and compared later.
+    Never run on the real files: addresses and file names are those of public code.
 
     References
     ----------
-    10x Genomics, Human Breast Cancer (Block A Section 1, Block A Section 2), Space Ranger 1.1.0, and Human Breast
-    Cancer: Ductal Carcinoma In Situ, Invasive Carcinoma (FFPE), Space Ranger 1.3.0. https://www.10xgenomics.com/datasets
+    10x Genomics, https://www.10xgenomics.com/datasets; full names in the documentation of the data sets.
 
     Examples
     --------

@@ -114,13 +114,10 @@ def load(
 
     Raises
     ------
-    ImportError, FileNotFoundError
-        If a package is not installed that the model requires, or a file is missing.
-    PermissionError, ConnectionError
-        If this machine has no access to a gated model, or cannot reach the hub for weights that it does not have.
+    ImportError, FileNotFoundError, PermissionError, ConnectionError
+        If a package or file is missing, or this machine has no access to a gated model or to the hub.
     ValueError
-        If the name, device or precision does not exist, a weight file is damaged, malicious or of another model, or
-        the embeddings have another width than published or are not finite.
+        If the name, device or precision does not exist, or a weight file is damaged, malicious or of another model.
 
     Examples
     --------
@@ -184,7 +181,7 @@ def table() -> pd.DataFrame:
     - ``requires``: package that it requires besides ``spahgc[models]``, or "";
     - ``page``: web page of the model.
 
-    Without lazyslide-models, only ``texture`` is listed, and the log says what to install.
+    Without lazyslide-models, only ``texture`` is listed.
 
     Examples
     --------

@@ -93,8 +93,7 @@ def texture(tiles: NDArray[np.uint8]) -> Float32:
     Notes
     -----
     Stain separation after Ruifrok & Johnston (2001), local binary patterns after Ojala et al. (2002), co-occurrence
-    after Haralick et al. (1973). Runs on one thread without the interpreter lock; call it from several threads to use
-    several cores.
+    after Haralick et al. (1973). Runs on one thread without the interpreter lock.
 
     Examples
     --------
@@ -321,9 +320,8 @@ def blur(plane: Float32, taps: Float32) -> Float32:
     rows = np.empty((height, width), np.float32)
     for y in range(height):
         padded[reach : reach + width] = plane[y]
-        for t in range(reach):
-            padded[reach - 1 - t] = plane[y, t]
-            padded[reach + width + t] = plane[y, width - 1 - t]
+        padded[:reach] = plane[y, :reach][::-1]
+        padded[reach + width :] = plane[y, width - reach :][::-1]
         for x in range(width):
             rows[y, x] = taps[0] * padded[x + reach]
         for t in range(1, reach + 1):
@@ -387,17 +385,11 @@ def count_peaks(band: Float32, out: NDArray[np.float64]) -> None:
             value = band[y, x]
             if value <= PEAKS[0]:
                 continue
-            peak = True
-            for dy in range(-1, 2):
-                for dx in range(-1, 2):
-                    # Of equal neighbors the first in reading order is the peak.
-                    first = dy < 0 or (dy == 0 and dx < 0)
-                    other = band[y + dy, x + dx]
-                    if other > value or (first and other == value):
-                        peak = False
-            if peak:
-                for k in range(PEAKS.size):
-                    out[k] += value > PEAKS[k]
+            # Of equal neighbors the first in reading order is the peak.
+            before = max(band[y - 1, x - 1], band[y - 1, x], band[y - 1, x + 1], band[y, x - 1])
+            after = max(band[y, x + 1], band[y + 1, x - 1], band[y + 1, x], band[y + 1, x + 1])
+            if before < value >= after:
+                out += value > PEAKS
 
 
 @numba.njit(nogil=True, cache=True)
@@ -456,20 +448,16 @@ def blob_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 @numba.njit(nogil=True, cache=True)
 def nuclei(smooth: Float32, haem: Float32, eosin: Float32, out: NDArray[np.float64]) -> None:
     """Write share, number and areas of dense hematoxylin blobs, and stains inside minus outside, into `out` (7,)."""
-    height, width = smooth.shape
     threshold = otsu(smooth)
     mask = smooth > threshold
-    inside = 0
     sums = np.zeros((2, 2))
-    for y in range(height):
-        for x in range(width):
-            k = 1 if mask[y, x] else 0
-            inside += k
-            sums[k, 0] += haem[y, x]
-            sums[k, 1] += eosin[y, x]
-    outside = height * width - inside
+    for dense, h, e in zip(mask.flat, haem.flat, eosin.flat):  # noqa: B905 (numba knows no `strict`)
+        sums[int(dense), 0] += h
+        sums[int(dense), 1] += e
+    inside = mask.sum()
+    outside = mask.size - inside
     out[:] = 0
-    out[0] = inside / (height * width)
+    out[0] = inside / mask.size
     areas = blob_areas(mask)
     out[1] = areas.size
     if areas.size > 0:

@@ -56,11 +56,9 @@ def from_anndata(
 
     Raises
     ------
-    FileNotFoundError, KeyError
-        If there is no such image, or no coordinates.
-    ValueError
-        If spots lie outside the image, scale or diameter are unknown or implausible, the table holds several slides, or
-        ``obs`` has an unrelated column ``region`` or ``spot_id``.
+    FileNotFoundError, KeyError, ValueError
+        If image or coordinates are missing, spots lie outside the image, scale or diameter are unknown, or the table
+        holds several slides.
 
     Examples
     --------

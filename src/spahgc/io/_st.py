@@ -81,11 +81,9 @@ def read_st(
 
     Raises
     ------
-    FileNotFoundError, KeyError
-        If a file is missing, or `spots` lacks a column.
-    ValueError
-        If counts are not raw counts, counts and spots have no spot in common, positions are missing or outside the
-        image, the image is not 8-bit RGB, or its scale is implausible.
+    FileNotFoundError, KeyError, ValueError
+        If a file or column is missing, counts are not raw counts, counts and spots have no spot in common, or positions
+        lie outside the image.
 
     References
     ----------

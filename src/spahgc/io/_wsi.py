@@ -76,10 +76,9 @@ def read_wsi(
 
     Raises
     ------
-    FileNotFoundError, ImportError, OSError
-        If there is no such file, OpenSlide is not installed, or the file is damaged; for a block, when it is read.
-    ValueError
-        If the image is not 8-bit RGB, pixels are not square, or the micrometers per pixel are implausible.
+    FileNotFoundError, ImportError, OSError, ValueError
+        If there is no such file, OpenSlide is not installed, the file is damaged (for a block, when it is read), or the
+        image is not 8-bit RGB with square pixels.
 
     Examples
     --------
