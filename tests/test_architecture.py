@@ -42,6 +42,8 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 TABLES = {"anndata", "scanpy", "spatialdata", "spatialdata_plot", "squidpy"}
 PLOTTING = {"matplotlib", "seaborn"}
+PICKLING = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
+RUNNING = {"torch.load", "torch.save", "joblib.load", "joblib.dump", "yaml.load", "eval", "exec"}
 # What a part may not use at all; the door between tables and methods is `_tables`.
 FORBIDDEN = {
     "encoders": TABLES | PLOTTING,
@@ -171,13 +173,9 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 def defined_twice(sources: dict[str, str]) -> list[str]:
     """Names of classes that several files define, or one file twice."""
-    names = [
-        node.name
-        for source in sources.values()
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ClassDef)
-    ]
-    return sorted(name for name, n in Counter(names).items() if n > 1)
+    nodes = [node for source in sources.values() for node in ast.walk(ast.parse(source))]
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    return sorted(name for name, n in names.items() if n > 1)
 
 
 def asserts(source: str) -> list[str]:
@@ -189,29 +187,15 @@ def unsafe_loads(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name.partition(".")[0] for alias in node.names} | {
-                (getattr(node, "module", None) or "").partition(".")[0]
-            }
-            found += [
-                f"line {node.lineno}: {name}" for name in names & {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
-            ]
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [f"line {node.lineno}: {name}" for name in names if name.partition(".")[0] in PICKLING]
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called in {
-                "torch.load",
-                "torch.save",
-                "joblib.load",
-                "joblib.dump",
-                "yaml.load",
-                "eval",
-                "exec",
-            } or called.endswith("read_pickle"):
+            if called in RUNNING or called.endswith("read_pickle"):
                 found.append(f"line {node.lineno}: {called}")
             for keyword in node.keywords:
-                if (
-                    keyword.arg in {"allow_pickle", "trust_remote_code"}
-                    and getattr(keyword.value, "value", None) is not False
-                ):
+                wanted = getattr(keyword.value, "value", None) is not False
+                if keyword.arg in {"allow_pickle", "trust_remote_code"} and wanted:
                     found.append(f"line {node.lineno}: {keyword.arg}")
     return found
 
@@ -222,14 +206,9 @@ def order_of(name: str) -> tuple[int, str]:
 
 
 def bad_signature(function: Callable[..., Any]) -> list[str]:
-    kinds = [
-        parameter.kind
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in {"self", "cls"}
-    ]
-    positional = sum(
-        kind in {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD} for kind in kinds
-    )
+    taken = [value for name, value in inspect.signature(function).parameters.items() if name not in {"self", "cls"}]
+    kinds = [parameter.kind for parameter in taken]
+    positional = kinds.count(inspect.Parameter.POSITIONAL_ONLY) + kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = [f"{positional} positional parameters, at most {MAX_POSITIONAL}"] if positional > MAX_POSITIONAL else []
     return found + (["takes *args"] if inspect.Parameter.VAR_POSITIONAL in kinds else [])
 

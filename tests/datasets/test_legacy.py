@@ -228,10 +228,9 @@ def test_cscc_local_folder(geo: dict[str, pd.DataFrame], tmp_path: Path, caplog:
 
 
 def test_cscc_one_slide_and_the_inner_folder(geo: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    sdata = cscc(str(tmp_path / "geo" / "GSE144240_RAW"), slides=["P10_ST_rep3"])
-    assert sdata["table"].obs["region"].cat.categories.tolist() == ["P10_ST_rep3"]
-    other = cscc(tmp_path / "geo", slides=["P10_ST_rep3"], pitch_um=200)
-    factors = other["table"].uns["spatial"]["P10_ST_rep3"]["scalefactors"]
+    table = cscc(str(tmp_path / "geo" / "GSE144240_RAW"), slides=["P10_ST_rep3"], pitch_um=200)["table"]
+    assert table.obs["region"].cat.categories.tolist() == ["P10_ST_rep3"]
+    factors = table.uns["spatial"]["P10_ST_rep3"]["scalefactors"]
     assert factors["microns_per_pixel"] == pytest.approx(MPP * 200 / 150)
 
 

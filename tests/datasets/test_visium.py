@@ -159,11 +159,6 @@ def test_visium_bc_local_folder(sections: dict[str, VisiumSlide], tmp_path: Path
     assert sorted(sdata.images) == ["FFPE_image", "block1_image", "block2_image"]
 
 
-def test_visium_bc_one_slide_keeps_all_genes(sections: dict[str, VisiumSlide], tmp_path: Path) -> None:
-    table = visium_bc(tmp_path / "10x", slides=["block2"])["table"]
-    np.testing.assert_array_equal(table.to_df(), sections["block2"].counts)
-
-
 def test_visium_bc_refusals(sections: dict[str, VisiumSlide], tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"No slide 'block3' in visium_bc\. Available in .*: 'block1', 'block2', 'FFPE'"

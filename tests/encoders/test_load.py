@@ -7,6 +7,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,8 @@ def test_a_folder_from_the_hub(lunit_folder: Path, tiles: Any, what: str) -> Non
     )  # Lunit's, not those of config.json
     from safetensors.torch import load_file
 
-    assert encoder.recipe["weights_sha256"] == state_sha256(Held(load_file(lunit_folder / "model.safetensors")))
-
-
-class Held:
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        self.state = state
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self.state
+    held = SimpleNamespace(state_dict=lambda: load_file(lunit_folder / "model.safetensors"))
+    assert encoder.recipe["weights_sha256"] == state_sha256(held)
 
 
 def test_a_network_of_timm(tiny_file: Path, tiles: Any) -> None:

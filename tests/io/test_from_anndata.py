@@ -162,12 +162,6 @@ def test_refusals(adata: ad.AnnData, visium: ad.AnnData, tmp_path: Path) -> None
         from_anndata(adata, PICTURE, slide="S1", spot_diameter_um=55)
 
 
-def test_spots_outside(adata: ad.AnnData) -> None:
-    adata.obsm["spatial"][:, 0] += 500
-    with pytest.raises(ValueError, match=r"\d+ of 30 spots lie outside the image of 900 x 700 .* x and y swapped"):
-        from_anndata(adata, PICTURE, **GIVEN)
-
-
 @pytest.mark.parametrize(("section", "shape"), [(1, (2604, 4338)), (2, (3630, 0))])
 def test_colon(data_dir: Path, section: int, shape: tuple[int, int]) -> None:
     """Real Visium slides, one without expression; their coordinates are pixels of the picture."""
