@@ -37,7 +37,6 @@ def test_unknown_setting(settings: Settings) -> None:
         *[("batch_size", value) for value in (-5, 0, 2.5, "many", None, True)],
         *[("device", value) for value in ("gpu7", "cuda:x", 0, None)],
         *[("max_nodes", value) for value in ("many", 0)],
-        *[("approximate_from", value) for value in (0, "never")],
         *[("n_jobs", value) for value in (0, 1.5)],
         *[("progress", value) for value in (1, "no")],
         *[("data_dir", value) for value in (3, None)],
@@ -51,8 +50,8 @@ def test_a_value_that_makes_no_sense(settings: Settings, name: str, value: objec
 
 
 def test_values_that_make_sense(settings: Settings) -> None:
-    settings.approximate_from, settings.device, settings.n_jobs = None, "cuda:1", -2
-    assert (settings.approximate_from, settings.device, settings.n_jobs) == (None, "cuda:1", -2)
+    settings.device, settings.n_jobs = "cuda:1", -2
+    assert (settings.device, settings.n_jobs) == ("cuda:1", -2)
 
 
 def test_verbosity(settings: Settings) -> None:

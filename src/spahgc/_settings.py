@@ -19,7 +19,6 @@ _DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 _RANGES = {
     "batch_size": at_least(1),
     "max_nodes": at_least(1),
-    "approximate_from": at_least(1),
     "n_jobs": Range("other than 0 (-1 uses all cores)", lambda n: n != 0),
 }
 
@@ -55,9 +54,6 @@ class Settings:
     """Folder of unfinished embeddings (:func:`spahgc.pp.image_embedding`); defaults to ``SPAHGC_CACHE_DIR``."""
     max_nodes: int = 20_000
     """Reference slides with more spots than this are trained in spatial blocks of at most this size."""
-    approximate_from: int | None = 100_000
-    """Number of reference spots from which similar spots are found with an approximate index, on the CPU and with
-    faiss (``pip install 'spahgc[ann]'``). `None` always searches exactly."""
     n_jobs: int = -1
     """Number of processes or threads for CPU work; -1 uses all cores."""
 

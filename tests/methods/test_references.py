@@ -1,15 +1,12 @@
-"""Which reference spots are most similar: by exact search, or by an index."""
+"""Which reference spots are most similar."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from spahgc import settings
 from spahgc._disk import keeping
 from spahgc._slides import Rows
 from spahgc.methods import _references
@@ -27,12 +24,6 @@ def with_ties() -> list[np.ndarray]:
     slides[3][::9] = 0
     slides[2][20:] += rng.normal(size=(30, 12)).astype(np.float32)
     return slides
-
-
-def clustered(sizes: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(40, 24))
-    return [(centres[rng.integers(0, 40, n)] + 0.4 * rng.normal(size=(n, 24))).astype(np.float32) for n in sizes]
 
 
 def brute(query: np.ndarray, slides: list[np.ndarray], k: int, without: int | None) -> np.ndarray:
@@ -80,68 +71,3 @@ def test_a_whole_search_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         References(slides, 5).search(slides[0])
         References(slides[:3], 5).search(slides[0], without=0)
     assert searched == [70] * 5
-
-
-@pytest.fixture
-def _pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "approximate_from", 500)
-    monkeypatch.setattr(_references, "FEWEST_QUERIES", 100)
-
-
-@pytest.mark.usefixtures("_pays")
-def test_an_index_where_it_pays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    slides = clustered((900, 700, 800))
-    references = References(slides, 5)
-    with caplog.at_level(logging.INFO, logger="spahgc"):
-        found = [references.search(slide, n_queries=2400, without=i) for i, slide in enumerate(slides)]
-    assert caplog.text.count("Index of 2400 reference spots: recall") == 1
-    expected = [brute(slide, slides, 5, i) for i, slide in enumerate(slides)]
-    same = np.mean([np.mean(a == b) for a, b in zip(found, expected, strict=True)])
-    assert 0.98 < same <= 1
-    record = references.record()
-    assert record["method"] == "approximate"
-    assert record["recall"] >= 0.99
-    with keeping(tmp_path):
-        other = References(slides, 5)
-        np.testing.assert_array_equal(other.search(slides[1], n_queries=2400, without=1), found[1])
-        again = References(slides, 5)
-        np.testing.assert_array_equal(again.search(slides[1], n_queries=2400, without=1), found[1])
-        assert again.record() == {"method": "exact"}  # what is cached needs no index
-
-
-@pytest.mark.usefixtures("_pays")
-@pytest.mark.parametrize("reason", ["few spots", "few queries", "asked for", "GPU", "no faiss"])
-def test_no_index_where_it_does_not_pay(
-    reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    slides = clustered((90, 70, 80) if reason == "few spots" else (900, 700, 800))
-    if reason == "asked for":
-        monkeypatch.setattr(settings, "approximate_from", None)
-    if reason == "no faiss":
-        monkeypatch.setattr(_references, "find_spec", lambda name: None)
-    references = References(slides, 5)
-    device = "cpu"
-    if reason == "GPU":
-        device = torch.device("cpu", 0)  # any but the plain CPU
-    query = slides[0][:50]
-    with caplog.at_level(logging.INFO, logger="spahgc"):
-        for _ in range(2):
-            found = references.search(
-                query, n_queries=50 if reason == "few queries" else 2400, without=0, device=device
-            )
-    np.testing.assert_array_equal(found, brute(query, slides, 5, 0))
-    assert references.record() == {"method": "exact"}
-    assert caplog.text.count("pip install 'spahgc[ann]'") == (reason == "no faiss")
-
-
-@pytest.mark.usefixtures("_pays")
-def test_an_index_that_finds_too_little_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """Without clusters, most lists would have to be looked into."""
-    rng = np.random.default_rng(0)
-    slides = [rng.normal(size=(n, 24)).astype(np.float32) for n in (900, 700, 800)]
-    references = References(slides, 5)
-    with caplog.at_level(logging.INFO, logger="spahgc"):
-        found = references.search(slides[0][:200], without=0)
-    np.testing.assert_array_equal(found, brute(slides[0][:200], slides, 5, 0))
-    assert references.record() == {"method": "exact"}
-    assert "the exact search is faster" in caplog.text

@@ -1,4 +1,4 @@
-"""What the units of a cross-validation share changes nothing; how was searched is on record."""
+"""What the units of a cross-validation share changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 import spahgc
-from spahgc import settings
 from spahgc.methods import SpaHGC, _references
 from spahgc.nn import graph
 from spahgc.tl import _cross_validate, cross_validate
@@ -130,26 +129,3 @@ def test_a_temporary_folder_goes_away(cohort: ad.AnnData, tmp_path: Path, monkey
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         run(cohort, methods={"spot": small("spot")})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_how_was_searched_is_on_record(
-    planted: Callable[..., ad.AnnData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference, target = planted({"A1": "A", "B1": "B"}, n_side=16), planted({"T1": "C"})
-    options = {"panel": 6, "method": "spahgc", "method_params": {"network": SMALL, "n_seeds": 2}}
-    exact = spahgc.tl.train(reference, **options)
-    assert exact.params["searches"] == {"context": {"method": "exact"}, "components": {"method": "exact"}}
-    assert "searches" not in spahgc.tl.train(reference, panel=6, method="ridge").params
-    monkeypatch.setattr(settings, "approximate_from", 500)
-    monkeypatch.setattr(_references, "FEWEST_QUERIES", 500)
-    monkeypatch.setattr(_references, "_LARGEST_SHARE", 1.0)  # 512 spots have few lists
-    model = spahgc.tl.train(reference, **options)
-    found = model.params["searches"]["context"]
-    assert found["method"] == "approximate"
-    assert found["recall"] >= 0.99
-    model.save(tmp_path / "model")
-    spahgc.tl.predict(spahgc.tl.Model.load(tmp_path / "model"), target)
-    target.write_h5ad(tmp_path / "target.h5ad")
-    kept = ad.read_h5ad(tmp_path / "target.h5ad").uns["spahgc"]["params"]["searches"]
-    assert kept["context"]["method"] == "approximate"
-    assert float(kept["context"]["recall"]) == found["recall"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,9 @@ from torch import Tensor
 
 from .._disk import cached, digest
 from .._geometry import spatial_knn
-from .._settings import logger, settings
+from .._settings import settings
 from .._slides import Cohort, Float32, Float64, Rows, Stack
-from ..nn import ApproximateIndex, Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
-
-FEWEST_QUERIES = 30_000  # for an approximate index: building one takes about as long as searching for these
-_LARGEST_SHARE = 0.2  # of the lists of an index, beyond which looking into them takes longer than the exact search
+from ..nn import Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
 
 
 class References:
@@ -33,19 +29,12 @@ class References:
         self,
         query: NDArray,
         *,
-        n_queries: int | None = None,
         without: int | None = None,
         device: str | torch.device = "cpu",
     ) -> NDArray[np.int64]:
         """Rows over all slides of the most similar spots, (n, k), one slide excluded; `query` may be a part of all."""
-        least, n = settings.approximate_from, self._starts[-1]
-        many = (len(query) if n_queries is None else n_queries) >= FEWEST_QUERIES
-        # A GPU multiplies matrices faster than a CPU looks into lists.
-        approximate = least is not None and n >= least and many and str(device) == "cpu"
 
         def search() -> dict[str, NDArray]:
-            if approximate and self._index is not None:
-                return {"rows": self._index.search(query, without=without)[0]}
             others = [slide for i, slide in enumerate(self.slides) if i != without]
             found = cosine_topk(query, Stack(others), self._k, device=device)[0]
             if without is not None:
@@ -53,36 +42,11 @@ class References:
                 found += (stop - start) * (found >= start)
             return {"rows": found}
 
-        name = f"{without} {approximate}"
-        return cached(lambda: digest("rows", query, *self._digests, self._k, name), search)["rows"]
-
-    def record(self) -> dict[str, Any]:
-        """Search method: ``"exact"``, or ``"approximate"`` with the recall and size of the index."""
-        index: ApproximateIndex | None = vars(self).get("_index")
-        if index is None:
-            return {"method": "exact"}
-        recall = {"recall": index.recall, "recall_queries": index.n_queries}
-        return {"method": "approximate", **recall, "n_lists": index.n_lists, "n_probed": index.n_probed}
+        return cached(lambda: digest("rows", query, *self._digests, self._k, str(without)), search)["rows"]
 
     @cached_property
     def _digests(self) -> list[str]:
         return [digest(slide) for slide in self.slides]
-
-    @cached_property
-    def _index(self) -> ApproximateIndex | None:
-        """Approximate index; `None` without faiss, or if it needs so many lists for its recall that it does not pay."""
-        n = self._starts[-1]
-        if find_spec("faiss") is None:
-            logger.info(
-                "Exact search among %d reference spots. An approximate index is faster: pip install 'spahgc[ann]'", n
-            )
-            return None
-        index = ApproximateIndex(self.slides, self._k)
-        pays = index.n_probed <= _LARGEST_SHARE * index.n_lists
-        verdict = "it is used" if pays else "the exact search is faster, and used"
-        lists = f"{index.n_probed} of {index.n_lists} lists"
-        logger.info("Index of %d reference spots: recall %.4f with %s; %s.", n, index.recall, lists, verdict)
-        return index if pays else None
 
 
 class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
@@ -107,7 +71,7 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
         first = 0
         for i, slide in enumerate(cohort):
             features = references.slides[i]
-            retrieved = references.search(np.asarray(features), n_queries=cohort.n_spots, without=i, device=device)
+            retrieved = references.search(np.asarray(features), without=i, device=device)
             blocks = spatial_blocks(slide.coordinates, settings.max_nodes, n_near=config.n_near, hops=config.n_layers)
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)

@@ -163,13 +163,6 @@ class Method(ABC):
         """Predict on another torch device. `None` takes :data:`spahgc.settings`."""
         return self
 
-    def searches(self) -> dict[str, dict[str, Any]]:
-        """Search method used to find similar reference spots during fitting, per compared feature.
-
-        Each has ``"method"`` (exact or approximate) and ``"recall"``; empty for methods that always search exactly.
-        """
-        return {}
-
     def evidence(self, slide: Slide) -> Evidence | None:
         """Reference spots behind the prediction of each spot of a slide, and their weights.
 

@@ -231,12 +231,9 @@ class SpaHGC(Method):
             n_near=config.n_near,
             n_close=config.n_close,
             device=self._device,
-            search=partial(references.search, n_queries=len(slide), device=self._device),
+            search=partial(references.search, device=self._device),
             progress=progress,
         )
-
-    def searches(self) -> dict[str, dict[str, Any]]:
-        return {view: references.record() for view, references in self._references.items()}
 
     def to(self, device: str | None) -> Self:
         self._device = settings.torch_device(device)

@@ -12,11 +12,10 @@ from .inference import predict
 from .layers import Edges
 from .loss import contrastive_loss, pearson_loss, pearson_per_gene
 from .model import Config, HeteroEncoder, SpaHGCNetwork, TargetEncoder
-from .retrieval import ApproximateIndex, cosine_topk
+from .retrieval import cosine_topk
 from .training import fit, train
 
 __all__ = [
-    "ApproximateIndex",
     "Config",
     "CrossNodeAttentionPooling",
     "CrossNodeDualAttention",

@@ -168,8 +168,6 @@ def train(
     run = Run(seed, device, settings.progress if progress is None else progress, split_by, fabric=fabric)
     fitted.fit(cohort.standardized(), run)
     record: dict[str, Any] = {"patient_key": patient_key, "split_by": split_by, "seed": seed, "layer": layer}
-    if searches := fitted.searches():
-        record["searches"] = searches
     if fabric is not None:
         record["n_processes"] = fabric.world_size
     record["pitch_um"] = pitches(adata_ref, recipe.use_rep, library_key, what="reference")
