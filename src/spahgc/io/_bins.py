@@ -73,17 +73,14 @@ def bin_to_spots(
 
     Returns
     -------
-    New SpatialData with the images (shared, not copied) and attributes of `sdata`, shapes ``{slide}`` (squares or
-    circles, in the coordinates and with the transformations of the bins), and ``table``: ``X`` summed counts (CSR
-    float32), ``obs["region"]``, ``obs["spot_id"]``, ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_bins"]``, text
-    columns with one value per region (patient, sample), ``var`` of the table, ``obsm["spatial"]`` (x, y), and
-    ``uns["spatial"][slide]`` with the scale factors.
+    New SpatialData in the layout of :func:`read_st`, with the images (shared, not copied) and attributes of `sdata`,
+    shapes ``{slide}`` (squares or circles, with the transformations of the bins), and ``table``: ``X`` summed counts,
+    ``obs["n_bins"]``, text columns with one value per region (patient, sample), and ``var`` of the table.
 
     Raises
     ------
     KeyError, ValueError
-        If table, link, shapes or layer are missing, spots overlap or are all too small, the table holds no raw counts,
-        or the micrometers per unit are unknown.
+        If table, link, shapes or layer are missing, the table holds no raw counts, or the scale is unknown.
 
     Examples
     --------

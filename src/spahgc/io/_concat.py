@@ -112,8 +112,8 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     Raises
     ------
     KeyError, ValueError
-        If a slide was not read or converted with `spahgc.io`, names repeat, embeddings were made differently, slides
-        have no gene in common (``"inner"``), or some slides have genes and others none.
+        If a slide was not read with `spahgc.io`, names repeat, embeddings were made differently, or some slides have
+        genes and others none.
 
     Examples
     --------

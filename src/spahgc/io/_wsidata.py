@@ -40,9 +40,8 @@ def from_wsidata(
 ) -> SpatialData:
     """Convert a slide that LazySlide tiled and embedded: tiles become spots, and their features the embedding.
 
-    Features of two stores are comparable if model and tile size (in micrometers and pixels) agree. LazySlide does not
-    record weights, transform and pooling: use the same ones. Features are not comparable with embeddings of
-    :func:`spahgc.pp.image_embedding`, which records them.
+    Features of two stores are comparable if model, weights, transform, pooling and tile size agree, of which LazySlide
+    records model and tile size. They are not comparable with embeddings of :func:`spahgc.pp.image_embedding`.
 
     Parameters
     ----------
