@@ -76,18 +76,14 @@ class SpatialNeighbors:
 
 
 def spatial_knn(coordinates: ArrayLike, k: int) -> NDArray[np.int64]:
-    """Indices of the `k` nearest other spots of each spot, nearest first.
+    """Indices of the nearest other spots of each spot, nearest first: int64 (n, min(k, n - 1)).
 
     Parameters
     ----------
     coordinates
         Positions, (n, 2) or (n, 3), in any unit.
     k
-        Number of neighbors. A slide of n <= k spots gives n - 1.
-
-    Returns
-    -------
-    int64 (n, min(k, n - 1))
+        Number of neighbors.
 
     Raises
     ------
@@ -114,13 +110,6 @@ DIFFERS = 0.1
 _MIN_PAIRS = 10  # neighbor pairs needed for a reliable distance
 
 
-def shape_areas(shapes: Any) -> Float64:
-    """Areas of circles (points with a radius) or polygons."""
-    if "radius" in shapes:
-        return np.asarray(np.pi * shapes["radius"].to_numpy(dtype=np.float64) ** 2)
-    return np.asarray(shapes.geometry.area, dtype=np.float64)
-
-
 def side_of(shapes: Any) -> float:
     """Side length of square bins, given as polygons or as circles of that diameter."""
     if "radius" in shapes:
@@ -131,13 +120,7 @@ def side_of(shapes: Any) -> float:
 def legacy_pitch(array: NDArray[Any], xy: Float64) -> float:
     """Distance of neighboring spots of a legacy array: the scale of the affine map from array to pixel positions.
 
-    A fit over all spots: the median distance to the nearest neighbor is too small where positions scatter (by 6 % on
-    her2st), because the nearest of four neighbors is the one that scattered towards the spot.
-
-    Raises
-    ------
-    ValueError
-        If the spots do not span rows and columns, or their positions do not follow the array.
+    The median distance to the nearest neighbor is too small where positions scatter (by 6 % on her2st).
     """
     design = np.column_stack([array - array.mean(axis=0), np.ones(len(array))])
     if np.linalg.matrix_rank(design) < 3:
@@ -165,8 +148,7 @@ def legacy_pitch(array: NDArray[Any], xy: Float64) -> float:
 def visium_pitch(obs: pd.DataFrame, centers: Float64) -> float | None:
     """Spot distance of a Visium array in units of `centers`, or `None` if the spots are not on such an array.
 
-    Visium numbers the columns of even rows 0, 2, 4, ... and of odd rows 1, 3, 5, ...: neighbors lie two columns apart,
-    or one column and one row.
+    Neighbors lie two columns apart, or one column and one row.
     """
     # Grids made by spahgc may have any pitch.
     if not all(key in obs for key in ("array_row", "array_col")) or keys.TISSUE in obs or keys.N_BINS in obs:

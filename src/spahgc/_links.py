@@ -15,7 +15,7 @@ from spatialdata.transformations import get_transformation
 
 from . import _keys as keys
 from ._checks import format_names
-from ._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, VISIUM_SPOT_UM, shape_areas, side_of, visium_pitch
+from ._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, VISIUM_SPOT_UM, side_of, visium_pitch
 from ._settings import logger
 from ._slides import Float64
 
@@ -230,7 +230,8 @@ def _proven(obs: pd.DataFrame, name: str, shapes: Any, centers: Float64) -> tupl
         return mpp, f"Visium's spots {VISIUM_PITCH_UM:g} um apart"
     if all(column in obs for column in _XENIUM_COLUMNS):
         # Xenium's table has the area of each cell in um^2. Outlines are simplified, so the match is not exact.
-        ratio = obs["cell_area"].to_numpy(dtype=np.float64) / shape_areas(shapes)
+        areas = np.pi * shapes["radius"] ** 2 if "radius" in shapes else shapes.geometry.area
+        ratio = obs["cell_area"].to_numpy(dtype=np.float64) / areas.to_numpy(dtype=np.float64)
         if abs(float(np.sqrt(np.nanmedian(ratio))) - 1) <= DIFFERS / 2:
             return 1.0, "Xenium's cell areas in um"
     return None, ""

@@ -220,28 +220,19 @@ def test_microns_per_pixel_given(make_sdata: Make) -> None:
     assert (values[of_b] != expected[of_b]).any()
 
 
-def test_a_table_without_genes(make_sdata: Make) -> None:
+def test_copy_of_a_table_without_genes(make_sdata: Make, snapshot: Callable[[Any], Any]) -> None:
     from spatialdata.models import TableModel
 
     sdata = make_sdata(("A",))
     table = sdata["table"][:, :0].copy()
     del sdata.tables["table"]
     sdata.tables["spots"] = TableModel.parse(table)
-    spahgc.pp.image_embedding(sdata, first_pixels, table_key="spots", tile_px=32)
-    assert len(sdata["spots"].obsm["image_first_pixels"]) == 35
-
-
-def test_copy(make_sdata: Make) -> None:
-    sdata = make_sdata(("A",))
-    copied = spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, copy=True)
+    before = snapshot(sdata["spots"])
+    copied = spahgc.pp.image_embedding(sdata, first_pixels, table_key="spots", tile_px=32, copy=True)
     assert set(copied.images) == set(sdata.images)
-    table = copied["table"]
-    for key in ("image_first_pixels", "cellularity"):
-        assert key in table.obsm or key in table.obs
-        assert key in table.uns
-        assert key not in sdata["table"].obsm
-        assert key not in sdata["table"].obs
-        assert key not in sdata["table"].uns
+    assert len(copied["spots"].obsm["image_first_pixels"]) == len(copied["spots"].obs["cellularity"]) == 35
+    assert {"image_first_pixels", "cellularity"} <= set(copied["spots"].uns)
+    assert snapshot(sdata["spots"]) == before
 
 
 def test_many_padded_tiles_are_a_warning(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ import spatialdata as sd
 import spahgc
 from spahgc._tables._slots import difference, ensembl_id, genes_in
 from spahgc.pp import harmonize_genes
-from spahgc.pp._genes import is_damaged, read_names, reason
+from spahgc.pp._genes import is_damaged, read_names
 
 HUMAN = {
     "ERBB2": "ENSG00000141736",
@@ -81,15 +81,6 @@ def test_difference_of_two_lists_of_names() -> None:
     assert difference(["A", "B"], symbols) == ""
 
 
-def test_reasons() -> None:
-    assert reason(" TP53", "TP53") == "blanks around the name"
-    assert reason("ENSG00000141510.2", "ENSG00000141510") == "version of the Ensembl id"
-    assert reason("ENSG00000141510", "TP53") == "symbol of this Ensembl id"
-    assert reason("TP53", "ENSG00000141510") == "Ensembl id of this symbol"
-    assert reason("Tp53", "TP53") == "upper and lower case"
-    assert reason("MARCH1", "MARCHF1") == "another name of the same gene"
-
-
 # One table
 
 
@@ -114,8 +105,10 @@ def test_symbols_to_ids_and_back(name: str) -> None:
     assert list(adata.var_names) == list(HUMAN)
     assert (made.X != adata.X).nnz == 0
     assert set(report(made)["what"]) == {"renamed"}
+    assert set(report(made)["why"]) == {"Ensembl id of this symbol"}
     assert list(made.var["gene_symbols"]) == list(HUMAN)
     harmonize_genes(made, ids="symbol")
+    assert set(report(made)["why"]) == {"symbol of this Ensembl id"}
     assert list(made.var_names) == list(HUMAN)
     assert [gene.split(".")[0] for gene in made.var[name]] == list(HUMAN.values())
 
@@ -133,6 +126,7 @@ def test_blanks_and_versions_go_and_dots_in_symbols_stay() -> None:
     ids = table([f"{gene}.{i}" for i, gene in enumerate(HUMAN.values())])
     harmonize_genes(ids)
     assert list(ids.var_names) == list(HUMAN.values())
+    assert set(report(ids)["why"]) == {"version of the Ensembl id"}
 
 
 @pytest.mark.parametrize("make", [sp.csr_matrix, sp.csc_matrix, sp.csr_array, lambda x: x.toarray()])

@@ -26,36 +26,23 @@ def find(sdata: Any, table_key: str | None = None, **kwargs: Any) -> list[Locate
 # Tables
 
 
-def test_the_only_table_is_taken_whatever_its_name(make_sdata: Make) -> None:
+def test_which_table_is_taken(make_sdata: Make) -> None:
+    """The only one whatever its name, ``table``, or the only one that is linked."""
     sdata = make_sdata()
-    sdata.tables["square_008um"] = sdata.tables.pop("table")
-    assert pick_table(sdata) == "square_008um"
+    sdata.tables["a"] = sdata.tables.pop("table")
+    assert pick_table(sdata) == "a"
     assert [slide.name for slide in find(sdata)] == ["A", "B"]
-
-
-def test_table_is_preferred_and_unlinked_ones_do_not_count(make_sdata: Make) -> None:
-    sdata = make_sdata()
-    sdata.tables["notes"] = sdata["table"].copy()
-    assert pick_table(sdata) == "table"
-    del sdata["notes"].uns["spatialdata_attrs"]
-    sdata.tables["counts"] = sdata.tables.pop("table")
-    assert pick_table(sdata) == "counts"
-    assert pick_table(sdata, "notes") == "notes"
-
-
-def test_several_tables(make_sdata: Make) -> None:
-    sdata = make_sdata()
-    sdata.tables["a"] = sdata["table"].copy()
-    sdata.tables["b"] = sdata.tables.pop("table")
+    sdata.tables["b"] = sdata["a"].copy()
     with pytest.raises(KeyError, match=r"2 tables \('a': 70 rows on 'A', 'B'; 'b': 70 .*Pass table_key=<one of them>"):
         pick_table(sdata)
     with pytest.raises(KeyError, match=r"no table 'c' \(table_key\). Available: 'a', 'b'"):
         pick_table(sdata, "c")
-
-
-def test_no_table(make_sdata: Make) -> None:
-    sdata = make_sdata()
-    del sdata.tables["table"]
+    del sdata["b"].uns["spatialdata_attrs"]
+    assert (pick_table(sdata), pick_table(sdata, "b")) == ("a", "b")
+    sdata.tables["table"] = sdata["a"].copy()
+    assert pick_table(sdata) == "table"
+    for name in ("a", "b", "table"):
+        del sdata.tables[name]
     with pytest.raises(KeyError, match=r"no table.*spahgc\.pp\.tissue_grid"):
         pick_table(sdata)
 
@@ -83,25 +70,18 @@ def test_labels_with_several_shapes_or_none() -> None:
     for line in command.groups():
         exec(line.replace("<table>", "'table'"), {"sdata": sdata, "table": sdata["table"], "pandas": pd})
     assert find(sdata)[0].name == "cell_boundaries"
+    # Labels that were not read, as `spatialdata_io.xenium(cells_labels=False)` leaves it.
     sdata = layouts.xenium_object(circles=False, n=50)
-    del sdata.shapes["cell_boundaries"]
-    with pytest.raises(KeyError, match=r"no shapes have its ids.*to_polygons.*cells_as_circles=True"):
-        find(sdata)
-
-
-def test_labels_that_were_not_read() -> None:
-    """As `spatialdata_io.xenium(cells_labels=False)` leaves it."""
-    sdata = layouts.xenium_object(circles=False, n=50)
-    del sdata.labels["cell_labels"]
+    labels = sdata.labels.pop("cell_labels")
     with pytest.raises(KeyError, match=r"'cell_labels', which is not among the shapes.*'cell_boundaries' has the ids"):
         find(sdata)
-
-
-def test_numbers_are_not_taken_for_ids() -> None:
-    """Labels 1, 2, 3 fit any element that counts from 1."""
-    sdata = layouts.xenium_object(circles=False, n=50)
+    # Numbers are no ids: labels 1, 2, 3 fit any element that counts from 1.
+    sdata.labels["cell_labels"] = labels
     sdata["cell_boundaries"].index = np.arange(1, 51)
     with pytest.raises(KeyError, match="no shapes have its ids"):
+        find(sdata)
+    del sdata.shapes["cell_boundaries"]
+    with pytest.raises(KeyError, match=r"no shapes have its ids.*to_polygons.*cells_as_circles=True"):
         find(sdata)
 
 

@@ -101,8 +101,8 @@ def check_alignment(
     KeyError
         If the table, its link to shapes, the shapes, an image or the layer are missing.
     ValueError
-        If a slide has no image or several, or fewer than ten spots; the image shows no tissue; no candidate puts spots
-        on tissue; or micrometers per pixel are implausible. In all cases nothing is written.
+        If a slide has no image or several, or fewer than ten spots, the image shows no tissue, or no candidate puts
+        spots on tissue. In all cases nothing is written.
 
     Examples
     --------

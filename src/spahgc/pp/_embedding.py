@@ -60,25 +60,21 @@ def image_embedding(
 ) -> SpatialData | list[SpatialData] | None:
     """Embed the H&E tile of every spot.
 
-    Tiles are centered on the spots, cover the same area on every slide, and are read block by block, so the image is
-    never loaded as a whole. The image of a slide is the one in the coordinate system of its shapes that has three
-    8-bit channels, holds the spots and has the most pixels per micrometer. Training and prediction standardize the
-    embeddings per slide.
-
-    If a ``dask.distributed`` client is running and `n_jobs` is `None`, its workers embed parts of all slides. Slides on
-    disk are read by the workers, at the same path; images in memory are sent to them.
+    Tiles are centered on the spots, cover the same area on every slide, and are read block by block. The image of a
+    slide is the 8-bit RGB image in the coordinate system of its shapes that holds the spots and has the most pixels per
+    micrometer. The workers of a running ``dask.distributed`` client read slides on disk at the same path; images in
+    memory are sent to them.
 
     Parameters
     ----------
     sdata
-        Slides with images, shapes and a table that annotates the shapes, as from :func:`spahgc.io.read_st` or
-        spatialdata-io; or a list of such objects.
+        Slides with images, shapes and a table that annotates the shapes, or a list of such objects.
     encoder
         ``"texture"`` (:func:`spahgc.encoders.texture`: 126 color and texture statistics per field of view, no weights),
         another name of :func:`spahgc.encoders.table`, the result of :func:`spahgc.encoders.load`, a `torch.nn.Module`,
         or a callable from tiles, uint8 (n, 3, tile_px, tile_px), to floats (n, d), which is called from one thread.
     table_key
-        Name of the table; `None` takes the only one, else ``"table"``, else the only one that is linked to shapes.
+        Name of the table; `None` takes the only one, ``"table"``, or the only one that is linked to shapes.
     tile_um
         Side of a tile in micrometers.
     tile_px
@@ -102,7 +98,7 @@ def image_embedding(
         Precision in which a network computes, see :func:`spahgc.encoders.load`.
     resume
         Keep finished parts in ``spahgc.settings.cache_dir`` until all are finished, and resume from those that a
-        stopped run of the same call left there, after one batch of them was embedded again and is the same.
+        stopped run of the same call left there.
     n_jobs
         Threads that read tiles, and that run ``"texture"``; -1 is all cores. `None` takes the workers of a running
         ``dask.distributed`` client, else :data:`spahgc.settings`.
@@ -123,7 +119,7 @@ def image_embedding(
         leave the image and were continued with its mirror image).
     ``obs["cellularity"]``, ``uns["cellularity"]["params"]``
         Stain density, float32 (n_obs,): mean hematoxylin of each spot's tile (first field of view), in the unit of
-        `skimage.color.rgb2hed`. The control ``method="cellularity"`` predicts from it alone.
+        `skimage.color.rgb2hed`.
     ``uns["spatial"][slide]``
         What plots need, if missing: a thumbnail, micrometers per pixel, spot diameter.
 
@@ -134,16 +130,11 @@ def image_embedding(
     TypeError
         If the encoder does not return an array of floats.
     ValueError
-        If a slide has no image or several; spots lie outside it or all on glass; its scale is unknown or implausible;
-        a tile is larger than the image; the encoder is unknown or returns a wrong shape or non-finite values; or the
-        table has a ``cellularity`` that spahgc did not write. Nothing is written into tables that are not complete.
+        If a slide has no image or several, spots lie outside it or all on glass, its scale is unknown or implausible,
+        a tile is larger than the image, the encoder is unknown or fails, or the table has a ``cellularity`` that spahgc
+        did not write. Nothing is written into tables that are not complete.
     OSError
         If a part of an image cannot be read.
-
-    Notes
-    -----
-    An image whose file is not stored in blocks, as from ``spatialdata_io.visium``, is decoded as a whole for each
-    block. Write it first with ``sdata.write(path)``, and read it with ``spatialdata.read_zarr(path)``.
 
     Examples
     --------
@@ -224,17 +215,13 @@ def _write(
     if n_padded > MANY_PADDED * n_tiles:
         logger.warning(
             "%d of %d tiles leave the image and were continued with its mirror image. Are the coordinates and "
-            "microns_per_pixel right?",
-            n_padded,
-            n_tiles,
-        )
+            "microns_per_pixel right?", n_padded, n_tiles,
+        )  # fmt: skip
     if n_black:
         logger.warning(
             "The tiles of %d of %d spots are black throughout: parts of the image were masked, or their files are "
-            "missing, which zarr reads as zeros. Look at the image before you use these spots.",
-            n_black,
-            table.n_obs,
-        )
+            "missing, which zarr reads as zeros. Look at the image before you use these spots.", n_black, table.n_obs,
+        )  # fmt: skip
     values = np.empty((table.n_obs, slides[0][1].values.shape[1]), np.float32)
     density = np.empty(table.n_obs, np.float32)
     for slide, embedded in slides:

@@ -45,11 +45,7 @@ Advance = Callable[[int], Any]  # called with a number of finished spots
 
 
 class Embedded(NamedTuple):
-    """Embeddings (n, d) of n spots; by spot, hematoxylin of its first tile, number of padded tiles, and if it is black.
-
-    A tile is padded if it leaves the image. Hematoxylin is the mean over the first field of view, which is the one that
-    may be black.
-    """
+    """Embeddings (n, d); by spot, hematoxylin of its first tile, number of padded tiles, and if the first is black."""
 
     values: Float32
     density: Float32
@@ -260,9 +256,8 @@ def _stored(job: Job, todo: Parts) -> Iterator[tuple[int, Embedded]]:
         if not n_spots and not _is_current(embedded, job, part):
             logger.warning(
                 "Encoder %r gives other embeddings than when an earlier run was stopped. The tiles that run finished "
-                "are embedded again.",
-                job.encoder.name,
-            )
+                "are embedded again.", job.encoder.name,
+            )  # fmt: skip
             return
         n_spots += len(part.spots)
         del todo[number]
@@ -290,10 +285,8 @@ def _store(job: Job, number: int, embedded: Embedded) -> bool:
         logger.warning(
             "Finished parts of this embedding cannot be kept in %s (%s). The embedding continues, but if it is "
             "stopped it starts from the beginning. Free some space there, or choose another folder: "
-            "spahgc.settings.cache_dir = ...",
-            settings.cache_dir,
-            error,
-        )
+            "spahgc.settings.cache_dir = ...", settings.cache_dir, error,
+        )  # fmt: skip
         return False
     return True
 

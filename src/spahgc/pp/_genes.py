@@ -47,12 +47,10 @@ def harmonize_genes(
 ) -> AnnData | list[AnnData] | None:
     """Call the genes of several tables by the same names.
 
-    For reference slides from different sources before :func:`spahgc.io.concat`, or, with `reference`, for a measured
-    target before it is scored against a prediction. Symbols and Ensembl ids are translated by what the tables
-    themselves contain: ``var_names`` and columns of ``var`` such as ``gene_ids``, ``feature_id``, ``gene_symbols`` or
-    ``feature_name`` of all tables. If tables with ids call a gene by different symbols, the first table's symbol is
-    taken. Blanks around names and versions of Ensembl ids (``ENSG00000141736.13``) are removed; dots and hyphens in
-    symbols (``AC000001.1``, ``HLA-DRB1``) stay. Genes that only one table has are kept.
+    For reference slides before :func:`spahgc.io.concat`, or, with `reference`, for a measured target before it is
+    scored against a prediction. Symbols and Ensembl ids are translated by ``var_names`` and columns of ``var`` such as
+    ``gene_ids`` or ``feature_name`` of all tables; the first table's symbol of an id counts. Blanks around names and
+    versions of Ensembl ids are removed. Genes that only one table has are kept.
 
     Parameters
     ----------
@@ -63,11 +61,9 @@ def harmonize_genes(
     ids
         ``"symbol"`` or ``"ensembl"``; `None` takes what the reference has, or without one, what most tables have.
     column
-        Column of ``var`` with the names to use, if it is not one of those above; it takes precedence over
-        ``var_names``.
+        Further column of ``var`` with names, which takes precedence over ``var_names``.
     ignore_case
-        Treat names that differ in upper and lower case only as one gene, as human ``ERBB2`` and mouse ``Erbb2``. If
-        more than two names do, none is changed.
+        Treat two names that differ in upper and lower case only as one gene, as human ``ERBB2`` and mouse ``Erbb2``.
     duplicates
         What to do with genes of one table that have the same name: ``"sum"`` adds their counts, ``"first"`` keeps
         the first, ``"error"`` raises.
@@ -98,8 +94,8 @@ def harmonize_genes(
     KeyError
         If no table has the `column`.
     ValueError
-        If fewer genes than `min_shared` are shared; if genes to be summed do not hold counts in ``X`` and every layer,
-        or have the same name under ``duplicates="error"``; or if a table has no genes. Nothing is changed then.
+        If fewer genes than `min_shared` are shared, genes to be summed do not hold counts, genes have the same name
+        under ``duplicates="error"``, or a table has no genes. Nothing is changed then.
 
     Examples
     --------
@@ -119,34 +115,31 @@ def harmonize_genes(
     kinds = [kind_of(one["shown"]) for one in given or genes]
     kind: Kind = ids or ("ensembl" if kinds.count("ensembl") > kinds.count("symbol") else "symbol")
     _name(given, genes, kind, ignore_case=ignore_case)
-    plans, params = [], []
+    options = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
+    options |= {"min_shared": min_shared, "version": version("spahgc")}
+    plans = []
     for i, (table, label, one) in enumerate(zip(tables, labels, genes, strict=True)):
         others = (name for other in [*genes[:i], *genes[i + 1 :]] for name in other["name"] if name)
         target = list(given[0]["shown"] if given else dict.fromkeys(others))
         n_shared = _count_shared(label, one, target, kind, min_shared)
-        plans.append(_plan(table, one, duplicates, label))
-        options = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
-        counts = {"n_before": len(one), "n_after": len(plans[-1][0]), "n_shared": n_shared}
-        params.append({**options, "min_shared": min_shared, **counts, "version": version("spahgc")})
+        names, group, report = _plan(table, one, duplicates, label)
+        counts = {"n_before": len(one), "n_after": len(names), "n_shared": n_shared}
+        plans.append((names, group, {keys.PARAMS: options | counts, "report": report}))
     # Nothing is changed before all tables were checked.
     results = [table.copy() if copy else table for table in tables]
     other_column, other = ("gene_ids", "id") if kind == "symbol" else ("gene_symbols", "symbol")
-    for result, one, (names, group, report), label, entry in zip(results, genes, plans, labels, params, strict=True):
+    for result, one, (names, group, entry), label in zip(results, genes, plans, labels, strict=True):
         if other_column not in result.var and kind_of(one["shown"]) != kind:
             result.var[other_column] = list(one[other])
         _apply(result, names, group)
-        result.uns[keys.GENES] = {keys.PARAMS: entry, "report": report}
-        happened = report["what"].value_counts().to_dict()
+        result.uns[keys.GENES] = entry
+        happened = entry["report"]["what"].value_counts().to_dict()
         logger.log(
             logging.WARNING if {"dropped", "kept"} & set(happened) else logging.INFO,
             "%s: %d genes, now %d, %d shared%s. See uns[%r]['report'].",
-            label,
-            entry["n_before"],
-            entry["n_after"],
-            entry["n_shared"],
-            "".join(f"; {n} {what}" for what, n in happened.items()),
-            keys.GENES,
-        )
+            label, len(one), len(names), entry[keys.PARAMS]["n_shared"],
+            "".join(f"; {n} {what}" for what, n in happened.items()), keys.GENES,
+        )  # fmt: skip
     if not copy:
         return None
     return results if several else results[0]
@@ -207,7 +200,8 @@ def _name(given: list[pd.DataFrame], tables: list[pd.DataFrame], kind: Kind, *, 
 
     What one table knows serves the others.
     """
-    pairs = _pairs(pd.concat([*given, *tables]))
+    pairs = pd.concat([*given, *tables])
+    pairs = pairs.loc[(pairs["symbol"] != "") & (pairs["id"] != ""), ["symbol", "id"]].drop_duplicates()
     spelling: dict[str, str] = {}
     for reference in given:  # its own names stay, versions and blanks included
         _canonical(reference, pairs, kind)
@@ -223,11 +217,6 @@ def _name(given: list[pd.DataFrame], tables: list[pd.DataFrame], kind: Kind, *, 
         spelling |= {name: name for name in same if name not in spelling}  # tables after this one are brought to it
 
 
-def _pairs(genes: pd.DataFrame) -> pd.DataFrame:
-    """Symbols and ids of the genes that have both."""
-    return genes.loc[(genes["symbol"] != "") & (genes["id"] != ""), ["symbol", "id"]].drop_duplicates()
-
-
 def _id_of_symbol(pairs: pd.DataFrame) -> pd.Series:
     """Id by symbol; empty if there are several."""
     ids = pairs.set_index("symbol")["id"]
@@ -240,7 +229,8 @@ def _canonical(genes: pd.DataFrame, pairs: pd.DataFrame, kind: Kind) -> None:
     remark = pd.Series("", index=genes.index, dtype=object)
     if kind == "symbol":
         name = gene.map(pairs.drop_duplicates("id").set_index("id")["symbol"]).fillna(symbol)  # the first table's
-        holder = name.map(_id_of_symbol(_pairs(genes)))
+        known = genes.loc[(symbol != "") & (gene != ""), ["symbol", "id"]].drop_duplicates()
+        holder = name.map(_id_of_symbol(known))
         moved = (symbol != "") & (name != symbol) & holder.notna() & (holder != gene)
         remark[moved] = "ambiguous: " + name[moved] + " is another gene in this table"
         name = name.mask(moved, symbol)

@@ -54,8 +54,7 @@ def tissue_grid(
     """Lay virtual spots over the tissue of slides with H&E only.
 
     Spots are as far apart as those of the reference, so that their tiles overlap as those that a model was trained on.
-    Tissue is segmented at about 8 um per pixel: Otsu's threshold on the green channel, closing, filling of small holes
-    and removal of small objects (scikit-image); black borders and pen marks are left out.
+    Tissue is segmented at about 8 um per pixel by Otsu's threshold; black borders and pen marks are left out.
 
     Parameters
     ----------
@@ -69,8 +68,7 @@ def tissue_grid(
     spot_diameter_um
         Diameter of a spot in micrometers; `None` takes the reference's, or 55 % of the pitch.
     layout
-        ``"hex"``: rows that are shifted by half a pitch against each other, as on Visium; ``"grid"``: rows and columns,
-        as on legacy arrays.
+        ``"hex"``: rows shifted by half a pitch, as on Visium; ``"grid"``: rows and columns, as on legacy arrays.
     min_tissue
         Least share of a spot's area that is tissue.
     image_key
@@ -107,10 +105,6 @@ def tissue_grid(
     ValueError
         If no tissue is found, the pitch or the micrometers per pixel are unknown or implausible, several images may be
         of one slide, or a table or shapes of other origin have the name. In all cases nothing is written.
-
-    See Also
-    --------
-    image_embedding : embeds the tiles of the spots.
 
     Examples
     --------

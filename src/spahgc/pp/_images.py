@@ -53,10 +53,15 @@ class PlacedImage:
 
     def levels(self, microns_per_unit: float) -> tuple[Level, ...]:
         """Resolutions to read tiles from, finest first."""
-        return tuple(
-            Level(array.transpose("c", "y", "x").data, affine, microns_per_unit / scale_of(affine))
-            for array, affine in zip(self.arrays, self.affines, strict=True)
-        )
+        return levels_of(self.arrays, self.affines, microns_per_unit)
+
+
+def levels_of(arrays: Sequence[Any], affines: Sequence[Float64], microns_per_unit: float) -> tuple[Level, ...]:
+    """Resolutions to read tiles from, finest first."""
+    return tuple(
+        Level(array.transpose("c", "y", "x").data, affine, microns_per_unit / scale_of(affine))
+        for array, affine in zip(arrays, affines, strict=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,25 +195,17 @@ def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> Pla
 
 def _holding_all(images: Sequence[PlacedImage], spots: RegionSpots) -> list[PlacedImage]:
     """Images that hold all spots, finest first; raises if there is none."""
-
-    def described(image: PlacedImage) -> tuple[str, str]:
-        low, high = (part(transformed(image.affines[0], spots.centers), axis=0) for part in (np.min, np.max))
-        size = f"{image.key!r} ({image.size[0]} x {image.size[1]} pixels)"
-        return size, f"lie around x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}"
-
-    ordered = sorted((image for image in images if image.inside.any()), key=lambda image: -image.pixels_per_unit)
-    if not ordered:
-        reasons = ["{} holds none of the spots, whose centers {}".format(*described(image)) for image in images]
-        raise ValueError(f"No image for slide {spots.name!r}. {'; '.join(reasons)}.")
+    ordered = sorted(images, key=lambda image: (not image.inside.any(), -image.pixels_per_unit))
     best = ordered[0]
     whole = [image for image in ordered if image.inside.all()]
     # A much coarser picture cannot stand in for the image that was meant.
     if not best.inside.all() and not any(image.pixels_per_unit > 0.5 * best.pixels_per_unit for image in whole):
-        size, span = described(best)
+        low, high = (part(transformed(best.affines[0], spots.centers), axis=0) for part in (np.min, np.max))
         raise ValueError(
             f"{int((~best.inside).sum())} of {len(best.inside)} spots of slide {spots.name!r} lie outside its image "
-            f"{size}; the centers {span}. Are x and y swapped, or are the coordinates those of another resolution? If "
-            "the image shows only a part of the tissue, remove the other spots from the table."
+            f"{best.key!r} ({best.size[0]} x {best.size[1]} pixels); the centers lie around x {low[0]:.0f} to "
+            f"{high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}. Are x and y swapped, or are the coordinates those of "
+            "another resolution? If the image shows only a part of the tissue, remove the other spots from the table."
         )
     return whole
 
@@ -284,13 +281,17 @@ def scans_of(
         raise KeyError(f"sdata has {problem}. Available: {format_names(sdata.images)}.")
     arrays = {key: resolutions(sdata.images[key]) for key in wanted}
     problems = {key: not_he(key, arrays[key][0], named=image_key is not None) for key in wanted}
-    usable = [key for key in wanted if not problems[key]]
-    if not usable or (image_key is not None and len(usable) < len(wanted)):
-        reasons = "; ".join(f"{key!r} {problem}" for key, problem in problems.items() if problem)
+    reasons = "; ".join(f"{key!r} {problem}" for key, problem in problems.items() if problem)
+    if all(problems.values()) or (image_key is not None and reasons):
         raise ValueError(f"No H&E image: {reasons}.")
+    chosen = (
+        wanted
+        if image_key is not None
+        else _one_per_slide({key: arrays[key][0] for key in wanted if not problems[key]})
+    )
     recorded = sdata.attrs.get(keys.MPP, {})
     scans = {}
-    for key in usable if image_key is not None else _one_per_slide({key: arrays[key][0] for key in usable}):
+    for key in chosen:
         mpp = given.get(key) if isinstance(given, Mapping) else given
         mpp = recorded.get(key) if mpp is None else mpp
         if mpp is None:
@@ -298,29 +299,28 @@ def scans_of(
                 f"The micrometers per pixel of image {key!r} are not known: sdata.attrs['{keys.MPP}'] has no entry for "
                 "it. Pass microns_per_pixel=<number>, or a dict by image."
             )
-        full, system = arrays[key][0], min(systems_of(sdata.images[key]))
-        affines = tuple(affine_between(full, array, system) for array in arrays[key])
-        image = PlacedImage(key, tuple(arrays[key]), affines, system, np.ones(0, dtype=bool))
-        scans[key] = image.levels(plausible_mpp(mpp, f"{keys.MPP} of image {key!r}"))
+        mpp = plausible_mpp(mpp, f"{keys.MPP} of image {key!r}")
+        system = min(systems_of(sdata.images[key]))
+        affines = [affine_between(arrays[key][0], array, system) for array in arrays[key]]
+        scans[key] = levels_of(arrays[key], affines, mpp)
     return scans
 
 
 def _one_per_slide(arrays: Mapping[str, Any]) -> list[str]:
     """Finest image of each slide; raises if images that share a coordinate system are not scans of one slide."""
     kept: list[str] = []
-    for key in sorted(arrays, key=lambda key: -arrays[key].sizes["x"] * arrays[key].sizes["y"]):
-        array = arrays[key]
-        finer = [other for other in kept if systems_of(array) & systems_of(arrays[other])]
-        for other in finer:
-            system = min(systems_of(array) & systems_of(arrays[other]))
-            size = np.array([arrays[other].sizes["x"], arrays[other].sizes["y"]])
-            own = np.array([[0.0, 0.0], [array.sizes["x"], array.sizes["y"]]])
-            off = np.abs(transformed(affine_between(array, arrays[other], system), own) - [(0, 0), size]).max()
-            if off >= 0.01 * size.max() or array.sizes["x"] == size[0]:
+    for key, array in sorted(arrays.items(), key=lambda item: -item[1].sizes["x"] * item[1].sizes["y"]):
+        size = np.array([array.sizes["x"], array.sizes["y"]], dtype=np.float64)
+        systems = {other: systems_of(array) & systems_of(arrays[other]) for other in kept}
+        for other in (other for other in kept if systems[other]):
+            finer = np.array([arrays[other].sizes["x"], arrays[other].sizes["y"]])
+            to_finer = affine_between(array, arrays[other], min(systems[other]))
+            off = np.abs(transformed(to_finer, np.array([0 * size, size])) - [(0, 0), finer]).max()
+            if off >= 0.01 * finer.max() or size[0] == finer[0]:
                 raise ValueError(
                     f"The images {format_names(sorted((other, key)))} share a coordinate system: are they scans of "
                     "one slide, or several slides? Pass image_key=<name or names>."
                 )
-        if not finer:
+        if not any(systems.values()):
             kept.append(key)
     return sorted(kept, key=list(arrays).index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -35,17 +35,12 @@ class Level:
         return (_BAND, _BAND) if chunks is None else (max(chunks[1]), max(chunks[2]))
 
 
-@dataclass(eq=False)
 class _Block:
-    """Place for a decoded block; the first thread that needs it decodes it, and others wait."""
+    """Place for the decoded block of a level, row and column; the first thread that needs it decodes it."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    pixels: NDArray[np.uint8] | None = None
-
-
-def _new_block(*_key: Any) -> _Block:
-    """Return an empty place; the arguments (level, row, column) are its key in the cache."""
-    return _Block()
+    def __init__(self, *_key: Any) -> None:
+        self.lock = threading.Lock()
+        self.pixels: NDArray[np.uint8] | None = None
 
 
 class BlockReader:
@@ -123,7 +118,7 @@ class TileReader:
         self.levels, self.pixels = list(levels), pixels
         largest = max(level.block[0] * level.block[1] * level.array.shape[0] for level in levels)
         self._n_blocks = max(1, cache_bytes // largest)
-        place = lru_cache(self._n_blocks)(_new_block)
+        place = lru_cache(self._n_blocks)(_Block)
         self._images = [
             BlockReader(level.array, f"image {image!r}, level {k}", place) for k, level in enumerate(levels)
         ]
@@ -183,11 +178,8 @@ def axis_weights(center: float, width: float, pixels: int) -> tuple[int, int, ND
     Image pixel i covers [i, i + 1). An output pixel at least as large as an image pixel is the exact mean over its
     extent; a smaller one is interpolated linearly between the centers of image pixels.
 
-    Returns
-    -------
-    First image pixel that is needed (may be negative), and one past the last; for each output pixel its first image
-    pixel relative to the first, int64 (pixels,); weights of the image pixels from there on, each row summing to 1,
-    float32 (pixels, taps).
+    Returns the first image pixel that is needed (may be negative), and one past the last; for each output pixel its
+    first image pixel relative to the first, (pixels,), and the weights from there on, (pixels, taps), which sum to 1.
     """
     step = width / pixels
     edges = center - width / 2 + step * np.arange(pixels + 1)
