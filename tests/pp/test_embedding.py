@@ -359,20 +359,16 @@ def test_an_encoder_of_another_resolution(make_sdata: Make, caplog: pytest.LogCa
     assert caplog.text.count("trained") == 1
 
 
-def test_an_image_that_is_coarser_than_the_tiles(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_tiles_and_the_resolution_of_the_image(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
     sdata = make_sdata()
-    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112)
-    assert "coarser" not in caplog.text
-    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112, microns_per_pixel={"A": 2.0, "B": 3.0})
-    assert "1 of 2 slides have coarser images than the tiles ('B: 3' um per pixel; tiles have 1)" in caplog.text
-
-
-def test_tiles_larger_than_the_image(make_sdata: Make) -> None:
-    sdata = make_sdata(("A",))
     message = r"A tile of 500 um is 250 pixels wide, but image 'A_image' .* has 300 x 240 pixels, 600 x 480 um at 2 um"
     with pytest.raises(ValueError, match=message):
         spahgc.pp.image_embedding(sdata, first_pixels, tile_px=32, tile_um=500.0)
     assert set(sdata["table"].obsm) == {"spatial"}
+    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112)
+    assert "coarser" not in caplog.text
+    spahgc.pp.image_embedding(sdata, first_pixels, tile_px=112, microns_per_pixel={"A": 2.0, "B": 3.0})
+    assert "1 of 2 slides have coarser images than the tiles ('B: 3' um per pixel; tiles have 1)" in caplog.text
 
 
 def test_black_tiles(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:

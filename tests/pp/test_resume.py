@@ -82,8 +82,8 @@ def _embed(sdata: Any, encoder: Any, **kwargs: Any) -> np.ndarray:
     return np.asarray(sdata["table"].obsm[KEY])
 
 
-def _stopped(sdata: Any, encoder: Callable[..., np.ndarray], after: int, **kwargs: Any) -> None:
-    """A run whose encoder fails after some batches."""
+def _until(encoder: Callable[..., np.ndarray], after: int) -> Callable[..., np.ndarray]:
+    """The encoder, which fails after some batches."""
     calls = []
 
     def failing(tiles: np.ndarray) -> np.ndarray:
@@ -92,13 +92,14 @@ def _stopped(sdata: Any, encoder: Callable[..., np.ndarray], after: int, **kwarg
             raise RuntimeError("power cut")
         return encoder(tiles)
 
-    failing.__name__, failing.__qualname__, failing.__module__ = (
-        encoder.__name__,
-        encoder.__qualname__,
-        encoder.__module__,
-    )
+    for name in ("__name__", "__qualname__", "__module__"):
+        setattr(failing, name, getattr(encoder, name))
+    return failing
+
+
+def _stopped(sdata: Any, encoder: Callable[..., np.ndarray], after: int) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
-        _embed(sdata, failing, **kwargs)
+        _embed(sdata, _until(encoder, after))
     assert KEY not in sdata["table"].obsm
     assert "cellularity" not in sdata["table"].obs
 
@@ -245,17 +246,8 @@ def test_runs_on_the_same_job_at_once(make_sdata: Make, cache: Path, module: Mod
 def test_several_objects_are_kept_until_all_are_done(make_sdata: Make, cache: Path, module: ModuleType) -> None:
     """Killed in the second object, the first, which was complete, is not embedded again."""
     objects = [make_sdata(), make_sdata(("A",))]
-    calls = []
-
-    def until(tiles: np.ndarray) -> np.ndarray:
-        calls.append(len(tiles))
-        if len(calls) > 36 + 9:
-            raise RuntimeError("power cut")
-        return np.asarray(module.projection(tiles))
-
-    until.__name__, until.__qualname__, until.__module__ = "projection", "projection", module.projection.__module__
     with pytest.raises(RuntimeError, match="power cut"):
-        spahgc.pp.image_embedding(objects, until, tile_px=16, batch_size=2)
+        spahgc.pp.image_embedding(objects, _until(module.projection, 36 + 9), tile_px=16, batch_size=2)
     assert KEY in objects[0]["table"].obsm
     assert KEY not in objects[1]["table"].obsm
     module.SEEN.clear()

@@ -20,7 +20,7 @@ from .._slides import Float64, normalize, spot_depth
 from .._tables._slots import are_counts, check_table, expression
 from ..io._image import resolutions
 from . import _alignment as kernel
-from ._images import PlacedImage, finest, placed_images
+from ._images import PlacedImage, finest, levels_of, placed_images
 from ._tissue import block_means, mask_factor, tissue_level, tissue_mask, under_tissue
 
 ON_TISSUE = 0.2  # share of spots on tissue that some candidate has to reach
@@ -293,7 +293,7 @@ def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> tuple[Fl
     mpp, longest = microns_per_unit / image.pixels_per_unit, max(image.size)
     low, high = LONGEST_UM
     mpp = mpp if low <= mpp * longest <= high else USUAL_UM / longest
-    level = tissue_level(image.levels(mpp * image.pixels_per_unit))
+    level = tissue_level(levels_of(image.arrays, image.affines, mpp * image.pixels_per_unit))
     factor = mask_factor(level.microns_per_pixel)
     rgb = block_means(level.array, factor)
     small = np.moveaxis(np.round(rgb * 255).astype(np.uint8), -1, 0)
@@ -350,9 +350,7 @@ def _components(table: AnnData, rows: NDArray[np.intp], layer: str | None) -> An
 
 def _by_array(table: AnnData, rows: NDArray[np.intp], pixels: Float64) -> tuple[bool | None, float]:
     """Whether array columns and rows run against x and y, if known, and the pitch in micrometers that they imply."""
-    if not {"array_row", "array_col"} <= set(table.obs.columns):
-        return None, float("nan")
-    grid = table.obs[["array_col", "array_row"]].iloc[rows].to_numpy(dtype=np.float64)
+    grid = table.obs.reindex(columns=["array_col", "array_row"]).iloc[rows].to_numpy(dtype=np.float64)
     if not np.isfinite(grid).all() or not (np.ptp(grid, axis=0) > 0).all():
         return None, float("nan")
     design = np.column_stack([grid, np.ones(len(grid))])

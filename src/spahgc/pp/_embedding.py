@@ -148,20 +148,19 @@ def image_embedding(
     objects: list[Any] = list(sdata) if several else [sdata]
     if not objects:
         raise ValueError("`sdata` is an empty list; it needs at least one SpatialData.")
-    names: list[str] = []
     slides: list[LocatedSlide] = []
-    numbers: list[range] = []
+    owners: list[tuple[Any, str, range]] = []  # objects, the names of their tables and the numbers of their slides
     for item in objects:
         try:
-            names.append(pick_table(item, table_key))
-            table = check_table(item.tables[names[-1]], what=f"sdata[{names[-1]!r}]")
-            _check_cellularity(table, names[-1])
+            name = pick_table(item, table_key)
+            table = check_table(item.tables[name], what=f"sdata[{name!r}]")
+            _check_cellularity(table, name)
             found = locate(item, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
         except Exception as error:
             if several:
-                error.add_note(f"In sdata[{len(names) - 1}].")
+                error.add_note(f"In sdata[{len(owners)}].")
             raise
-        numbers.append(range(len(slides), len(slides) + len(found)))
+        owners.append((item, name, range(len(slides), len(slides) + len(found))))
         slides += found
     # Loading weights may take minutes, so it comes after what is likely to fail.
     loaded = resolve(encoder, device=device, precision=precision)
@@ -174,12 +173,12 @@ def image_embedding(
     run: Run = partial(embed, workers=settings.workers(n_jobs))
     job = Job(tuple(slides), loaded, Tiling(tuple(tile_um * field for field in fields), pixels, batch))
     _check_tiles(job, tile_um)
-    for item, name, own in zip(objects, names, numbers, strict=True):
+    for item, name, own in owners:
         for number in own:
             check_spots(item.tables[name], slides[number])
     _ = job.probes  # raises if the files of an image are gone
     if copy:
-        objects = [shallow_copy(item, name) for item, name in zip(objects, names, strict=True)]
+        owners = [(shallow_copy(item, name), name, own) for item, name, own in owners]
     params = {
         "encoder": loaded.name,
         "recipe": dict(loaded.recipe),
@@ -196,12 +195,12 @@ def image_embedding(
     shown = settings.progress if progress is None else progress
     for finished, embedded in embed_slides(job, run, resume=resume, progress=shown):
         done[finished] = embedded
-        for item, name, own in zip(objects, names, numbers, strict=True):
+        for item, name, own in owners:
             if finished in own and all(number in done for number in own):
                 _write(item, name, key, [(slides[number], done.pop(number)) for number in own], params)
     if not copy:
         return None
-    return objects if several else objects[0]
+    return [item for item, *_ in owners] if several else owners[0][0]
 
 
 def _write(

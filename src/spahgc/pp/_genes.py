@@ -200,8 +200,7 @@ def _name(given: list[pd.DataFrame], tables: list[pd.DataFrame], kind: Kind, *, 
 
     What one table knows serves the others.
     """
-    pairs = pd.concat([*given, *tables])
-    pairs = pairs.loc[(pairs["symbol"] != "") & (pairs["id"] != ""), ["symbol", "id"]].drop_duplicates()
+    pairs = _pairs(pd.concat([*given, *tables]))
     spelling: dict[str, str] = {}
     for reference in given:  # its own names stay, versions and blanks included
         _canonical(reference, pairs, kind)
@@ -217,6 +216,11 @@ def _name(given: list[pd.DataFrame], tables: list[pd.DataFrame], kind: Kind, *, 
         spelling |= {name: name for name in same if name not in spelling}  # tables after this one are brought to it
 
 
+def _pairs(genes: pd.DataFrame) -> pd.DataFrame:
+    """Symbols and ids of the genes that have both."""
+    return genes.loc[(genes["symbol"] != "") & (genes["id"] != ""), ["symbol", "id"]].drop_duplicates()
+
+
 def _id_of_symbol(pairs: pd.DataFrame) -> pd.Series:
     """Id by symbol; empty if there are several."""
     ids = pairs.set_index("symbol")["id"]
@@ -229,8 +233,7 @@ def _canonical(genes: pd.DataFrame, pairs: pd.DataFrame, kind: Kind) -> None:
     remark = pd.Series("", index=genes.index, dtype=object)
     if kind == "symbol":
         name = gene.map(pairs.drop_duplicates("id").set_index("id")["symbol"]).fillna(symbol)  # the first table's
-        known = genes.loc[(symbol != "") & (gene != ""), ["symbol", "id"]].drop_duplicates()
-        holder = name.map(_id_of_symbol(known))
+        holder = name.map(_id_of_symbol(_pairs(genes)))
         moved = (symbol != "") & (name != symbol) & holder.notna() & (holder != gene)
         remark[moved] = "ambiguous: " + name[moved] + " is another gene in this table"
         name = name.mask(moved, symbol)

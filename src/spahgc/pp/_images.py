@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import format_names
-from .._geometry import PLAUSIBLE_MPP, scale_of, side_of, transformed
+from .._geometry import scale_of, side_of, transformed
 from .._links import RegionSpots, affine_between, microns_per_unit, plausible_mpp, regions, systems_of
 from .._settings import logger
 from .._slides import Float64
@@ -50,10 +50,6 @@ class PlacedImage:
     def footprint(self) -> Float64:
         """Two opposite corners in spot coordinates, (2, 2)."""
         return transformed(np.linalg.inv(self.affines[0]), np.array([(0, 0), self.size], dtype=np.float64))
-
-    def levels(self, microns_per_unit: float) -> tuple[Level, ...]:
-        """Resolutions to read tiles from, finest first."""
-        return levels_of(self.arrays, self.affines, microns_per_unit)
 
 
 def levels_of(arrays: Sequence[Any], affines: Sequence[Float64], microns_per_unit: float) -> tuple[Level, ...]:
@@ -103,12 +99,21 @@ def locate(
             if isinstance(recorded, Mapping)
         ]
         mpp, source = microns_per_unit(table, *spots, given=microns_per_pixel, recorded=scales)
-        levels = image.levels(mpp)
-        _check_resolution(image, levels, name, mpp, named=wanted is not None)
+        levels = levels_of(image.arrays, image.affines, mpp)
+        origin = f"Micrometers per pixel of image {image.key!r} (from {source} and the transformations)"
+        finest_mpp = plausible_mpp(levels[0].microns_per_pixel, origin)
+        if finest_mpp > COARSE_MPP and wanted is None:
+            logger.warning(
+                "The finest image of slide %r is %r with %.2g um per pixel, too coarse to see cells. Add the image at "
+                "full resolution (spatialdata_io.visium and visium_hd: fullres_image_file=...), or pass image_key=%r "
+                "if this is intended.",
+                name, image.key, finest_mpp, image.key,
+            )  # fmt: skip
+        _check_pages(levels[0].array, image.key)
         slides.append(LocatedSlide(name, rows, centers, image.key, levels, mpp, source, side_of(shapes)))
         logger.info(
             "%s: %d spots in image %r, %.4g um per pixel (%.4g um per unit of the spots' coordinates, from %s).",
-            name, len(rows), image.key, levels[0].microns_per_pixel, mpp, source,
+            name, len(rows), image.key, finest_mpp, mpp, source,
         )  # fmt: skip
     return slides
 
@@ -240,30 +245,14 @@ def finest(images: Sequence[PlacedImage], name: str) -> PlacedImage:
     return same[0]
 
 
-def _check_resolution(image: PlacedImage, levels: Sequence[Level], name: str, mpp: float, *, named: bool) -> None:
-    """Raise if the pixels of an image have an implausible size; warn if it is coarse or slow to read."""
-    finest_mpp = levels[0].microns_per_pixel
-    low, high = PLAUSIBLE_MPP
-    if not low <= finest_mpp <= high:
-        raise ValueError(
-            f"Image {image.key!r} would have {finest_mpp:.3g} um per pixel, with {mpp:g} um per unit of the spots' "
-            f"coordinates; an H&E image has between {low:g} and {high:g}. Check microns_per_pixel and the "
-            "transformations."
-        )
-    if finest_mpp > COARSE_MPP and not named:
-        logger.warning(
-            "The finest image of slide %r is %r with %.2g um per pixel, too coarse to see cells. Add the image at full "
-            "resolution (spatialdata_io.visium and visium_hd: fullres_image_file=...), or pass image_key=%r if this "
-            "is intended.",
-            name, image.key, finest_mpp, image.key,
-        )  # fmt: skip
-    # As dask-image reads a TIFF.
-    layers = getattr(getattr(levels[0].array, "dask", None), "layers", ())
-    if levels[0].array[0].size > LARGE and any(str(layer).startswith("_map_read_frame") for layer in layers):
+def _check_pages(array: Any, key: str) -> None:
+    """Warn if a large image is read from whole pages, as dask-image reads a TIFF."""
+    layers = getattr(getattr(array, "dask", None), "layers", ())
+    if array[0].size > LARGE and any(str(layer).startswith("_map_read_frame") for layer in layers):
         logger.warning(
             "Image %r is read from a file of whole pages, decoded anew for every block: this takes many times as long. "
             "Write the slide first: sdata.write('slide.zarr'); sdata = spatialdata.read_zarr('slide.zarr').",
-            image.key,
+            key,
         )
 
 
