@@ -115,9 +115,9 @@ def harmonize_genes(
     kinds = [kind_of(one["shown"]) for one in given or genes]
     kind: Kind = ids or ("ensembl" if kinds.count("ensembl") > kinds.count("symbol") else "symbol")
     _name(given, genes, kind, ignore_case=ignore_case)
-    options = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
+    options: dict[str, Any] = {"ids": kind, "column": column, "ignore_case": ignore_case, "duplicates": duplicates}
     options |= {"min_shared": min_shared, "version": version("spahgc")}
-    plans = []
+    plans: list[tuple[list[str], NDArray[np.intp], dict[str, Any]]] = []
     for i, (table, label, one) in enumerate(zip(tables, labels, genes, strict=True)):
         others = (name for other in [*genes[:i], *genes[i + 1 :]] for name in other["name"] if name)
         target = list(given[0]["shown"] if given else dict.fromkeys(others))
