@@ -60,8 +60,7 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     evidence = ("inside", "on_tissue", "outline", "expression", "score")
     columns = ["verdict", "fix", "fixed", "image", "pitch_um", "platform_um", *(f"given_{name}" for name in evidence)]
     columns += ["candidate", *(f"candidate_{name}" for name in evidence)]
-    rows = [{name: entry[name] for name in columns} for entry in slides.values()]
-    return pd.DataFrame(rows, index=pd.Index(slides, name="slide"), columns=columns)
+    return pd.DataFrame(list(slides.values()), index=pd.Index(slides, name="slide"), columns=columns)
 
 
 @checked()

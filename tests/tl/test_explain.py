@@ -174,8 +174,6 @@ def test_errors(models: dict[str, Model], target: AnnData) -> None:
         spahgc.tl.explain(models["knn"], target)
     with pytest.raises(ValueError, match="of at least 1, got 0"):
         explained(models["knn"], target, n_references=0)
-    with pytest.raises(KeyError, match="no prediction 'other'"):
-        explained(models["knn"], target, key="other")
     assert "spahgc_evidence" not in target.uns
 
 
