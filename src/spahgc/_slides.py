@@ -9,18 +9,16 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ._checks import checked
+
 Float32 = NDArray[np.float32]
-
-
 Float64 = NDArray[np.float64]
-
-
 SplitBy = Literal["patient", "slide"]
 """Unit held out when tuning: patients, to predict new patients, or slides, to predict further slides of known ones."""
 BLOCK = 8192
@@ -104,33 +102,25 @@ class Stack(Rows):
 
     def __init__(self, parts: Sequence[NDArray[np.floating] | Rows]) -> None:
         self._parts = tuple(parts)
-        self._ends = np.cumsum([len(part) for part in self._parts])
-        self.shape = (int(self._ends[-1]), self._parts[0].shape[1])
+        self._starts = np.cumsum([0, *map(len, parts)])[:-1]
+        self.shape = (sum(map(len, parts)), parts[0].shape[1])
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Float32:
         if isinstance(rows, slice):
-            return self._between(*rows.indices(len(self))[:2])
+            start, stop, _ = rows.indices(len(self))
+            ranges = [slice(max(start - first, 0), max(stop - first, 0)) for first in self._starts.tolist()]
+            found = [part[of_part] for part, of_part in zip(self._parts, ranges, strict=True)]
+            found = [np.asarray(block, dtype=np.float32) for block in found if len(block)] or found[:1]
+            return found[0] if len(found) == 1 else np.concatenate(found)
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"Rows {index.min()} to {index.max()} are asked for; there are rows 0 to {len(self) - 1}.")
         out = np.empty((*index.shape, self.shape[1]), np.float32)
-        part_of = np.searchsorted(self._ends, index, side="right")
+        part_of = np.searchsorted(self._starts, index, side="right") - 1
         for i in np.unique(part_of):
             here = part_of == i
-            out[here] = self._parts[i][index[here] - (self._ends[i] - len(self._parts[i]))]
+            out[here] = self._parts[i][index[here] - self._starts[i]]
         return out
-
-    def _between(self, start: int, stop: int) -> Float32:
-        found = []
-        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
-            first = end - len(part)
-            if first < stop and start < end:
-                found.append(np.asarray(part[max(start - first, 0) : min(stop - first, len(part))], dtype=np.float32))
-        return found[0] if len(found) == 1 else np.concatenate(found or [np.empty((0, self.shape[1]), np.float32)])
-
-
-def _unread(array: object) -> bool:
-    return isinstance(array, Rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +184,6 @@ class Slide:
 
     def read(self) -> Slide:
         """Return the slide with embedding and expression in memory."""
-        if not (_unread(self.embedding) or _unread(self.expression)):
-            return self
         expression = None if self.expression is None else np.asarray(self.expression)
         return replace(self, embedding=np.asarray(self.embedding), expression=expression)
 
@@ -328,8 +316,7 @@ def check_no_shared_patients(
 
     `allow_shared_patients` permits other slides of the same patients, never the held-out slide itself.
     """
-    known = {slide.name for slide in reference}
-    inside = sorted(slide.name for slide in held_out if slide.name in known)
+    inside = sorted({slide.name for slide in held_out} & {slide.name for slide in reference})
     if inside:
         raise ValueError(
             f"Held-out slides {', '.join(map(repr, inside))} are also part of the reference, so training would see "
@@ -356,9 +343,10 @@ def _names_of(slides: Iterable[Slide], patient: str) -> str:
 
 def standardize(slide: Slide) -> Slide:
     """Standardize a slide's embedding per feature over its own spots; constant features become 0."""
-    mean, scale = standardization(slide.embedding)
-    scaled = Rows(slide.embedding, mean=mean, scale=scale)
-    return replace(slide, embedding=cast("Float32", scaled) if _unread(slide.embedding) else np.asarray(scaled))
+    embedding: Any = slide.embedding
+    mean, scale = standardization(embedding)
+    scaled: Any = Rows(embedding, mean=mean, scale=scale)
+    return replace(slide, embedding=scaled if isinstance(embedding, Rows) else np.asarray(scaled))
 
 
 def standardization(embedding: Float32) -> tuple[Float64, Float64]:
@@ -373,15 +361,12 @@ def standardization(embedding: Float32) -> tuple[Float64, Float64]:
 
 
 Normalize = Literal["log1p", "log10", "none"]
-UNITS: dict[str, str] = {
-    "log1p": "log1p counts per 10k",
-    "log10": "log10(counts + 1)",
-    "none": "as given",
-}
+UNITS = {"log1p": "log1p counts per 10k", "log10": "log10(counts + 1)", "none": "as given"}
 """Expression unit of each normalization."""
 TARGET_SUM = 1e4
 
 
+@checked()
 def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] | None = None) -> Float32:
     """Normalize counts (n_obs, n_vars), dense or sparse, to dense float32 (n_obs, n_genes).
 
@@ -389,8 +374,6 @@ def normalize(counts: Any, how: Normalize = "log1p", *, genes: NDArray[np.intp] 
     depth; ``"none"``: unchanged. `genes` selects columns; depth is always the sum over all columns. Spots without
     counts are all zero.
     """
-    if how not in get_args(Normalize):
-        raise ValueError(f"`normalize` must be one of {', '.join(map(repr, get_args(Normalize)))}, got {how!r}.")
     depth = spot_depth(counts)
     chosen = counts if genes is None else counts[:, genes]
     values = np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, dtype=np.float64)

@@ -193,13 +193,13 @@ def test_errors(cohort, small):
     with pytest.raises(ValueError, match="no finite score"):
         train(slides, small, validate=lambda model: float("nan"))
     (data, y), *rest = slides
-    with pytest.raises(ValueError, match="the same features and genes"):
-        train([(data, y[:, :3]), *rest], small)
-    with pytest.raises(ValueError, match=r"'slide 0' must be .* with 24 spots, got \(23, 5\)"):
+    message = r"'slide {}' has embeddings \(24, {}\) and expression \({}\), .*the features and genes of 'slide 0', "
+    with pytest.raises(ValueError, match=message.format(0, 6, "23, 5")):
         train([(data, y[:23]), *rest], small)
-    other = cohort(n_features=4)[0]
-    with pytest.raises(ValueError, match=r"'slide 0' \(4, 5\), 'slide 1' \(6, 5\)"):
-        train([other, *rest], small)
+    with pytest.raises(ValueError, match=message.format(1, 6, "24, 3") + r"\(6, 5\)"):
+        train([slides[0], (data, y[:, :3])], small)
+    with pytest.raises(ValueError, match=message.format(1, 4, "24, 5") + r"\(6, 5\)"):
+        train([slides[0], cohort(n_features=4)[0]], small)
 
 
 def test_paper_preset_runs(cohort):

@@ -113,26 +113,21 @@ class ContextRows(Rows):
         if len(self) > BLOCK:
             self._scores = self._last = None
 
-    def _components(self) -> Float32:
-        """Component scores of all spots, (n_spots, r)."""
-        if self._scores is None:
-            self._scores = np.empty((len(self), self._pca.axes.shape[1]), np.float32)
-            for rows in blocks(len(self)):
-                self._scores[rows] = self._pca(self._embedding[rows])
-        return self._scores
-
     def _unscaled(self, rows: slice) -> Float64:
         """Component scores of spots and their means over each ring; the last block is cached."""
         if self._last is None or self._last[0] != rows:
-            scores = self._components()
-            spot = scores[rows].astype(np.float64)
+            if self._scores is None:
+                self._scores = np.empty((len(self), self._pca.axes.shape[1]), np.float32)
+                for block in blocks(len(self)):
+                    self._scores[block] = self._pca(self._embedding[block])
+            spot = self._scores[rows].astype(np.float64)
             if not self._rings:
                 return spot
             nearest = self._neighbors(max(self._rings), rows)
             # One neighbor at a time: a gather of all 60 would be 60 copies of the block. The rings are nested.
             total, parts, n = np.zeros_like(spot), [spot], nearest.shape[1]
             for k in range(n):
-                total += scores[nearest[:, k]]
+                total += self._scores[nearest[:, k]]
                 parts += [total / (k + 1)] * sum(min(ring, n) == k + 1 for ring in self._rings)
             self._last = rows, np.concatenate(parts if n else [spot] * (1 + len(self._rings)), axis=1)
         return self._last[1]

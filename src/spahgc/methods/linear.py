@@ -150,12 +150,12 @@ class Ridge(BlockwiseMethod):
         values = self._standardize(cohort, GeneScale.fit(cohort) if self.relative else GeneScale.identity(cohort))
         features = {slide.name: np.asarray(self._features(slide)) for slide in cohort}
         stacked = np.concatenate(list(features.values()))
-        candidates: dict[str, Any] = {"penalties": PENALTIES, "sizes": SIZES, "smoothings": self._smoothings()}
+        candidates: dict[str, Any] = {}
         if self.penalty is not None:
             variance = max(float(stacked.astype(np.float64).var(axis=0).sum()), 1e-300)
-            relative = self.penalty / (cohort.n_spots * variance)
-            candidates |= {"penalties": (relative,), "sizes": (self.n_components,)}
-        self.tuned = tune(cohort, features, values, split_by=run.split_by, **candidates)
+            candidates = {"penalties": (self.penalty / (cohort.n_spots * variance),), "sizes": (self.n_components,)}
+        smoothings = self._smoothings()
+        self.tuned = tune(cohort, features, values, split_by=run.split_by, smoothings=smoothings, **candidates)
         self._fit = LinearFit.fit(stacked, np.concatenate(list(values.values())), *self.tuned[1:])
         return self
 

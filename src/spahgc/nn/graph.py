@@ -22,36 +22,15 @@ Index = NDArray[np.intp]
 
 
 class GraphTensors(NamedTuple):
-    """Tensors of a graph that the network reads; see :meth:`of`."""
+    """Tensors of a graph that the network reads."""
 
-    target: Tensor
-    reference: Tensor
+    target: Tensor  # embeddings of the target spots, (n, n_features)
+    reference: Tensor  # joint features [z_r | y_r] of the reference nodes, (m, n_features + n_genes)
     near: Edges
     close: Edges
     refer: Edges
-    back: Edges
-    core: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls,
-        target: Tensor,
-        reference: Tensor,
-        *,
-        near: Tensor,
-        close: Tensor,
-        references: Tensor,
-        core: Tensor | None = None,
-    ) -> GraphTensors:
-        """Make them from tables of neighbors, as in :class:`SlideGraph`.
-
-        `target` has the embeddings of the target spots, (n, n_features), `reference` the joint features [z_r | y_r] of
-        the reference nodes, (m, n_features + n_genes), and `core` the target spots for the supervised loss, int64
-        (n_core,), `None` for all: in a block of a slide (:func:`spatial_blocks`), the others surround it.
-        """
-        n, m = len(target), len(reference)
-        refer = Edges.of(references, m)
-        return cls(target, reference, Edges.of(near, n), Edges.of(close, m), refer, refer.reversed(), core)
+    back: Edges  # `refer` reversed
+    core: Tensor | None = None  # target spots for the supervised loss (the others surround a block), None for all
 
     def to(self, device: str | torch.device) -> GraphTensors:
         """The same graph on a device; tensors that are there already are shared."""
@@ -112,9 +91,12 @@ class SlideGraph(NamedTuple):
 
     def tensors(self, core: Tensor | None = None) -> GraphTensors:
         """The graph as tensors, with all features read."""
-        near, close, references = map(torch.from_numpy, (self.near, self.close, self.references))
-        features = torch.from_numpy(np.array(self.features[:], dtype=np.float32))
-        return GraphTensors.of(features, self.joint, near=near, close=close, references=references, core=core)
+        target, reference = torch.from_numpy(np.array(self.features[:], dtype=np.float32)), self.joint
+        near, close, refer = (
+            Edges.of(torch.from_numpy(table), len(senders))
+            for table, senders in ((self.near, target), (self.close, reference), (self.references, reference))
+        )
+        return GraphTensors(target, reference, near, close, refer, refer.reversed(), core)
 
 
 @checked(n_references=at_least(1), n_near=at_least(1), n_close=at_least(1))

@@ -94,24 +94,20 @@ def fit(
         values = torch.stack(rows)
         if fabric is not None:
             values = _stacked(values, fabric).transpose(0, 1).flatten(0, 1)[: len(order)]
-        _record(history, values.cpu(), list(terms), [names[i] for i in order], epoch)
+        values = values.cpu()
+        bad = (~values.isfinite().all(dim=1)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            found = ", ".join(f"{term} {value:g}" for term, value in zip(terms, values[first].tolist(), strict=True))
+            raise FloatingPointError(
+                f"The loss became NaN or infinite in epoch {epoch + 1}, on {names[order[first]]!r} ({found}). Look for "
+                "extreme values in its embedding or expression, or use a smaller learning_rate."
+            )
+        for term, value in zip(terms, values.double().mean(dim=0).tolist(), strict=True):
+            history.setdefault(term, []).append(value)
         if after_epoch is not None and after_epoch(history):
             break
     return history
-
-
-def _record(history: History, values: Tensor, terms: list[str], names: list[str], epoch: int) -> None:
-    """Add the means of an epoch's terms, (n_slides, n_terms), to the history; raise if one is not finite."""
-    bad = (~values.isfinite().all(dim=1)).nonzero()
-    if len(bad):
-        first = int(bad[0])
-        found = ", ".join(f"{term} {value:g}" for term, value in zip(terms, values[first].tolist(), strict=True))
-        raise FloatingPointError(
-            f"The loss became NaN or infinite in epoch {epoch + 1}, on {names[first]!r} ({found}). Look for extreme "
-            "values in its embedding or expression, or use a smaller learning_rate."
-        )
-    for term, value in zip(terms, values.double().mean(dim=0).tolist(), strict=True):
-        history.setdefault(term, []).append(value)
 
 
 def share(order: list[int], fabric: Fabric | None) -> list[tuple[int, float]]:
@@ -336,18 +332,16 @@ def _check_slides(
     graphs: Sequence[tuple[GraphTensors, Tensor]], names: Sequence[str]
 ) -> tuple[int, list[tuple[int, int]]]:
     """Number of genes, and of each graph's target and reference nodes; raise if the slides do not fit together."""
-    if len(graphs) == 0:
-        raise ValueError("There are no slides to train on.")
-    shapes, sizes = [], []
+    first, sizes = None, []
     for name, (graph, expression) in zip(names, graphs, strict=True):
-        if expression.ndim != 2 or len(expression) != len(graph.target):
+        n_spots, *shape = *graph.target.shape, expression.shape[-1]
+        first = first or (name, shape)
+        if tuple(expression.shape) != (n_spots, shape[1]) or shape != first[1]:
             raise ValueError(
-                f"Expression of {name!r} must be (n_spots, n_genes) with {len(graph.target)} spots, got "
-                f"{tuple(expression.shape)}."
+                f"Slide {name!r} has embeddings {tuple(graph.target.shape)} and expression {tuple(expression.shape)}, "
+                f"but both must have a row per spot, and the features and genes of {first[0]!r}, {tuple(first[1])}."
             )
-        shapes.append((graph.target.shape[1], expression.shape[1]))
-        sizes.append((len(graph.target), len(graph.reference)))
-    if len(set(shapes)) > 1:
-        found = ", ".join(f"{name!r} {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise ValueError(f"All slides must have the same features and genes, got (n_features, n_genes): {found}.")
-    return shapes[0][1], sizes
+        sizes.append((n_spots, len(graph.reference)))
+    if first is None:
+        raise ValueError("There are no slides to train on.")
+    return first[1][1], sizes
