@@ -12,7 +12,7 @@ import torch
 import spahgc
 from spahgc._slides import Cohort, Slide, expression_of, standardize
 from spahgc._tables._cohorts import reference_cohort
-from spahgc.methods import METHODS, GeneMean, Method, NetworkMethod, Run, get_method
+from spahgc.methods import METHODS, GeneMean, NetworkMethod, Run, get_method
 from spahgc.methods.network import UNTUNED_EPOCHS, ExpressionScale
 from spahgc.metrics import pearson, rmse
 
@@ -21,17 +21,14 @@ SMALL: dict[str, Any] = {"epochs": 3, "hidden": 16}
 SPATIAL = ("hist2st", "histogene", "m2ost", "mclstexp", "thitogene", "triplex")
 
 
-def test_all_nine_are_there() -> None:
+def test_all_nine_say_where_they_are_from_and_what_they_need() -> None:
     assert {name for name, method in METHODS.items() if issubclass(method, NetworkMethod)} == set(BASELINES)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_says_where_it_is_from_and_what_it_needs(name: str) -> None:
-    method = METHODS[name]
-    assert "Source: " in (method.__doc__ or "")
-    assert "leaves out" in (method.__doc__ or "")
-    assert method.stochastic
-    assert method.needs == ({"embedding", "coordinates"} if name in SPATIAL else {"embedding"})
+    for name in BASELINES:
+        method, text = METHODS[name], METHODS[name].__doc__ or ""
+        assert "Source: " in text
+        assert "leaves out" in text
+        assert method.stochastic
+        assert method.needs == ({"embedding", "coordinates"} if name in SPATIAL else {"embedding"})
 
 
 # What they learn.
@@ -44,16 +41,8 @@ def synthetic() -> tuple[Cohort, Slide, np.ndarray]:
     spahgc.pp.image_embedding(sdata, progress=False)
     table = sdata["table"]
     genes = list(table.var_names)
-    whole, _ = reference_cohort(
-        table,
-        panel=genes,
-        normalize="log1p",
-        use_rep=None,
-        library_key=None,
-        patient_key="patient",
-        layer=None,
-    )
-    whole = whole.standardized()
+    options = {"normalize": "log1p", "use_rep": None, "library_key": None, "patient_key": "patient", "layer": None}
+    whole = reference_cohort(table, panel=genes, **options)[0].standardized()
     planted = table.var["planted"].to_numpy()[[genes.index(gene) for gene in whole.genes]]
     return whole.subset(["S1", "S2", "S3", "S4"]), whole.subset(["S5"]).slides[0], planted
 
@@ -73,9 +62,14 @@ def test_learns_the_planted_genes(name: str, synthetic: tuple[Cohort, Slide, np.
 # How they are fitted.
 
 
+@pytest.fixture(scope="module")
+def fitted(cohort: Cohort) -> dict[str, Any]:
+    return {name: get_method(name, **SMALL).fit(cohort, Run(device="cpu")) for name in BASELINES}
+
+
 @pytest.mark.parametrize("name", BASELINES)
-def test_history(name: str, cohort: Cohort) -> None:
-    history = get_method(name, **SMALL).fit(cohort, Run(device="cpu")).history()
+def test_history(name: str, fitted: dict[str, Any]) -> None:
+    history = dict(fitted[name].history())
     (chosen,) = history.pop("chosen_epoch")
     validation = history.pop("validation")
     assert 1 <= chosen <= 3
@@ -170,6 +164,10 @@ def test_units_of_expression(name: str, factor: float, cohort: Cohort, target: S
         ("hist2st", {"likelihood_weight": -1}, "`likelihood_weight` must be a finite number of at least 0"),
         ("triplex", {"alpha": 2.0}, "`alpha` must be a finite number between 0 and 1"),
         ("m2ost", {"n_layers": 0}, "`n_layers` must be an integer of at least 1"),
+        ("context_kernel", {"penalty": 0}, "`penalty` must be a finite number greater than 0, got 0"),
+        ("knn", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1, got 0"),
+        ("smoothed_ridge", {"n_neighbors": -1}, "`n_neighbors` must be an integer of at least 0 or None, got -1"),
+        ("smoothed_ridge", {"neighbor_weight": 2}, "`neighbor_weight` must be a finite number between 0 and 1, got 2"),
     ],
 )
 def test_parameters(name: str, wrong: dict[str, Any], message: str) -> None:
@@ -188,8 +186,8 @@ def test_what_the_parameters_and_the_reference_must_fit(cohort: Cohort) -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_positions_are_used_where_they_are_needed(name: str, cohort: Cohort, target: Slide) -> None:
-    method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
+def test_positions_are_used_where_they_are_needed(name: str, fitted: dict[str, Any], target: Slide) -> None:
+    method = fitted[name]
     moved = replace(target, coordinates=np.random.default_rng(0).permutation(target.coordinates))
     unit = replace(target, coordinates=target.coordinates * 7 + 1000)
     found = method.predict(target)
@@ -209,27 +207,25 @@ def test_mclstexp_uses_the_positions_of_the_reference(cohort: Cohort, target: Sl
 
 
 @pytest.mark.parametrize("name", ["histogene", "hist2st", "thitogene", "triplex"])
-def test_a_spot_is_seen_in_view_of_its_slide(name: str, cohort: Cohort, target: Slide) -> None:
-    method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
+def test_a_spot_is_seen_in_view_of_its_slide(name: str, fitted: dict[str, Any], target: Slide) -> None:
     embedding = target.embedding.copy()
     embedding[35] = -embedding[35]
-    changed = method.predict(replace(target, embedding=embedding)) != method.predict(target)
+    changed = fitted[name].predict(replace(target, embedding=embedding)) != fitted[name].predict(target)
     assert changed[0].any()
 
 
-def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, target: Slide) -> None:
-    method = get_method("m2ost", **SMALL).fit(cohort, Run(device="cpu"))
+def test_m2ost_sees_two_rings_and_no_further(cohort: Cohort, fitted: dict[str, Any], target: Slide) -> None:
+    method = fitted["m2ost"]
     embedding = target.embedding.copy()
     embedding[14] += 3
     changed = (method.predict(replace(target, embedding=embedding)) != method.predict(target)).any(axis=1)
     distance = np.linalg.norm(target.coordinates - target.coordinates[14], axis=1)
     assert changed[distance < 1.5].all()
     assert not changed[distance > 4].any()
-    views = method.inputs(target, cohort, ExpressionScale.fit(cohort))  # type: ignore[attr-defined]
+    views = method.inputs(target, cohort, ExpressionScale.fit(cohort))
     for i in range(len(target)):
-        order = np.lexsort(
-            (np.arange(36), np.round(np.linalg.norm(target.coordinates - target.coordinates[i], axis=1), 9))
-        )
+        distance = np.linalg.norm(target.coordinates - target.coordinates[i], axis=1)
+        order = np.argsort(np.round(distance, 9), kind="stable")
         order = order[order != i]
         for view, members in zip(views, ([i], order[:6], order[6:18]), strict=True):
             np.testing.assert_allclose(view[i], target.embedding[members].mean(axis=0), atol=1e-5)
@@ -310,10 +306,8 @@ def test_the_expression_held_out_while_choosing_epochs_trains_nothing(
 
 
 @pytest.mark.parametrize("name", SPATIAL)
-def test_a_large_slide(name: str, cohort: Cohort) -> None:
+def test_a_large_slide(name: str, fitted: dict[str, Any]) -> None:
     """Four thousand spots, as many as a Visium slide has."""
     rng = np.random.default_rng(0)
-    n = 4000
-    large = Slide("t", None, rng.normal(size=(n, 12)).astype(np.float32), rng.uniform(0, 60, (n, 2)))
-    method: Method = get_method(name, **SMALL).fit(cohort, Run(device="cpu"))
-    assert np.isfinite(method.predict(large)).all()
+    large = Slide("t", None, rng.normal(size=(4000, 12)).astype(np.float32), rng.uniform(0, 60, (4000, 2)))
+    assert np.isfinite(fitted[name].predict(large)).all()

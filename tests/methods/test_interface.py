@@ -46,7 +46,7 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_prediction(fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide) -> None:
+def test_prediction_and_history(fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide) -> None:
     method = fitted[variant]
     assert isinstance(method, Method)
     found = method.predict(target)
@@ -54,6 +54,9 @@ def test_prediction(fitted: dict[str, Method], variant: str, cohort: Cohort, tar
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(method.predict(target), found)
+    history = method.history()
+    assert json.loads(json.dumps(history)) == history
+    assert all(isinstance(curve, list) and all(isinstance(v, float) for v in curve) for curve in history.values())
 
 
 class Blocks:
@@ -114,8 +117,12 @@ def test_fit_returns_itself_and_changes_no_slide(variant: str, cohort: Cohort, t
     np.testing.assert_array_equal(target.embedding, embedding)
 
 
-def test_one_seed_gives_one_fit(fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide) -> None:
-    again = new(variant).fit(cohort, Run(seed=1))
+def test_one_seed_and_the_same_params_give_one_fit(
+    fitted: dict[str, Method], variant: str, cohort: Cohort, target: Slide
+) -> None:
+    params = json.loads(json.dumps(fitted[variant].params()))
+    again = get_method(fitted[variant].name, **params).fit(cohort, Run(seed=1))
+    assert again.params() == fitted[variant].params() == params
     np.testing.assert_array_equal(again.predict(target), fitted[variant].predict(target))
     other = new(variant).fit(cohort, Run(seed=2))
     for name, array in again.state().items():
@@ -124,15 +131,6 @@ def test_one_seed_gives_one_fit(fitted: dict[str, Method], variant: str, cohort:
         assert not np.array_equal(other.predict(target), again.predict(target))
     else:
         np.testing.assert_array_equal(other.predict(target), again.predict(target))
-
-
-def test_params_make_it_again(variant: str, cohort: Cohort, target: Slide, fitted: dict[str, Method]) -> None:
-    method = fitted[variant]
-    params = json.loads(json.dumps(method.params()))
-    assert params == method.params()
-    again = get_method(method.name, **params)
-    assert again.params() == params
-    np.testing.assert_array_equal(again.fit(cohort, Run(seed=1)).predict(target), method.predict(target))
 
 
 def test_state_restores_it(variant: str, cohort: Cohort, target: Slide, fitted: dict[str, Method]) -> None:
@@ -177,12 +175,6 @@ def test_restores_without_reading_the_reference(
         np.testing.assert_array_equal(array, rows[name])
 
 
-def test_history_is_curves_of_numbers(fitted: dict[str, Method], variant: str) -> None:
-    history = fitted[variant].history()
-    assert json.loads(json.dumps(history)) == history
-    assert all(isinstance(curve, list) and all(isinstance(v, float) for v in curve) for curve in history.values())
-
-
 def test_spots_one_by_one(fitted: dict[str, Method], cohort: Cohort, target: Slide) -> None:
     """Methods that look at a spot alone give it the same prediction without the others."""
     for variant in ("gene_mean", "knn", "knn 3", "ridge"):
@@ -190,19 +182,16 @@ def test_spots_one_by_one(fitted: dict[str, Method], cohort: Cohort, target: Sli
         np.testing.assert_allclose(part, fitted[variant].predict(target)[[7, 3]], atol=1e-6)
 
 
-def test_single_spot(fitted: dict[str, Method], variant: str, target: Slide) -> None:
-    assert np.isfinite(fitted[variant].predict(target.take(np.array([0])))).all()
+def test_a_single_spot_and_a_slide_that_shows_nothing(fitted: dict[str, Method], variant: str, target: Slide) -> None:
+    """Standardised, a constant embedding is zero: it is predicted, with numbers."""
+    for slide in (target.take(np.array([0])), replace(target, embedding=target.embedding * 0)):
+        assert np.isfinite(fitted[variant].predict(slide)).all()
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if METHODS[v.split()[0]].min_slides == 1 and "paper" not in v])
 def test_one_slide_is_enough_where_it_says_so(variant: str, cohort: Cohort, target: Slide) -> None:
     method = new(variant).fit(cohort.subset(["a"]), Run())
     assert np.isfinite(method.predict(target)).all()
-
-
-def test_a_slide_that_shows_nothing(fitted: dict[str, Method], variant: str, target: Slide) -> None:
-    """Standardised, a constant embedding is zero: it is predicted, with numbers."""
-    assert np.isfinite(fitted[variant].predict(replace(target, embedding=target.embedding * 0))).all()
 
 
 def test_constant_genes(variant: str, cohort: Cohort, target: Slide) -> None:

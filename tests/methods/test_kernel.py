@@ -72,8 +72,3 @@ def test_surroundings_count(cohort: Cohort, target: Slide) -> None:
     shuffled = target.coordinates[np.random.default_rng(0).permutation(len(target))]
     moved = Slide(target.name, target.patient, target.embedding, shuffled)
     assert np.abs(fitted.predict(moved) - fitted.predict(target)).max() > 1e-3
-
-
-def test_penalty_is_positive() -> None:
-    with pytest.raises(ValueError, match="`penalty` must be a finite number greater than 0, got 0"):
-        ContextKernel(penalty=0)

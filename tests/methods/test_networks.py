@@ -232,17 +232,14 @@ def stnet() -> Callable[..., STNet]:
     return make
 
 
-def test_fit_lowers_the_loss_and_is_reproducible(cohort: Cohort, stnet: Callable[..., STNet]) -> None:
+def test_fit_lowers_the_loss_and_takes_no_global_seed(cohort: Cohort, stnet: Callable[..., STNet]) -> None:
     first, history = stnet(learning_rate=1e-2)._train(cohort, 60, 4)
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert len(history["mse"]) == 60
     assert not first.training
     torch.manual_seed(99)
     again, _ = stnet(learning_rate=1e-2)._train(cohort, 60, 4)
-    other, _ = stnet(learning_rate=1e-2)._train(cohort, 60, 5)
-    for a, b, c in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-        assert not torch.equal(a, c)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_patience_ends_it(cohort: Cohort, stnet: Callable[..., STNet], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,9 +140,7 @@ def test_depth_that_is_constant_or_not_known() -> None:
     depth[0] = np.nan
     assert np.isnan(metrics.pearson_depth_removed(a, b, depth)).all()
     assert np.isnan(metrics.depth_only(a, depth)).all()
-
-
-def test_a_gene_that_is_depth_itself_has_nothing_left() -> None:
+    # A gene that is depth itself has nothing left.
     depth = np.arange(1.0, 40.0)
     a = np.log(depth + 1)[:, None]
     assert metrics.pearson(a, a) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Moran's I against scanpy and the plain double sum, and neighbors against all pairs of distances."""
+"""Moran's I against scanpy and the plain double sum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import scipy.sparse as sp
 import squidpy as sq
 from anndata import AnnData
 from scipy import stats
-from scipy.spatial.distance import cdist
 
 from spahgc import metrics
 
@@ -89,20 +88,6 @@ def test_agreement_is_the_correlation_over_genes(how: str) -> None:
     assert metrics.morans_i_agreement(x, 3 * x + 1, index, method=how) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("k", [1, 4, 6, 11])
-def test_nearest_spots(k: int) -> None:
-    rng = np.random.default_rng(k)
-    grid = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), -1).reshape(-1, 2)
-    for xy in (grid, grid * 137.3 + 5, rng.uniform(size=(50, 2)), np.repeat(grid[:5], 3, axis=0)):
-        n, own = len(xy), min(k, len(xy) - 1)
-        distance = np.round(cdist(xy, xy), 7)
-        np.fill_diagonal(distance, np.inf)
-        expected = [np.lexsort((np.arange(n), row))[:own] for row in distance]
-        np.testing.assert_array_equal(metrics.spatial_knn(xy, k), expected)
-    assert metrics.spatial_knn(grid[:3], 6).shape == (3, 2)
-    assert metrics.spatial_knn(grid[:1], 6).shape == (1, 0)
-
-
 def test_bad_input() -> None:
     xy, x = slide(0)
     index = metrics.spatial_knn(xy, 6)
@@ -116,9 +101,3 @@ def test_bad_input() -> None:
         metrics.morans_i(x[:, 0], index)
     with pytest.raises(ValueError, match="`method` must be one of 'pearson', 'spearman', got 'kendall'"):
         metrics.morans_i_agreement(x, x, index, method="kendall")
-    with pytest.raises(ValueError, match=r"`coordinates` must be a matrix .* got shape \(80,\)"):
-        metrics.spatial_knn(xy[:, 0], 6)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        metrics.spatial_knn(xy * np.nan, 6)
-    with pytest.raises(ValueError, match="`k` must be an integer of at least 1, got 0"):
-        metrics.spatial_knn(xy, 0)

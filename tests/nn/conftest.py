@@ -29,6 +29,14 @@ def small() -> Config:
 
 
 @pytest.fixture
+def arrays() -> tuple[np.ndarray, ...]:
+    """Embeddings and positions of a target slide of 57 spots, embeddings and expression of 40 reference spots."""
+    rng = np.random.default_rng(0)
+    z_r, y_r = (rng.normal(size=(40, width)).astype(np.float32) for width in (6, 5))
+    return rng.normal(size=(57, 6)).astype(np.float32), rng.uniform(size=(57, 2)), z_r, y_r
+
+
+@pytest.fixture
 def cohort() -> Callable[..., list[Slide]]:
     """Slides with a linear image-gene signal; each in turn the target, its references from the others."""
 

@@ -8,14 +8,9 @@ from spahgc.nn import slide_graph
 
 
 @pytest.fixture
-def arrays():
-    rng = np.random.default_rng(0)
-    return (
-        rng.normal(size=(9, 4)).astype(np.float32),
-        rng.uniform(size=(9, 2)),
-        rng.normal(size=(60, 4)).astype(np.float32),
-        rng.normal(size=(60, 3)).astype(np.float32),
-    )
+def arrays(arrays):
+    z_t, xy, z_r, y_r = arrays
+    return z_t[:9], xy[:9], z_r, y_r
 
 
 def cosine(a, b):
@@ -67,7 +62,7 @@ def test_edges_equal_a_loop_over_pairs(arrays):
 
 def test_default_numbers_are_the_papers(arrays):
     rng = np.random.default_rng(1)
-    z_t, xy = rng.normal(size=(30, 4)), rng.uniform(size=(30, 2))
+    z_t, xy = rng.normal(size=(30, 6)), rng.uniform(size=(30, 2))
     graph = slide_graph(z_t, xy, arrays[2], arrays[3])
     assert n_edges(graph) == [30 * 7, 30 * 5, len(graph.nodes) * 3]
 
@@ -100,16 +95,16 @@ def test_errors(arrays):
     z_t, xy, z_r, y_r = arrays
     with pytest.raises(ValueError, match=r"has 6 spots to choose from, but k = 7 are needed"):
         slide_graph(z_t, xy, z_r[:6], y_r[:6])
-    with pytest.raises(ValueError, match="query has 3 features and bank has 4"):
+    with pytest.raises(ValueError, match="query has 3 features and bank has 6"):
         slide_graph(z_t[:, :3], xy, z_r, y_r)
     with pytest.raises(ValueError, match="coordinates has 8 rows, but there are 9 embeddings"):
         slide_graph(z_t, xy[:8], z_r, y_r)
-    with pytest.raises(ValueError, match="reference_expression has 59 rows"):
-        slide_graph(z_t, xy, z_r, y_r[:59])
+    with pytest.raises(ValueError, match="reference_expression has 39 rows"):
+        slide_graph(z_t, xy, z_r, y_r[:39])
     with pytest.raises(ValueError, match="features is empty"):
         slide_graph(z_t[:0], xy[:0], z_r, y_r)
     with pytest.raises(ValueError, match="`n_near` must be an integer of at least 1, got 0"):
         slide_graph(*arrays, n_near=0)
     y_r[3, 0] = np.inf
-    with pytest.raises(ValueError, match="`reference_expression` has NaN or infinite values in 1 of 60 rows"):
+    with pytest.raises(ValueError, match="`reference_expression` has NaN or infinite values in 1 of 40 rows"):
         slide_graph(z_t, xy, z_r, y_r)

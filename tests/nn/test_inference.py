@@ -14,17 +14,6 @@ from spahgc.nn import Config, SpaHGCNetwork, inference, slide_graph
 N, N_FEATURES, N_GENES = 57, 6, 5
 
 
-@pytest.fixture
-def arrays() -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng(0)
-    return (
-        rng.normal(size=(N, N_FEATURES)).astype(np.float32),
-        rng.uniform(size=(N, 2)),
-        rng.normal(size=(40, N_FEATURES)).astype(np.float32),
-        rng.normal(size=(40, N_GENES)).astype(np.float32),
-    )
-
-
 def network(config: Config, components: torch.Tensor | None = None) -> SpaHGCNetwork:
     torch.manual_seed(1)
     return SpaHGCNetwork(N_FEATURES, N_GENES, config, components=components).eval()

@@ -137,16 +137,9 @@ def grids():
     hexagonal = square.copy()
     hexagonal[:, 0] += 145.15 * (np.round((hexagonal[:, 1] - 1000) / 290.3) % 2)
     hexagonal[:, 1] *= np.sqrt(3) / 2
-    scattered = np.random.default_rng(0).uniform(size=(70, 2))
-    stacked = np.repeat(square[:4], 12, axis=0)
-    one_place = np.zeros((40, 2))
-    return {
-        "square": square,
-        "hexagonal": hexagonal,
-        "scattered": scattered,
-        "stacked": stacked,
-        "one place": one_place,
-    }
+    scattered, stacked = np.random.default_rng(0).uniform(size=(70, 2)), np.repeat(square[:4], 12, axis=0)
+    made = {"square": square, "hexagonal": hexagonal, "scattered": scattered, "stacked": stacked}
+    return {**made, "one place": np.zeros((40, 2))}
 
 
 @pytest.mark.parametrize("name", grids())
@@ -170,5 +163,7 @@ def test_spatial_knn_errors():
         spatial_knn(np.zeros((3, 4)), 1)
     with pytest.raises(ValueError, match="`coordinates` has NaN"):
         spatial_knn([[0, np.nan], [1, 1]], 1)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match=r"`coordinates` must be a matrix .* got shape \(2,\)"):
+        spatial_knn([0, 1], 1)
+    with pytest.raises(ValueError, match="`k` must be an integer of at least 1, got 0"):
         spatial_knn([[0, 0], [1, 1]], 0)

@@ -181,20 +181,13 @@ def test_every_slide_counts_once(n, size):
 TABLE = {"A1": "A", "A2": "A", "B1": "B"}
 
 
-def test_not_started_by_torchrun(planted, monkeypatch):
+def test_errors_before_training(planted, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(RuntimeError, match="torchrun --nproc-per-node=2 script.py"):
         spahgc.tl.train(planted(TABLE), panel=8, distributed=True)
-
-
-def test_a_method_that_trains_alone(planted):
-    with pytest.raises(
-        ValueError, match=r"Method 'ridge' trains in one process. Methods that support distributed=True: 'spahgc'"
-    ):
+    message = "Method 'ridge' trains in one process. Methods that support distributed=True: 'spahgc'"
+    with pytest.raises(ValueError, match=message):
         spahgc.tl.train(planted(TABLE), panel=8, method="ridge", distributed=True)
-
-
-def test_lightning_missing(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setitem(sys.modules, "lightning.fabric", None)
     with pytest.raises(ImportError, match=r"pip install 'spahgc\[distributed\]'"):

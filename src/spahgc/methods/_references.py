@@ -75,15 +75,8 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
             blocks = spatial_blocks(slide.coordinates, settings.max_nodes, n_near=config.n_near, hops=config.n_layers)
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)
-                graph = SlideGraph.of(
-                    Rows(features, rows),
-                    near,
-                    retrieved[rows],
-                    embedding,
-                    self._expression,
-                    config.n_close,
-                    device=device,
-                )
+                some, found = Rows(features, rows), retrieved[rows]
+                graph = SlideGraph.of(some, near, found, embedding, self._expression, config.n_close, device=device)
                 whole = len(core) == len(rows)
                 self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))
                 self.names.append(slide.name if len(blocks) == 1 else f"{slide.name}, block {number}")

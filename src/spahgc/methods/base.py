@@ -261,13 +261,7 @@ METHODS = Registry(BUILT_IN)
 
 
 def register(method: C) -> C:
-    """Class decorator: make a method available by its name.
-
-    Raises
-    ------
-    ValueError
-        If the method requires an unknown slide array, or its name is taken.
-    """
+    """Class decorator: make a method available by its name, which no other method may have."""
     unknown = sorted(method.needs - set(ARRAYS))
     if unknown:
         raise ValueError(
@@ -284,11 +278,6 @@ def register(method: C) -> C:
 
 def get_method(name: str, **params: Any) -> Method:
     """Create a registered method with its parameters.
-
-    Raises
-    ------
-    ValueError
-        If the method or a parameter does not exist, or a value is out of range.
 
     Examples
     --------

@@ -32,16 +32,11 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     Parameters
     ----------
     measured, predicted
-        Expression (n_obs, n_vars), in any unit.
+        Expression (n_obs, n_vars), in any unit, of at least two spots.
 
     Returns
     -------
     float64 (n_vars,). NaN for a gene that is constant in either matrix or has a NaN.
-
-    Raises
-    ------
-    ValueError
-        If the matrices differ in shape or have fewer than two spots.
 
     Examples
     --------
@@ -219,11 +214,6 @@ def morans_i(values: ArrayLike, neighbors: Any) -> Scores:
     Returns
     -------
     float64 (n_vars,). NaN for a gene that is constant or has a NaN.
-
-    Raises
-    ------
-    ValueError
-        If `neighbors` does not fit the spots of `values` or is empty.
 
     References
     ----------

@@ -55,12 +55,8 @@ def supervised_terms_by_components(weights: Tensor, measured: Measured) -> tuple
 def pearson_per_gene(prediction: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
     """Pearson correlation of each gene over spots, from prediction and expression, (n_spots, n_genes) each.
 
-    Returns
-    -------
-    correlation
-        (n_genes,), 0 where it is undefined; its gradient is finite everywhere.
-    defined
-        Boolean (n_genes,): genes that are not constant, to one part in a million, on either side.
+    It is 0 where it is undefined, with a finite gradient. The second result, boolean (n_genes,), is true for genes that
+    are not constant, to one part in a million, on either side.
 
     Examples
     --------

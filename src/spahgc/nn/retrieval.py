@@ -44,10 +44,7 @@ def cosine_topk(
 
     Returns
     -------
-    index
-        Rows of the bank, int64 (n_queries, k), most similar first.
-    similarity
-        Their cosine similarities, float32 (n_queries, k).
+    Rows of the bank, int64 (n_queries, k), most similar first, and their cosine similarities, float32 (n_queries, k).
 
     Raises
     ------

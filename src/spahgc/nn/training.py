@@ -66,12 +66,7 @@ def fit(
 
     Returns
     -------
-    Mean of each term over the slides, per epoch.
-
-    Raises
-    ------
-    FloatingPointError
-        If a term becomes NaN or infinite.
+    Mean of each term over the slides, per epoch. A term that becomes NaN or infinite is a FloatingPointError.
     """
     # One kernel for all weights instead of one per weight and operation.
     optimizer = torch.optim.AdamW(loss.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
@@ -221,8 +216,6 @@ def train(
     ------
     ValueError
         If slides are missing or differ in features or genes, or processes in arguments or outnumber the slides.
-    FloatingPointError
-        If the loss becomes NaN or infinite.
     """
     config = Config() if config is None else config
     slides = [f"slide {i}" for i in range(len(graphs))] if names is None else list(names)
