@@ -51,17 +51,17 @@ class Range:
 
 
 def at_least(low: float) -> Range:
-    """Numbers greater than or equal to `low`."""
+    """Range of numbers greater than or equal to `low`."""
     return Range(f"of at least {low:g}", lambda value: value >= low)
 
 
 def above(low: float) -> Range:
-    """Numbers greater than `low`."""
+    """Range of numbers greater than `low`."""
     return Range(f"greater than {low:g}", lambda value: value > low)
 
 
 def between(low: float, high: float) -> Range:
-    """Numbers from `low` to `high`, both included."""
+    """Range of numbers from `low` to `high`, both included."""
     return Range(f"between {low:g} and {high:g}", lambda value: low <= value <= high)
 
 

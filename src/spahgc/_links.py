@@ -104,9 +104,9 @@ def _shapes_of(sdata: SpatialData, table: AnnData, name: str, rows: NDArray[np.i
     at = shapes.index.get_indexer(instances)
     if (at < 0).any():
         raise KeyError(
-            f"{int((at < 0).sum())} of {len(at)} spots of slide {name!r} have no shape, e.g. "
-            f"{format_names(instances[at < 0], most=3)}; the shapes' index is like {format_names(shapes.index[:3])} "
-            f"({shapes.index.dtype})."
+            f"{int((at < 0).sum())} of {len(at)} spots of slide {name!r} are not in the index of their shapes, e.g. "
+            f"{format_names(instances[at < 0], most=3)}. That index begins with {format_names(shapes.index[:3])} "
+            f"({shapes.index.dtype}); make the ids of the table match it, including their type."
         )
     ordered = shapes.iloc[at]
     ordered.attrs = shapes.attrs  # the transformations, which not every version of pandas carries over
@@ -212,7 +212,7 @@ def plausible_mpp(value: Any, source: str) -> float:
 
 
 def _proven(obs: pd.DataFrame, name: str, shapes: Any, centers: Float64) -> tuple[float | None, str]:
-    """Scale that the format proves, if any, and by what."""
+    """Micrometers per unit that the platform itself gives (Visium, Visium HD, Xenium) and its source, if any."""
     bins = _BINS.search(name)
     if bins:
         size = float(bins[1])

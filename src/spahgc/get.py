@@ -154,8 +154,8 @@ def evidence(
     name, index = keys.slot(key, "evidence"), keys.slot(key, "references")
     if name not in adata.uns or index not in adata.obsm:
         raise KeyError(
-            f"There is no evidence for {key!r}: no uns[{name!r}] with obsm[{index!r}]. Run "
-            f"spahgc.tl.explain(model, adata, key={key!r}) with the model that predicted."
+            f"Prediction {key!r} has no evidence: uns[{name!r}] or obsm[{index!r}] is missing. Run "
+            f"spahgc.tl.explain(model, adata, key={key!r}) with the model that made the prediction."
         )
     wanted = pd.Index([spots] if isinstance(spots, str) else adata.obs_names if spots is None else spots, dtype=object)
     rows = adata.obs_names.get_indexer(wanted)

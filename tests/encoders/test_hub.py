@@ -146,8 +146,8 @@ def test_no_network(unreachable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     message = str(raised.value)
     assert "'virchow2' are not on this machine" in message
     assert "cannot be reached" in message
-    assert "hf download paige-ai/Virchow2 --local-dir Virchow2" in message
-    assert "load('virchow2', weights=<the folder>)" in message
+    assert "hf download paige-ai/Virchow2" in message
+    assert "models--paige-ai--Virchow2" in message
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

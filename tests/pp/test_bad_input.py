@@ -66,7 +66,7 @@ def _without_coordinates(sdata: Any) -> None:
         (
             lambda s: s["table"].obs.__setitem__("spot_id", np.arange(70)),
             KeyError,
-            "35 of 35 spots of slide 'A' have no shape, e.g. .*shapes' index is like 'A_0'",
+            "35 of 35 spots of slide 'A' are not in the index of their shapes, e.g. .*begins with 'A_0'",
         ),
         (_without_coordinates, ValueError, "1 spots of slide 'A' have no coordinates, e.g. 'A_3'"),
         (lambda s: s.images.clear(), ValueError, "No image for slide 'A'. There are no images"),

@@ -197,7 +197,7 @@ REFERENCE = {
     "no genes": Case("`panel` is empty", options={"panel": []}),
     "zero genes": Case("`panel` must be an integer of at least 1.*got 0", options={"panel": 0}),
     "gene name with a slash": Case(
-        "Genes 'G/1' of the panel cannot be stored as columns of a file.*Rename",
+        "Genes 'G/1' of the panel cannot name columns of HDF5 and Zarr files.*Rename",
         lambda t: setattr(t, "var_names", ["G/1", *t.var_names[1:]]),
         {"panel": ["G/1", "G02"]},
     ),

@@ -347,14 +347,14 @@ def test_the_folder_of_another_run_or_other_data(cohort: ad.AnnData, tmp_path: P
         ({"methods": {"knn": {"method_params": {"n_neighbors": 3}}}}, r"methods\['knn'\]"),
     ]
     for options, message in cases:
-        with pytest.raises(ValueError, match=f"is of another run.*{message}"):
+        with pytest.raises(ValueError, match=f"other settings.*{message}"):
             quick(cohort, resume=tmp_path, **options)
     changed = [with_noise(cohort, "C1"), cohort.copy(), cohort.copy(), cohort.copy()]
     changed[1].obsm["image_toy"][3, 0] += 1
     changed[2].obsm["spatial"][3, 0] += 1
     changed[3].obs.loc[cohort.obs_names[3], "cellularity"] = 0.2
     for table in changed:
-        with pytest.raises(ValueError, match="is of another run .data: "):
+        with pytest.raises(ValueError, match="other settings .data: "):
             quick(table, resume=tmp_path)
 
 

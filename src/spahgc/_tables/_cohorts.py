@@ -91,7 +91,8 @@ def reference_slots(
         owners = adata.obs[patient_key].iloc[index].astype(str).unique()
         if len(owners) > 1:
             raise ValueError(
-                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: {format_names(owners)}."
+                f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: "
+                f"{format_names(owners)}. Correct the column, or give the part of each patient a slide name of its own."
             )
         patients[name] = str(owners[0])
     return ReferenceSlots(use_rep, library_key, matrix, embedding, coordinates, cellularity, rows, patients)
@@ -237,7 +238,7 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
     unusable = [name for name in wanted if not check.is_storable(name)]
     if unusable:
         raise ValueError(
-            f"Genes {format_names(unusable)} of the panel cannot be stored as columns of a file (no '/', not empty, "
-            f"'.', '..' or '_index'). Rename them in reference.var_names."
+            f"Genes {format_names(unusable)} of the panel cannot name columns of HDF5 and Zarr files. A name must not "
+            f"contain '/', be empty, or be '.', '..' or '_index'. Rename them in reference.var_names."
         )
     return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

@@ -118,8 +118,8 @@ def _in_store(adata: AnnData, key: str) -> Any:
         store = read_store(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
-            f"{error} Prediction {key!r} of the table was written there. If the store was moved, set "
-            f"adata.uns[{key!r}][{keys.STORE!r}] = <new path>; if it is lost, run spahgc.tl.predict again."
+            f"{error} It should hold prediction {key!r} of the table. If the store was moved, set "
+            f"adata.uns[{key!r}][{keys.STORE!r}] = <new path>. If it is lost, run spahgc.tl.predict again."
         ) from error
     again = "Run spahgc.tl.predict on this table, with a store of its own."
     if store.model != str(adata.uns[key]["model"]):
@@ -319,7 +319,7 @@ def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
 
 
 def reference_trusts(adata_ref: AnnData, key: str) -> tuple[dict[str, Trust], str]:
-    """Trust by label of the cross-validated method, empty if there is none, and the label shown in ``var``."""
+    """Trust of each cross-validated method by label (perhaps none), and the label whose trust is in ``var``."""
     entry = adata_ref.uns.get(keys.slot(key, "trust"))
     if not isinstance(entry, Mapping) or "methods" not in entry:
         return {}, ""

@@ -165,7 +165,7 @@ def check_free(path: Path, suffix: str, *, overwrite: bool) -> None:
 
 
 def _kind(path: Path) -> str:
-    """``"h5ad"``, ``"anndata"`` or ``"spatialdata"`` (both zarr), or ``""``."""
+    """Kind of file at a path: ``"h5ad"``, ``"anndata"`` or ``"spatialdata"`` (both zarr), or ``""`` for any other."""
     import zarr
 
     if not path.exists():

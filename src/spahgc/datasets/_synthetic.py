@@ -262,7 +262,7 @@ def _tissue(rng: np.random.Generator, inside: Float32, side_um: float) -> Tissue
 
 
 def _smooth_field(rng: np.random.Generator, side_um: float, length_um: float) -> Float32:
-    """Random field with mean 0 and variance 1 that varies over `length_um`, on the grid; float32 (n, n)."""
+    """Random field of mean 0 and variance 1, smoothed by a Gaussian of width `length_um`; float32 (n, n)."""
     n = int(np.ceil(side_um / GRID_UM)) + 1
     # The filter runs over more than the slide, so that borders are like the middle.
     margin = int(np.ceil(2 * length_um / GRID_UM))

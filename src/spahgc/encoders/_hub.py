@@ -295,7 +295,7 @@ def check_access(name: str, repository: str) -> None:
             reason = "is switched off (HF_HUB_OFFLINE is set)"
         raise ConnectionError(
             f"The weights of encoder {name!r} are not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) "
-            f"{reason}. Try again later, or on a machine with a network run `hf download {repository} --local-dir "
-            f"{repository.split('/')[-1]}`, copy that folder here and pass it: spahgc.encoders.load({name!r}, "
-            "weights=<the folder>). encoder='texture' needs no weights."
+            f"{reason}. Try again later, or on a machine with a network run `hf download {repository}`, "
+            f"and copy the folder models--{repository.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE} "
+            "here. encoder='texture' needs no weights."
         ) from None

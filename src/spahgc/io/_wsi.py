@@ -160,7 +160,7 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
 
 
 def _backend(path: Path) -> Backend:
-    """Library for a file: tifffile returns the stored tiles of a TIFF unchanged, OpenSlide knows scanners."""
+    """Library that reads a file: tifffile for a generic TIFF, OpenSlide for the formats of scanners."""
     tiff = path.suffix.lower() in {".tif", ".tiff", ".btf"}
     try:
         from openslide import OpenSlide

@@ -286,9 +286,9 @@ class _KeptUnits:
         ]
         if differing:
             raise ValueError(
-                f"The folder {self.path} is of another run ({'; '.join(differing)}; data is a fingerprint of "
-                f"embeddings, positions, cellularity, counts, slides and patients). Repeat that call, or pass another "
-                f"folder as resume."
+                f"The folder {self.path} holds a cross-validation with other settings ({'; '.join(differing)}). "
+                "data is a fingerprint of embeddings, positions, cellularity, counts, slides and patients. Use the "
+                "settings of that run, or pass another folder as resume."
             )
 
     def read(self, unit: Unit) -> pd.DataFrame | None:

@@ -241,7 +241,7 @@ def _additive(z: Float64) -> tuple[Float64, Float64, Float64]:
 
 
 def _within(z: Float64, units: NDArray[np.intp]) -> tuple[tuple[Any, float], tuple[float, float]]:
-    """Shift and residual of one slide around the mean of its unit's slides, as in `Shifts`."""
+    """Variances of shift and residual among the slides of a unit (patient), each with its degrees of freedom."""
     n_slides = np.bincount(units)
     shift, left, n_left = np.zeros(z.shape[1]), 0.0, 0
     for unit in np.flatnonzero(n_slides > 1):
