@@ -159,13 +159,8 @@ class Slide:
     expression: Float32 | None = None
     cellularity: Float32 | None = None
 
-    @property
-    def n_spots(self) -> int:
-        """Number of spots."""
-        return self.embedding.shape[0]
-
     def __len__(self) -> int:
-        return self.n_spots
+        return self.embedding.shape[0]
 
     @cached_property
     def order(self) -> NDArray[np.intp]:

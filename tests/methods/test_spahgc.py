@@ -101,7 +101,7 @@ def test_training_in_blocks_is_like_training_on_the_whole(
     ("params", "message"),
     [
         ({"preset": "best"}, "`preset` must be one of 'default', 'paper', got 'best'"),
-        ({"changes": {"n_seed": 2}}, "`changes` has no 'n_seed'. Available: 'relative', 'views'"),
+        ({"changes": {"n_seed": 2}}, "`changes` has unknown names: 'n_seed'. Available: 'relative', 'views'"),
         ({"changes": {"views": ["moon"]}}, "`views` must be one or more of 'spot', 'components', 'context', got"),
         ({"changes": {"kernel": 2.0}}, "`kernel` must be between 0 and 1"),
         ({"changes": {"relative": False}}, "`kernel` and `linear_for_new` need relative=True"),

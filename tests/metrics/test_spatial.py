@@ -92,7 +92,7 @@ def test_bad_input() -> None:
     xy, x = slide(0)
     index = metrics.spatial_knn(xy, 6)
     for bad in (index.astype(float), index[:, 0], xy, index + 1, index - 1):
-        with pytest.raises(ValueError, match=r"row numbers \(n_obs, k\), 0 to 79, got .*spatial_knn"):
+        with pytest.raises(ValueError, match=r"integer array \(n_obs, k\) of rows from 0 to 79, got .*spatial_knn"):
             metrics.morans_i(x, bad)
     for bad in (index[:-1], sp.eye_array(3, format="csr"), sp.csr_array((80, 80))):
         with pytest.raises(ValueError, match=r"a row for each of 80 spots and at least one pair of .*, got \d+ pairs"):

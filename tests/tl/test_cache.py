@@ -14,7 +14,6 @@ import pytest
 
 import spahgc
 from spahgc.methods import SpaHGC, _references
-from spahgc.nn import graph
 from spahgc.tl import _cross_validate, cross_validate
 
 from .conftest import SMALL
@@ -71,8 +70,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append("close" if exclude_self else "references")
         return search(*arrays, exclude_self=exclude_self, **options)
 
-    for module in (_references, graph):
-        monkeypatch.setattr(module, "cosine_topk", counted)
+    monkeypatch.setattr(_references, "cosine_topk", counted)
     return made
 
 

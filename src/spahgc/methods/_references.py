@@ -18,8 +18,18 @@ from .._slides import Cohort, Float32, Float64, Rows, Stack
 from ..nn import Config, GraphTensors, SlideGraph, cosine_topk, spatial_blocks
 
 
+def kept_topk(query: NDArray, bank: NDArray, k: int, **options: Any) -> tuple[NDArray, NDArray]:
+    """Search as :func:`cosine_topk`, with results that are kept in a run."""
+
+    def search() -> dict[str, NDArray]:
+        return dict(zip(("index", "similarity"), cosine_topk(query, bank, k, **options), strict=True))
+
+    found = cached(lambda: digest(query, bank, k, str(options)), search)
+    return found["index"], found["similarity"]
+
+
 class References:
-    """Search for the `k` most similar among the spots of the reference slides."""
+    """Search the reference slides for the `k` spots most similar to each query spot."""
 
     def __init__(self, slides: Sequence[NDArray | Rows], k: int) -> None:
         self.slides, self._k = list(slides), k
@@ -76,7 +86,8 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)
                 some, found = Rows(features, rows), retrieved[rows]
-                graph = SlideGraph.of(some, near, found, embedding, self._expression, config.n_close, device=device)
+                close = {"n_close": config.n_close, "device": device, "topk": kept_topk}
+                graph = SlideGraph.of(some, near, found, embedding, self._expression, **close)
                 whole = len(core) == len(rows)
                 self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))
                 self.names.append(slide.name if len(blocks) == 1 else f"{slide.name}, block {number}")

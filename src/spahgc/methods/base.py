@@ -78,7 +78,7 @@ class Evidence:
 
     @classmethod
     def merged(cls, parts: Sequence[tuple[NDArray[np.integer], NDArray[np.floating]]]) -> Self:
-        """Of several tables of rows and weights, each (n_spots, k_i); a row that is in several has their sum."""
+        """Merge rows and weights of several sources, each (n_spots, k_i); weights of a repeated row are added."""
         index = np.concatenate([rows.astype(np.int64) for rows, _ in parts], axis=1)
         weight = np.concatenate([weights.astype(np.float64) for _, weights in parts], axis=1)
         order = np.argsort(index, axis=1, kind="stable")

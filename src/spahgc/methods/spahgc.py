@@ -17,7 +17,7 @@ from .._settings import logger, settings
 from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expression_of
 from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
 from ._features import ContextRows, GeneScale, leading_axes
-from ._references import References, TrainingGraphs
+from ._references import References, TrainingGraphs, kept_topk
 from .base import Evidence, Method, Output, Run, State, parameters
 from .kernel import ContextKernel
 from .linear import ContextRidge, Ridge, mean_pearson
@@ -117,7 +117,9 @@ class SpaHGC(Method):
         changeable = [field.name for field in fields(Preset) if field.name not in ("network", "n_seeds")]
         unknown = [name for name in self.changes if name not in changeable]
         if unknown:
-            raise ValueError(f"`changes` has no {format_names(unknown)}. Available: {format_names(changeable)}.")
+            raise ValueError(
+                f"`changes` has unknown names: {format_names(unknown)}. Available: {format_names(changeable)}."
+            )
         preset = replace(PRESETS[self.preset], **self.changes)
         n_seeds = preset.n_seeds if self.n_seeds is None else self.n_seeds
         if not preset.views or not set(preset.views) <= set(VIEWS):
@@ -232,6 +234,7 @@ class SpaHGC(Method):
             n_close=config.n_close,
             device=self._device,
             search=partial(references.search, device=self._device),
+            topk=kept_topk,
             progress=progress,
         )
 

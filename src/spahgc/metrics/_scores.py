@@ -423,8 +423,8 @@ def _weights(neighbors: Any, n_obs: int) -> Any:
         index = np.asarray(neighbors)
         if index.ndim != 2 or index.dtype.kind not in "iu" or not ((index >= 0) & (index < n_obs)).all():
             raise ValueError(
-                f"`neighbors` must be row numbers (n_obs, k), 0 to {n_obs - 1}, got {index.dtype} {index.shape}. Use "
-                "spatial_knn(coordinates, k), or a sparse matrix of weights."
+                f"`neighbors` must be an integer array (n_obs, k) of rows from 0 to {n_obs - 1}, got {index.dtype} "
+                f"{index.shape}. Use spatial_knn(coordinates, k), or pass a sparse matrix of weights (n_obs, n_obs)."
             )
         start = np.arange(len(index) + 1) * index.shape[1]
         weights = sp.csr_array((np.ones(index.size), index.ravel(), start), shape=(len(index), n_obs))

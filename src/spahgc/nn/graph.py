@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .._checks import at_least, checked, matrix, real
-from .._disk import cached, digest
 from .._geometry import SpatialNeighbors
 from .._run import Progress, no_progress, with_progress
 from .._slides import Float32, Rows
@@ -65,8 +64,9 @@ class SlideGraph(NamedTuple):
         n_close: int,
         *,
         device: str | torch.device = "cpu",
+        topk: Callable[..., Any] = cosine_topk,
     ) -> SlideGraph:
-        """Connect the reference spots that were retrieved for each target spot, (n, K); cached in a run."""
+        """Connect the reference spots that were retrieved for each target spot, (n, K)."""
         # By a table of all reference spots rather than by sorting the edges, of which there may be many millions.
         used = np.zeros(len(embedding), dtype=bool)
         used[retrieved.reshape(-1)] = True
@@ -77,11 +77,7 @@ class SlideGraph(NamedTuple):
         if k < 1:
             return graph
         joint = graph.joint.numpy()
-
-        def search() -> dict[str, NDArray]:
-            return {"close": cosine_topk(joint, joint, k, exclude_self=True, device=device)[0]}
-
-        return graph._replace(**cached(lambda: digest("close", joint, k, str(device)), search))
+        return graph._replace(close=topk(joint, joint, k, exclude_self=True, device=device)[0])
 
     @property
     def joint(self) -> Tensor:
@@ -111,6 +107,7 @@ def slide_graph(
     n_close: int = 3,
     device: str | torch.device = "cpu",
     search: Callable[[Float32], NDArray[np.integer]] | None = None,
+    topk: Callable[..., Any] = cosine_topk,
     progress: Progress = no_progress,
 ) -> SlideGraph:
     """Build the graph of one target slide, of any size.
@@ -132,7 +129,9 @@ def slide_graph(
     device
         Torch device of the matrix products.
     search
-        Finds the reference spots of some target spots, (n_some, K), from their features; exact search by default.
+        Finds the reference spots of some target spots, (n_some, K), from their features; `topk` by default.
+    topk
+        Search for similar spots, called as :func:`cosine_topk`.
     progress
         Called with the share of the spots that was processed, each time some were.
 
@@ -164,8 +163,8 @@ def slide_graph(
     for rows in with_progress(n, progress):
         near[rows] = neighbors(n_near, rows)
         some = target[rows]
-        retrieved[rows] = search(some) if search else cosine_topk(some, z_r, n_references, device=device)[0]
-    return SlideGraph.of(target, near, retrieved, z_r, y_r, n_close, device=device)
+        retrieved[rows] = search(some) if search else topk(some, z_r, n_references, device=device)[0]
+    return SlideGraph.of(target, near, retrieved, z_r, y_r, n_close, device=device, topk=topk)
 
 
 def _matrix_or_rows(values: ArrayLike | Rows, name: str) -> NDArray | Rows:

@@ -74,7 +74,7 @@ class Agreement:
 
     @property
     def fits(self) -> bool:
-        """Whether the placement is credible."""
+        """Whether outline or expression agree well enough for the placement to be credible."""
         return self.outline >= FITS[0] or self.expression >= FITS[1]
 
 

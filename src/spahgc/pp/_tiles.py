@@ -44,7 +44,10 @@ class _Block:
 
 
 class BlockReader:
-    """Read rectangles of an image (c, y, x); blocks of a dask array are decoded whole, into `place`."""
+    """Read rectangles of an image (c, y, x).
+
+    Blocks of a dask array are decoded whole, and kept in the slot of a cache that `place` returns.
+    """
 
     def __init__(self, array: Any, name: str, place: Callable[[str, int, int], _Block]) -> None:
         self.array, self.name, self._place = array, name, place

@@ -78,7 +78,7 @@ def tissue_mask(image: Any, microns_per_pixel: float) -> tuple[NDArray[np.bool_]
 
 
 def block_means(image: Any, factor: int) -> Float32:
-    """Means over squares of an image (3, y, x), NumPy or dask: float32 (rows, columns, 3), from 0 to 1."""
+    """Mean color of each square of an image (3, y, x), NumPy or dask: float32 (rows, columns, 3), from 0 to 1."""
     if hasattr(image, "rechunk"):
         side = factor * max(1, 1024 // factor)
         image = image.rechunk((-1, side, side))
