@@ -178,7 +178,7 @@ def test_errors(models: dict[str, Model], target: AnnData) -> None:
 
 
 def test_errors_of_get(model: Model, target: AnnData, reference: AnnData) -> None:
-    with pytest.raises(KeyError, match=r"no evidence for 'spahgc'.*Run spahgc\.tl\.explain"):
+    with pytest.raises(KeyError, match=r"'spahgc' has no evidence.*Run spahgc\.tl\.explain"):
         spahgc.get.evidence(target)
     explained(model, target)
     with pytest.raises(KeyError, match=r"No spot 'nowhere' in obs_names, which begin with"):
