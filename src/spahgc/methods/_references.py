@@ -86,7 +86,7 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)
                 some, found = Rows(features, rows), retrieved[rows]
-                close = {"n_close": config.n_close, "device": device, "topk": kept_topk}
+                close: dict[str, Any] = {"n_close": config.n_close, "device": device, "topk": kept_topk}
                 graph = SlideGraph.of(some, near, found, embedding, self._expression, **close)
                 whole = len(core) == len(rows)
                 self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))
