@@ -67,13 +67,13 @@ def cosine_topk(
     if available < k:
         raise ValueError(f"The reference has {available} spots to choose from, but k = {k} are needed per spot.")
     n, size = len(query), min(k + _MARGIN, available)
-    units = _units(query, "query", 0).to(device)
     best = torch.full((n, size), -torch.inf, device=device)
     candidates = torch.zeros((n, size), dtype=torch.int64, device=device)
     for block in blocks(len(bank), _BLOCK):
         part = _units(bank[block], "bank", block.start).to(device).T
         for rows in blocks(n, _CHUNK):
-            scores = units[rows] @ part
+            # Scaled anew for each block of the bank: kept, the scaled queries would take as much memory as the queries.
+            scores = _units(query[rows], "query", rows.start).to(device) @ part
             if exclude_self:
                 own = torch.arange(rows.start, rows.stop, device=device)
                 own = own[(own >= block.start) & (own < block.stop)]
