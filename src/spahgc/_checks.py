@@ -91,7 +91,12 @@ def checked(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             hints = _hints(function)
-            for name, value in signature.bind(*args, **kwargs).arguments.items():
+            try:
+                arguments = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                parameters = format_names(signature.parameters, most=30)
+                raise TypeError(f"{function.__name__}(): {error}. Parameters: {parameters}.") from None
+            for name, value in arguments.items():
                 hint = hints.get(name, Any)
                 if get_origin(hint) is not Unpack:
                     check_argument(name, value, hint, ranges.get(name))

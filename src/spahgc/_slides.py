@@ -142,6 +142,9 @@ class Slide:
         Expression in the unit to predict, float32 (n_spots, n_genes). `None` for H&E-only slides.
     cellularity
         Mean hematoxylin optical density of each tile, float32 (n_spots,). `None` if unknown.
+    moments
+        Mean and divisor of each feature, (n_features,), with which the embedding is standardized. `None` takes those of
+        the slide's own spots.
 
     Examples
     --------
@@ -158,6 +161,7 @@ class Slide:
     coordinates: Float64
     expression: Float32 | None = None
     cellularity: Float32 | None = None
+    moments: tuple[Float64, Float64] | None = None
 
     def __len__(self) -> int:
         return self.embedding.shape[0]
@@ -339,9 +343,24 @@ def _names_of(slides: Iterable[Slide], patient: str) -> str:
 def standardize(slide: Slide) -> Slide:
     """Standardize a slide's embedding per feature over its own spots; constant features become 0."""
     embedding: Any = slide.embedding
-    mean, scale = standardization(embedding)
+    mean, scale = slide.moments or standardization(embedding)
     scaled: Any = Rows(embedding, mean=mean, scale=scale)
-    return replace(slide, embedding=scaled if isinstance(embedding, Rows) else np.asarray(scaled))
+    return replace(slide, embedding=scaled if isinstance(embedding, Rows) else np.asarray(scaled), moments=None)
+
+
+def spot_signatures(values: NDArray[np.floating] | Rows) -> Float32:
+    """A number per spot, float32 (n_spots,), that differs between spots with different values, (n_spots, n)."""
+    rows = [np.asarray(values[block], np.float64).mean(axis=1) for block in blocks(len(values))]
+    return np.concatenate(rows).astype(np.float32)
+
+
+FEWEST_SPOTS = 10  # that differ, for slides to be called the same
+
+
+def share_in_common(one: NDArray, other: NDArray) -> float:
+    """Share of the signatures of the smaller slide that the other has too, without those that repeat on a slide."""
+    kept = [values[counts == 1] for values, counts in (np.unique(x, return_counts=True) for x in (one, other))]
+    return float(np.isin(*kept).sum() / max(min(map(len, kept)), FEWEST_SPOTS))
 
 
 def standardization(embedding: Float32) -> tuple[Float64, Float64]:

@@ -20,7 +20,7 @@ from ._tables._predictions import (
     reference_trusts,
     write_mean_scores,
 )
-from ._tables._slots import coordinates, library_column
+from ._tables._slots import coordinates, library_column, on_tissue
 
 __all__ = ["alignment", "cross_validation", "evidence", "predicted", "scores", "trust"]
 
@@ -64,7 +64,7 @@ def alignment(adata: AnnData) -> pd.DataFrame:
 
 
 @checked()
-def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
+def predicted(adata: AnnData, *, key: str = keys.PREDICTION, all_spots: bool = False) -> AnnData:
     """Prediction as a table of its own, for scanpy, squidpy and spatialdata-plot.
 
     Parameters
@@ -73,6 +73,8 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
         Table that :func:`spahgc.tl.predict` wrote to. It is not changed.
     key
         Key of the prediction.
+    all_spots
+        Keep spots beside the tissue (``obs["in_tissue"]`` is 0), which are left out otherwise.
 
     Returns
     -------
@@ -95,6 +97,8 @@ def predicted(adata: AnnData, *, key: str = keys.PREDICTION) -> AnnData:
     >>> spahgc.get.predicted(adata_target).shape
     (25, 5)
     """
+    if not all_spots and not (on := on_tissue(adata, what="adata")).all() and on.any():
+        adata = adata[on]
     prediction = read_prediction(adata, key)
     out = prediction_table(adata, key, prediction)
     if keys.slot(key, "scores") in adata.uns:

@@ -62,7 +62,7 @@ def test_xenium_sample(write: Callable[..., Any], tmp_path: Path, caplog: pytest
     assert sdata["table"].X.dtype == np.float32
     np.testing.assert_array_equal(sdata["table"].X.toarray(), adata.X)
     assert sdata["TENX116"].radius.to_numpy() * 2 * MPP == pytest.approx(100)
-    assert "patient" not in sdata["table"].obs
+    assert sdata["table"].obs["patient"].isna().all()
     assert "HEST does not name the patient of TENX116. Pass patient=<name>" in caplog.text
     caplog.clear()
     given = read_hest(tmp_path / "hest", "TENX116", patient="D1", microns_per_pixel=1.9, spot_diameter_um=80)

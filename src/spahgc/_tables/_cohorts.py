@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,10 +13,26 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import format_names
-from .._slides import Cohort, Float32, Float64, Normalize, Rows, Slide, canonical_order, rank_genes, spot_depth
+from .._settings import logger
+from .._slides import (
+    Cohort,
+    Float32,
+    Float64,
+    Normalize,
+    Rows,
+    Slide,
+    canonical_order,
+    rank_genes,
+    share_in_common,
+    spot_depth,
+    spot_signatures,
+    standardization,
+)
 from .._slides import normalize as in_unit
 from . import _slots as check
+from ._patients import patient_names
 
+SAME_SECTION = 0.5  # share of spots that two slides have in common from which on they are one section
 # Parameters of an embedding that describe a slide or a run, and do not affect whether embeddings are comparable.
 _RUN_ONLY = {
     *(keys.MPP, keys.MPP_SOURCE, "precision", "n_padded", "n_jobs", "batch_size", "version", "spahgc_version"),
@@ -42,8 +59,9 @@ class TargetSlide(NamedTuple):
 
 
 class ReferenceSlots(NamedTuple):
-    """Checked slots of a reference table, with rows and patient by slide."""
+    """Checked slots of a reference table without features that are no genes, with rows and patient by slide."""
 
+    table: AnnData
     use_rep: str
     library_key: str
     matrix: Any
@@ -69,11 +87,13 @@ def reference_slots(
     library_key = check.library_column(adata, library_key, what=what)
     hint = f" If every slide is from another patient, pass patient_key={library_key!r}."
     check.column(adata, patient_key, what=what, parameter="patient_key", hint=hint)
+    adata = check.genes_only(adata, what=what)
     use_rep = check.representation(adata, use_rep, what=what)
     matrix = check.expression(adata, layer, what=what, normalize=normalize)
     embedding = check.embedding(adata, use_rep, what=what)
     coordinates, cellularity = check.coordinates(adata, what=what), check.cellularity(adata, what=what)
-    rows = slide_rows(adata, library_key)
+    rows = tissue_rows(adata, library_key, what=what)
+    named = patient_names(adata.obs[patient_key])
     patients = {}
     for name, index in rows.items():
         if len(index) < 2:
@@ -88,14 +108,23 @@ def reference_slots(
                 f"Slide {name!r} of the reference has the same embedding in obsm[{use_rep!r}] for all {len(index)} "
                 f"spots, so nothing can be learned from it. Embed it again, or leave it out."
             )
-        owners = adata.obs[patient_key].iloc[index].astype(str).unique()
+        owners = named.iloc[index].unique()
+        if None in owners:
+            raise ValueError(
+                f"The patient of slide {name!r} of the reference is not known: obs[{patient_key!r}] has "
+                f"{format_names(adata.obs[patient_key].iloc[index].unique(), most=3)}.{hint}"
+            )
         if len(owners) > 1:
             raise ValueError(
                 f"Slide {name!r} of the reference has several patients in obs[{patient_key!r}]: "
                 f"{format_names(owners)}. Correct the column, or give the part of each patient a slide name of its own."
             )
-        patients[name] = str(owners[0])
-    return ReferenceSlots(use_rep, library_key, matrix, embedding, coordinates, cellularity, rows, patients)
+        patients[name] = owners[0]
+    _check_different({name: embedding[index] for name, index in rows.items()}, "spots have the same embeddings")
+    if check.are_counts(matrix):
+        codes = np.random.default_rng(0).random((matrix.shape[1], 1))
+        _check_different({name: matrix[index] @ codes for name, index in rows.items()}, "spots have the same counts")
+    return ReferenceSlots(adata, use_rep, library_key, matrix, embedding, coordinates, cellularity, rows, patients)
 
 
 def reference_cohort(
@@ -103,7 +132,7 @@ def reference_cohort(
 ) -> tuple[Cohort, Recipe]:
     """Reference slides of a table with their panel; `columns` are those of :func:`reference_slots`."""
     slots = reference_slots(adata, normalize=normalize, **columns)
-    chosen = _panel_columns(adata, panel, [slots.matrix[index] for index in slots.rows.values()])
+    chosen = _panel_columns(slots.table, panel, [slots.matrix[index] for index in slots.rows.values()])
     slides = [
         Slide(
             name,
@@ -115,9 +144,20 @@ def reference_cohort(
         )
         for name, index in slots.rows.items()
     ]
-    genes = tuple(adata.var_names[chosen].astype(str))
+    genes = tuple(slots.table.var_names[chosen].astype(str))
     encoder = encoder_params(adata, slots.use_rep)
     return Cohort(tuple(slides), genes), Recipe(genes, normalize, slots.use_rep, slots.embedding.shape[1], encoder)
+
+
+def _check_different(slides: Mapping[str, NDArray[np.floating]], finding: str) -> None:
+    """Raise if two slides of a reference are the same section."""
+    signatures = {name: spot_signatures(values) for name, values in slides.items()}
+    for (one, of_one), (other, of_other) in combinations(signatures.items(), 2):
+        if (share := share_in_common(of_one, of_other)) >= SAME_SECTION:
+            raise ValueError(
+                f"Slides {one!r} and {other!r} of the reference are the same section: {share:.0%} of their {finding}. "
+                "Leave one of them out; otherwise what is trained on passes for new."
+            )
 
 
 def embedding_recipe(adata: AnnData, use_rep: str | None) -> Recipe:
@@ -144,13 +184,19 @@ def target_slides(
         )
     _check_same_encoder(recipe.encoder, encoder_params(adata, use_rep), use_rep)
     coordinates, cellularity = check.coordinates(adata, what=what), check.cellularity(adata, what=what)
-    targets = []
-    for name, index in slide_rows(adata, library_key).items():
-        rows = index[canonical_order(coordinates[index], embedding[index, :4])]
-        lazy = cast("Float32", Rows(embedding, rows))
-        density = None if cellularity is None else cellularity[rows]
-        patient = patient_of(adata, rows, patient_key)
-        targets.append(TargetSlide(Slide(name, patient, lazy, coordinates[rows], cellularity=density), rows))
+    targets: list[TargetSlide] = []
+    whole = slide_rows(adata, library_key)
+    for name, on in tissue_rows(adata, library_key, what=what).items():
+        # Spots beside the tissue are predicted apart, with the statistics of those on it.
+        for index in (on, np.setdiff1d(whole[name], on)):
+            if not len(index):
+                continue
+            rows = index[canonical_order(coordinates[index], embedding[index, :4])]
+            lazy = cast("Float32", Rows(embedding, rows))
+            density = None if cellularity is None else cellularity[rows]
+            moments = None if index is on else standardization(targets[-1].slide.embedding)
+            slide = Slide(name, patient_of(adata, rows, patient_key), lazy, coordinates[rows], None, density, moments)
+            targets.append(TargetSlide(slide, rows))
     return targets
 
 
@@ -158,14 +204,15 @@ def patient_of(adata: AnnData, rows: NDArray[np.intp], patient_key: str | None) 
     """Patient of some spots; `None` if there is none, or more than one."""
     if patient_key is None or patient_key not in adata.obs:
         return None
-    patients = adata.obs[patient_key].iloc[rows].dropna().astype(str).unique()
-    return str(patients[0]) if len(patients) == 1 else None
+    patients = patient_names(adata.obs[patient_key].iloc[rows]).unique()
+    return patients[0] if len(patients) == 1 else None
 
 
 def measured_expression(
     adata: AnnData, genes: Sequence[str], normalize: Normalize, *, layer: str | None
 ) -> tuple[Float32, Float64, NDArray[np.bool_]]:
     """Measured expression of some genes, depth of the spots (NaN without counts), and whether a spot has any counts."""
+    adata = check.genes_only(adata, what="target")
     matrix = check.expression(adata, layer, what="target", normalize=normalize)
     depth = spot_depth(matrix) if check.are_counts(matrix) else np.full(adata.n_obs, np.nan)
     chosen = adata.var_names.get_indexer(list(genes))
@@ -176,6 +223,25 @@ def slide_rows(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
     """Rows of each slide, by name."""
     names = adata.obs[library_key].astype(str).to_numpy()
     return {name: np.flatnonzero(names == name) for name in sorted(set(names))}
+
+
+def tissue_rows(adata: AnnData, library_key: str, *, what: str) -> dict[str, NDArray[np.intp]]:
+    """Rows of each slide's spots on tissue; all of a slide whose ``in_tissue`` is 0 throughout."""
+    on, rows, beside = check.on_tissue(adata, what=what), slide_rows(adata, library_key), 0
+    for name, index in rows.items():
+        if not on[index].any():
+            logger.warning(
+                "obs['%s'] is 0 for all spots of slide %r of %s, so it is not used.", keys.IN_TISSUE, name, what
+            )
+            continue
+        rows[name] = index[on[index]]
+        beside += len(index) - len(rows[name])
+    if beside:
+        logger.warning(
+            "%d of %d spots of %s lie beside the tissue (obs['%s']): they do not enter panel, training and scores.",
+            beside, adata.n_obs, what, keys.IN_TISSUE,
+        )  # fmt: skip
+    return rows
 
 
 def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -14,10 +15,19 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from .. import _keys as keys
 from .._checks import format_names
+from .._settings import logger
 from .._slides import Float32, Float64, blocks
 
 Kind = Literal["symbol", "ensembl"]
 _ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
+# Controls of Xenium, CosMx and MERSCOPE, spike-ins (ERCC1 to ERCC8 are genes), isotype controls and antibodies.
+_CONTROL = re.compile(
+    r"(negative[ _-]?control|negcontrol|negprb|negprobe|systemcontrol|falsecode|(unassigned|deprecated)[ _-]?codeword|"
+    r"antisense[_-]|intergenic[_-]|genomic[ _-]?control|blank[ _-]?\d|ercc-\d{5}|sirv\d).*|"
+    r"negative[ _-]?\d+|.*[_-]isotype.*|.*_totalseq[abcd]?",
+    re.IGNORECASE,
+)
+_XY = (("x", "y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"), ("pixel_x", "pixel_y"))
 _WITHOUT_EXPRESSION = "Measured expression is needed here; an H&E-only slide can be a target."
 
 
@@ -31,6 +41,15 @@ def kind_of(names: Iterable[str]) -> Kind:
     """Kind of most of the gene names."""
     is_ensembl = [bool(ensembl_id(name.strip())) for name in names]
     return "ensembl" if 2 * sum(is_ensembl) > len(is_ensembl) else "symbol"
+
+
+def species_of(names: Iterable[str]) -> Literal["human", "mouse", "not known"]:
+    """Species that gene names belong to, by Ensembl prefix or by the case of symbols."""
+    names = [ensembl_id(name) or name for name in names]
+    human = sum(name.startswith("ENSG0") or (not name.startswith("ENS") and name.isupper()) for name in names)
+    mouse = sum(name.startswith("ENSMUSG") or (name[:1].isupper() and name[1:].islower()) for name in names)
+    half = 0.5 * len(names)
+    return "human" if human > half else "mouse" if mouse > half else "not known"
 
 
 def difference(names: Iterable[str], others: Iterable[str]) -> Literal["kind", "version", "case", ""]:
@@ -84,7 +103,9 @@ def column(adata: AnnData, key: str, *, what: str, parameter: str, hint: str = "
             f"{what}.obs has no column {key!r} ({parameter}). Available: {format_names(adata.obs.columns)}.{hint}"
         )
     if adata.obs[key].isna().any():
-        raise ValueError(f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.")
+        raise ValueError(
+            f"{what}.obs[{key!r}] ({parameter}) is missing for {int(adata.obs[key].isna().sum())} spots.{hint}"
+        )
     return key
 
 
@@ -126,7 +147,12 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
             f"{what}.obsm has no '{keys.SPATIAL}' (pixel coordinates x, y). Available in obsm: "
             f"{format_names(adata.obsm)}. Read the slide with spahgc.io.read_st or spatialdata_io, or set it."
         )
-    values = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
+    values = adata.obsm[keys.SPATIAL]
+    if isinstance(values, pd.DataFrame):  # whose columns may stand in any order, as rows before columns
+        named = {str(column).casefold(): column for column in values}
+        pair = next((pair for pair in _XY if named.keys() >= set(pair)), None)
+        values = values if pair is None else values[[named[name] for name in pair]]
+    values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 2:
         raise ValueError(f"{name} must have shape (n_obs, 2), x and y, got {values.shape}.")
     _check_finite(adata, np.asarray(~np.isfinite(values).all(axis=1)), name, "Drop those spots.")
@@ -142,6 +168,44 @@ def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
     advice = "Run spahgc.pp.image_embedding again, or drop the column or those spots."
     _check_finite(adata, np.asarray(~np.isfinite(values)), f"{what}.obs['{keys.CELLULARITY}']", advice)
     return values
+
+
+def on_tissue(adata: AnnData, *, what: str) -> NDArray[np.bool_]:
+    """Spots on tissue by ``obs["in_tissue"]`` (numbers, truth values or text); spots without an entry count as such."""
+    if keys.IN_TISSUE not in adata.obs:
+        return np.ones(adata.n_obs, dtype=bool)
+    column = adata.obs[keys.IN_TISSUE]
+    text = column.astype(object).map(lambda value: str(value).strip().casefold())
+    beside = text.isin(["0", "0.0", "false", "f", "no"])
+    other = ~(beside | column.isna() | text.isin(["1", "1.0", "true", "t", "yes"]))
+    if other.any():
+        raise ValueError(
+            f"{what}.obs['{keys.IN_TISSUE}'] must be 0 or 1, or True or False, got "
+            f"{format_names(column[other].unique(), most=3)}. Correct it, or delete the column."
+        )
+    return ~beside.to_numpy(dtype=bool)
+
+
+def genes_only(adata: AnnData, *, what: str) -> AnnData:
+    """View of a table without features that are no genes, which are named in the log; the table itself if all are."""
+    names = adata.var_names.astype(str)
+    other = np.array([bool(_CONTROL.fullmatch(name)) for name in names])
+    column = next((name for name in ("feature_types", "feature_type") if name in adata.var), None)
+    if column is not None:
+        kinds = adata.var[column].astype(object).map(lambda kind: " ".join(str(kind).split()).casefold())
+        other = other | (~kinds.isin(["gene expression", "gene", "genes"]) & adata.var[column].notna()).to_numpy()
+    if not other.any():
+        return adata
+    if other.all():
+        raise ValueError(
+            f"None of the {adata.n_vars} features of {what} is a gene, by their names and var[{column!r}]. Correct the "
+            "column, or delete it."
+        )
+    logger.warning(
+        "%d of %d features of %s are no genes (%s) and are left out.",
+        other.sum(), adata.n_vars, what, format_names(names[other], most=3),
+    )  # fmt: skip
+    return adata[:, ~other]
 
 
 def _check_finite(adata: AnnData, bad: NDArray[np.bool_], name: str, advice: str) -> None:

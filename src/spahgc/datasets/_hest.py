@@ -92,7 +92,7 @@ def hest(
     studies = {name: str(metadata[name].get("dataset_title", name)) for name in wanted}
     for name, part in zip(wanted, parts, strict=True):
         obs = part.tables[_keys.TABLE].obs
-        if len(set(studies.values())) > 1 and _keys.PATIENT in obs and name not in given:
+        if len(set(studies.values())) > 1 and obs[_keys.PATIENT].notna().all() and name not in given:
             obs[_keys.PATIENT] = pd.Categorical([f"{studies[name]}: {obs[_keys.PATIENT].iloc[0]}"] * len(obs))
     joined = concat(parts, join="inner")
     joined.tables[_keys.TABLE].uns[_keys.HEST] = metadata

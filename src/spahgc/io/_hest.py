@@ -22,6 +22,7 @@ from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import DIFFERS, PLAUSIBLE_MPP, neighbor_distance
 from .._settings import logger
+from .._tables._patients import patient_name
 from .._tables._slots import coordinates
 from ._from_anndata import from_anndata
 from ._wsi import read_wsi
@@ -48,12 +49,12 @@ def read_hest(
     ----------
     path
         Folder with ``st/{id}.h5ad``, ``wsis/{id}.tif``, ``metadata/{id}.json``, and optionally
-        ``tissue_seg/{id}_contours.geojson``.
+        ``tissue_seg/{id}_contours.geojson``. A table ``HEST_v*.csv`` serves instead of ``metadata``.
     slide
         Name of the sample, such as ``"TENX143"``. Not needed if there is only one.
     patient
         Patient (donor) of the sample. Defaults to that of the metadata. HEST numbers patients within a study:
-        ``"Patient 1"`` of two studies are two people. Without a value there is no column ``patient``, and a warning.
+        ``"Patient 1"`` of two studies are two people. Without a value ``obs["patient"]`` is missing, with a warning.
     microns_per_pixel
         Micrometers per pixel. Defaults to ``pixel_size_um_estimated`` of the metadata, which HEST measured; a warning
         says if the value in the original image differs by more than 10 %.
@@ -95,7 +96,11 @@ def read_hest(
             f"--local-dir {root}`."
         )
     file = root / "metadata" / f"{name}.json"
+    tables = sorted(root.glob("HEST_v*.csv"))
     entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file() and tables:
+        rows = pd.read_csv(tables[-1]).query("id == @name").to_dict("records")
+        entries = rows[0] if rows else {}
     # Without missing values, and under names that Zarr and HDF5 accept.
     metadata: dict[str, Any] = {
         re.sub(r"[^A-Za-z0-9_.-]", "_", key): value
@@ -111,8 +116,8 @@ def read_hest(
     mpp = estimated if microns_per_pixel is None else microns_per_pixel
     if mpp is None:
         raise ValueError(
-            f"The micrometers per pixel of {name} are unknown: there is no metadata/{name}.json with "
-            "pixel_size_um_estimated. Get the metadata, or pass `microns_per_pixel`."
+            f"The micrometers per pixel of {name} are unknown: there is no metadata/{name}.json or HEST_v*.csv "
+            "with pixel_size_um_estimated. Get the metadata, or pass `microns_per_pixel`."
         )
     if microns_per_pixel is None and embedded is not None and abs(embedded / mpp - 1) > DIFFERS:
         logger.warning(
@@ -129,14 +134,13 @@ def read_hest(
         spot_diameter_um = float(metadata["spot_diameter"]) if printed else mpp * neighbor_distance(xy)
     # Thumbnail and scale factors are made anew from the slide.
     adata.uns = {_keys.HEST: {name: metadata}}
-    patient = patient or metadata.get("patient")
+    patient = patient_name(metadata.get("patient") if patient is None else patient)
     if patient is None:
         logger.warning(
             "HEST does not name the patient of %s. Pass patient=<name>: samples of one patient must not be split "
             "between training and test.", name,
         )  # fmt: skip
-    else:
-        adata.obs[_keys.PATIENT] = pd.Categorical([str(patient)] * adata.n_obs)
+    adata.obs[_keys.PATIENT] = pd.Categorical([patient] * adata.n_obs)
     wsi = read_wsi(root / "wsis" / f"{name}.tif", slide=name, microns_per_pixel=mpp)
     height, width = wsi.images[f"{name}_image"]["scale0"]["image"].shape[1:]
     stated = (int(metadata.get("fullres_px_width", width)), int(metadata.get("fullres_px_height", height)))

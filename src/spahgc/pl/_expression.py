@@ -17,6 +17,7 @@ from .._checks import above, checked, format_names
 from .._slides import Float64
 from .._slides import Normalize as Unit
 from .._tables._cohorts import measured_expression
+from .._tables._patients import patient_names
 from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
@@ -52,8 +53,8 @@ def expression(
     Spots are circles of their true size on the H&E thumbnail. Measured expression is converted to the unit of the
     prediction. A prediction varies less than a measurement, because it contains no sampling noise, so it looks flatter
     on the shared scale. For a slide with H&E only, the predicted panel is drawn alone. "same patient" below a panel
-    means that the reference contains slides of this patient. A gene that is not trusted has its verdict beside its
-    name.
+    means that the reference contains slides of this patient, "patient not known" that it may. A gene that is not
+    trusted has its verdict beside its name.
 
     Parameters
     ----------
@@ -126,7 +127,8 @@ def expression(
         wanted = ["predicted"]
     shared_patients = set(map(str, params.get("shared_patients", ())))
     patients = drawn.rows.obs.get(params.get("patient_key"))
-    same_patient = patients is not None and set(patients.astype(str)) <= shared_patients
+    owners = {None} if patients is None else set(patient_names(patients))
+    patient = "patient not known" if None in owners else "same patient" if owners <= shared_patients else ""
     shared = {"measured", "predicted"} <= set(wanted)
     # The latter of the two panels with one scale has the color bar.
     bars = [kind for kind in wanted if not shared or kind != min("measured", "predicted", key=wanted.index)]
@@ -140,7 +142,7 @@ def expression(
         for i, (one, (row, gene, kind)) in enumerate(zip(axes, plan, strict=True)):
             first = i % n_columns == 0
             notes = [drawn.name] if first else []
-            notes += ["same patient"] if same_patient and kind == "predicted" and gene in measured else []
+            notes += [patient] if kind == "predicted" and gene in measured else []
             draw_tissue(one, drawn, img=img, name=", ".join(filter(None, notes)), scale_bar=first)
             verdict = verdicts.get(gene, VERDICTS[0])
             if kind == wanted[0]:

@@ -9,9 +9,9 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from .. import _keys as keys
 from .._settings import logger
 from .._slides import Float32
+from .._tables._slots import on_tissue
 from ._images import LocatedSlide
 from ._tiles import Level, TileReader
 
@@ -146,8 +146,6 @@ def on_glass(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def under_tissue(table: AnnData, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Spots that are under tissue by ``obs["in_tissue"]``; all if it is missing or 0 throughout."""
-    if keys.IN_TISSUE not in table.obs:
-        return np.ones(len(rows), dtype=bool)
-    under = np.asarray(table.obs[keys.IN_TISSUE].iloc[rows].astype(float) > 0)
+    """Spots of a slide that are under tissue by ``obs["in_tissue"]``; all if it is missing or 0 throughout."""
+    under = on_tissue(table, what="table")[rows]
     return under if under.any() else np.ones(len(rows), dtype=bool)

@@ -26,6 +26,7 @@ from .._settings import logger, settings
 from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
 from .._tables._cohorts import ReferenceSlots, reference_slots
+from .._tables._patients import warn_of_alike
 from .._tables._predictions import CV_COLUMNS, Trust, check_key, check_unused, write_cross_validation
 from ..methods import get_method
 from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, panel_of_all
@@ -137,13 +138,15 @@ def cross_validate(
         check_unused(adata_ref, key_added, [("uns", name)])
     columns: dict[str, Any] = {"library_key": library_key, "patient_key": patient_key, "layer": layer}
     slots = reference_slots(adata_ref, normalize=rules.normalize, use_rep=use_rep, **columns)
+    warn_of_alike(slots.patients.values())
+    measured = slots.table[np.sort(np.concatenate(list(slots.rows.values())))]  # genes, and spots on tissue
     columns |= {"use_rep": slots.use_rep, "library_key": slots.library_key}
     by, shared_allowed = rules.split_by or split_by, allow_shared_patients or rules.split_by is not None
     folds = make_folds(slots.patients, split_by=by, allow_shared_patients=shared_allowed)
     wanted = rules.panel if panel is None else panel
     chosen = int(wanted) if isinstance(wanted, int | np.integer) else [str(gene) for gene in wanted]
     if rules.panel_from == "all" and isinstance(chosen, int):
-        chosen = panel_of_all(adata_ref, rules, chosen, **columns)
+        chosen = panel_of_all(measured, rules, chosen, **columns)
     size = chosen if isinstance(chosen, int) else len(chosen)
     # Make all methods now, so that a wrong parameter fails before anything runs.
     made = {
@@ -161,7 +164,7 @@ def cross_validate(
     settled |= {"allow_shared_patients": shared_allowed, **columns}
     kept = None
     if resume is not None:
-        data = _data_fingerprint(slots, adata_ref.var_names.astype(str))
+        data = _data_fingerprint(slots, measured.var_names.astype(str))
         kept = _KeptUnits(Path(resume), run={"data": data, **settled}, methods=specs)
     results = {unit: scores for unit in units if kept and (scores := kept.read(unit)) is not None}
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
@@ -172,9 +175,9 @@ def cross_validate(
             missing = [unit for unit in units if unit.fold == fold.name and unit not in finished]
             if not missing:
                 continue
-            data, counts = fold_data(adata_ref, fold, rules, panel=chosen, **columns)
+            data, counts = fold_data(measured, fold, rules, panel=chosen, **columns)
             genes = data.cohort.genes
-            where = adata_ref.var_names.get_indexer(list(genes))
+            where = measured.var_names.get_indexer(list(genes))
             for unit in missing:
                 if unit.method == CEILING_METHOD:
                     of_unit = {"unit": unit, "genes": genes, "columns": where, "normalize": rules.normalize}

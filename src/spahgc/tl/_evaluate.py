@@ -17,7 +17,7 @@ from .._run import spot_bar
 from .._settings import logger, settings
 from .._slides import Float32, Stack, blocks, standardize
 from .._tables import _slots as check
-from .._tables._cohorts import measured_expression, patient_of, slide_rows, target_slides
+from .._tables._cohorts import measured_expression, patient_of, target_slides, tissue_rows
 from .._tables._predictions import SCORE_COLUMNS, check_unused, evidence_slots, read_prediction, write_scores
 from ..methods import METHODS, Method
 from ..methods._features import GeneScale
@@ -95,7 +95,7 @@ def evaluate(
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
     predicted = prediction.expression(genes)
     scores, patients = {}, {}
-    for slide, rows in slide_rows(adata, library_key).items():
+    for slide, rows in tissue_rows(adata, library_key, what="target").items():
         if not has_expression[rows].any():
             logger.warning("Slide %r has no measured expression, so it is not scored.", slide)
             continue

@@ -167,8 +167,9 @@ class Model:
                 **self.params,
                 "reference_slides": [slide.name for slide in self.reference],
                 "reference_patients": [str(patient) for patient in known],
-                "target_slides": [slide.name for slide in slides],
+                "target_slides": list(dict.fromkeys(slide.name for slide in slides)),
                 "shared_patients": sorted({str(slide.patient) for slide in slides if slide.patient in known}),
+                "patient_not_known": sorted({slide.name for slide in slides if slide.patient is None}),
             },
             "genes": list(self.genes),
             "units": UNITS[self.recipe.normalize],
@@ -194,14 +195,10 @@ class Model:
             ],
         }
 
-    def has_seen(self, slide: Slide) -> bool:
-        """Whether a `slide` is one of the reference slides: same name and same embeddings."""
-        for i, own in enumerate(self.reference):
-            if own.name == slide.name and own.embedding.shape == slide.embedding.shape:
-                if self._bank is not None:
-                    return self._bank.holds(i, slide)
-                return np.array_equal(own.embedding, slide.embedding)
-        return False
+    def has_seen(self, slide: Slide) -> str | None:
+        """Name of the reference slide that is the same section as `slide`, whatever its name; `None` if none is."""
+        number = self._support.seen(slide)
+        return None if number is None else self.reference.slides[number].name
 
     @checked()
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, half: bool = False) -> None:

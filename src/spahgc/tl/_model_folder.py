@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._disk import digest
-from .._slides import Cohort, Float64, Rows, Slide, Stack, blocks, expression_of, standardization, standardize
+from .._slides import Cohort, Float64, Rows, Slide, Stack, blocks, expression_of, standardization
 from ..methods._features import GeneScale
 
 FORMAT = 3
@@ -78,11 +78,6 @@ class Bank:
             values, divisor = self.part(i, "embedding"), self.scales["embedding.divisor"][i]
             scaled.append(Rows(values) if self.half else Rows(values, mean=mean, scale=divisor))
         return reference.with_embeddings(scaled)
-
-    def holds(self, i: int, slide: Slide) -> bool:
-        """Whether the embeddings of reference slide `i` are those of a slide, as far as they are stored."""
-        values = np.asarray(standardize(slide).embedding).astype(np.float16) if self.half else slide.embedding
-        return np.array_equal(values, self.part(i, "embedding"))
 
 
 def reference_arrays(reference: Cohort) -> dict[str, NDArray[np.floating] | Rows]:

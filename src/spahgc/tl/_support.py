@@ -15,14 +15,15 @@ from scipy.spatial.distance import cdist
 from .. import _keys as keys
 from .._geometry import neighbor_distance
 from .._run import Progress, no_progress, with_progress
-from .._slides import Cohort, Float64, Stack
+from .._slides import Cohort, Float32, Float64, Slide, Stack, share_in_common, spot_signatures
 from .._tables import _slots as check
-from .._tables._cohorts import slide_rows
+from .._tables._cohorts import SAME_SECTION, slide_rows
 
 N_NEIGHBORS = 7  # reference spots whose distance counts
 N_COMPONENTS = 32  # principal components of the raw embedding in which distances are taken
 MAX_SPOTS = 32_768  # reference spots that count, evenly over the reference, so that the time to fit is bounded
 PITCH_RATIO = 2.0  # ratio of the pitch of target and reference from which on `warn_of_pitch` warns
+LOW_SUPPORT, LOW_MEDIAN = 0.01, 0.01  # support of a spot, and median of a slide, that the reference does not cover
 _CHUNK = 2048
 
 
@@ -48,6 +49,7 @@ class Support:
     axes: Float64
     banks: tuple[Float64, ...]  # of each reference slide, spots in the components, (n_spots, r)
     distances: tuple[Float64, ...]  # of each reference slide, its spots' distances to the others, ascending
+    signatures: tuple[Float32, ...]  # of each reference slide, see `spot_signatures`
 
     @classmethod
     def fit(cls, reference: Cohort) -> Self:
@@ -68,7 +70,16 @@ class Support:
             _nearest(own, own, exclude_self=True) if len(slides) == 1 else _nearest(own, bank[slide != one])
             for one, own in zip(slides, banks, strict=True)
         ]
-        return cls(mean, scale, pca.axes, banks, tuple(np.sort(_mean_of_nearest(found)) for found in distances))
+        sorted_distances = tuple(np.sort(_mean_of_nearest(found)) for found in distances)
+        signatures = tuple(spot_signatures(slide.embedding) for slide in reference)
+        return cls(mean, scale, pca.axes, banks, sorted_distances, signatures)
+
+    def seen(self, slide: Slide) -> int | None:
+        """Number of the reference slide that is the same section as a slide, by the embeddings of their spots."""
+        own = spot_signatures(slide.embedding)
+        shares = [share_in_common(own, signatures) for signatures in self.signatures]
+        best = int(np.argmax(shares))
+        return best if shares[best] >= SAME_SECTION else None
 
     def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = no_progress) -> NDArray[np.float32]:
         """Support of spots in [0, 1], float32 (n_spots,), from embeddings as the encoder gave them."""
@@ -107,6 +118,8 @@ class Support:
             "banks": np.concatenate(self.banks),
             "distances": np.concatenate(self.distances),
             "n_spots": np.array([len(bank) for bank in self.banks]),
+            "signatures": np.concatenate(self.signatures),
+            "n_signatures": np.array([len(own) for own in self.signatures]),
         }
 
     @classmethod
@@ -114,7 +127,8 @@ class Support:
         """Inverse of :meth:`arrays`."""
         ends = np.cumsum(arrays["n_spots"])[:-1]
         banks, distances = (tuple(np.split(arrays[name], ends)) for name in ("banks", "distances"))
-        return cls(arrays["mean"], arrays["scale"], arrays["axes"], banks, distances)
+        signatures = tuple(np.split(arrays["signatures"], np.cumsum(arrays["n_signatures"])[:-1]))
+        return cls(arrays["mean"], arrays["scale"], arrays["axes"], banks, distances, signatures)
 
 
 def _mean_of_nearest(distances: Float64) -> Float64:

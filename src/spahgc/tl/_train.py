@@ -19,6 +19,7 @@ from .._settings import logger, settings
 from .._slides import Normalize, SplitBy
 from .._tables import _slots as check
 from .._tables._cohorts import TargetSlide, embedding_recipe, plain, reference_cohort, target_slides
+from .._tables._patients import patient_names, warn_of_alike
 from .._tables._predictions import (
     Prediction,
     check_key,
@@ -28,7 +29,7 @@ from .._tables._predictions import (
 )
 from ..methods import METHODS, Run, check_needs, get_method
 from ._model import Model
-from ._support import pitches, warn_of_pitch
+from ._support import LOW_MEDIAN, LOW_SUPPORT, pitches, warn_of_pitch
 from ._trust import trust_for
 
 Preset = Literal["default", "paper"]
@@ -159,6 +160,7 @@ def train(
         layer=layer,
     )
     seed = rng_seed(rng)
+    warn_of_alike(cohort.patients)
     fitted = get_method(method, **params)
     logger.info(
         "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)
@@ -301,8 +303,8 @@ def predict(
             if kind is not None:  # otherwise train raises
                 check_needs(kind, target.slide)
         if patient_key in reference.obs and patient_key in adata_target.obs:
-            patients, known = (set(table.obs[patient_key].astype(str)) for table in (adata_target, reference))
-            training.setdefault("split_by", "slide" if patients <= known else "patient")
+            patients, known = (set(patient_names(table.obs[patient_key])) for table in (adata_target, reference))
+            training.setdefault("split_by", "slide" if patients <= known - {None} else "patient")
         model = train(reference, **columns, device=device, progress=progress, **training)
     targets = target_slides(adata_target, model.recipe, **columns)
     _warn(model, adata_target, targets, library_key)
@@ -311,6 +313,7 @@ def predict(
     record = model.record(slides, library_key)
     if path is None:
         made = model.predict(slides, rows=rows, record=record, progress=progress)
+        made.record["slides"] = slide_summaries(model, adata, targets, made)
         write_prediction(adata, key_added, made, write_layer=write_layer)
         return adata if copy else None
     shape = adata.n_obs, len(model.genes)
@@ -320,19 +323,53 @@ def predict(
     # Some methods write values several times, in the order of a slide: the file keeps them until all are final.
     with Scratch(path.parent, shape) as scratch:
         made = model.predict(slides, rows=rows, scratch=scratch, record=record, progress=progress)
+        made.record["slides"] = slide_summaries(model, adata, targets, made)
         write_prediction(adata, key_added, made, store=path, overwrite=overwrite)
     return adata if copy else None
+
+
+def slide_summaries(
+    model: Model, adata: AnnData, targets: Sequence[TargetSlide], made: Prediction
+) -> dict[str, dict[str, Any]]:
+    """Summary of the prediction of each slide; a warning if the reference hardly covers it."""
+    found, species = int(adata.var_names.isin(model.genes).sum()), check.species_of(model.genes)
+    scale = adata.uns.get(model.recipe.use_rep, {}).get(keys.PARAMS, {}).get(keys.MPP, {})
+    summaries = {}
+    for slide, rows in (target for target in targets if target.slide.moments is None):
+        own, known = np.asarray(made.support)[rows], slide.patient in model.reference.patients
+        median = float(np.median(own))
+        summary = {
+            "median_support": median,
+            "share_unsupported": float((own < LOW_SUPPORT).mean()),
+            "panel_genes_found": found,
+            "species_of_panel": species,
+            "patient": "not known" if slide.patient is None else "same" if known else "new",
+        }
+        if slide.name in scale:
+            summary[keys.MPP] = float(scale[slide.name])
+        summaries[slide.name] = summary
+        logger.info("Slide %s: %s.", slide.name, ", ".join(f"{name} {value}" for name, value in summary.items()))
+        if median < LOW_MEDIAN:
+            logger.warning(
+                "The reference does not cover slide %r: its median support is %.3f (about 0.5 for a slide like those "
+                "of the reference), so do not trust its prediction. Likely causes: another tissue or species; other "
+                "colors (stain, channels in the order BGR, fluorescence); another scale (microns_per_pixel); another "
+                "encoder. Look at spahgc.pl.support.",
+                slide.name, median,
+            )  # fmt: skip
+    return summaries
 
 
 def _warn(model: Model, adata: AnnData, targets: Sequence[TargetSlide], library_key: str | None) -> None:
     pitch = pitches(adata, model.recipe.use_rep, library_key, what="target")
     # The level of the caller of predict, beyond its decorator.
     warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=5)
+    warn_of_alike([*model.reference.patients, *(target.slide.patient for target in targets)])
     for target in targets:
-        if model.has_seen(target.slide):
+        if seen := model.has_seen(target.slide):
             warnings.warn(
-                f"Slide {target.slide.name!r} is one of the reference slides: the model has seen its expression, so a "
-                f"score on it is meaningless.",
+                f"Slide {target.slide.name!r} is one of the reference slides ({seen!r}): the model has seen its "
+                f"expression, so a score on it is meaningless.",
                 UserWarning,
                 stacklevel=4,
             )
