@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 import pytest
 
-from spahgc._checks import above, at_least, between, checked
+from spahgc._checks import above, at_least, between, check_key, checked, rng_seed
 
 if TYPE_CHECKING:
     import os
@@ -107,3 +107,18 @@ def test_a_slide_where_a_table_is_asked_for() -> None:
 
     with pytest.raises(TypeError, match=r"Pass its table: sdata\['table'\]"):
         run(SpatialData())  # type: ignore[arg-type]
+
+
+def test_keys() -> None:
+    """No result takes the name of a slot that has another meaning."""
+    assert check_key("image_uni-2.h") == "image_uni-2.h"
+    for key in ("image_<lambda>", "a b", "a/b", "", ".", "..", "spatial", "X_pca", "patient", "in_tissue", "alignment"):
+        with pytest.raises(ValueError, match="key_added"):
+            check_key(key)
+
+
+def test_seeds() -> None:
+    assert rng_seed(2**63 - 1) == 2**63 - 1
+    for seed in (-1, 2**64, 1.5, "0"):
+        with pytest.raises((TypeError, ValueError), match="`rng` must be an integer"):
+            rng_seed(seed)  # type: ignore[arg-type]

@@ -305,7 +305,8 @@ def write_store(
         _write_zarr(table, folder)
         group = zarr.open_group(folder, mode="r+", use_consolidated=False)
         # AnnData's encoding of an array.
-        array = group.create_array("X", shape=table.shape, chunks=(n_rows, n_genes), dtype=np.float32, overwrite=True)
+        layout: dict[str, Any] = {"shape": table.shape, "chunks": (n_rows, n_genes), "dtype": np.float32}
+        array = group.create_array("X", overwrite=True, fill_value=np.nan, **layout)
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for rows in blocks(n, n_rows):
             array[rows] = values(rows)
@@ -352,6 +353,8 @@ def read_store(path: Path) -> Store:
     if mark is None:
         raise ValueError(f"{path} is not a prediction that spahgc.tl.predict wrote.")
     group: Any = zarr.open_group(path, mode="r")
-    obs = group["obs"]
+    obs, missing = group["obs"], group["X"].nchunks - group["X"].nchunks_initialized
+    if missing:
+        raise ValueError(f"{path} is damaged: {missing} of its {group['X'].nchunks} blocks are missing. Predict again.")
     names = anndata.io.read_elem(obs[obs.attrs["_index"]])
     return Store(mark["model"], pd.Index(np.asarray(names, dtype=object)), da.from_zarr(group["X"]))

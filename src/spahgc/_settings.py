@@ -104,7 +104,8 @@ class Settings:
         n = self.n_jobs if n_jobs is None else n_jobs
         check_argument("n_jobs", n, int, _RANGES["n_jobs"])
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        return n if n > 0 else max(1, cores + 1 + n)
+        # More than a few workers per core would only take memory.
+        return min(n, 4 * cores) if n > 0 else max(1, cores + 1 + n)
 
 
 settings = Settings()

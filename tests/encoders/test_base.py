@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spahgc.encoders import load, table, texture, texture_names
-from spahgc.encoders._base import check_embeddings, check_key
+from spahgc.encoders._base import check_embeddings
 from spahgc.encoders._table import resolve
 
 
@@ -71,13 +71,6 @@ def test_what_has_been_loaded_is_taken_as_it_is() -> None:
         load("texture", weights="a.bin")
     with pytest.raises(ValueError, match="does not apply to encoder '<lambda>', which is not a torch network"):
         resolve(lambda tiles: tiles, precision="bfloat16")
-
-
-def test_keys() -> None:
-    assert check_key("image_uni-2.h") == "image_uni-2.h"
-    for key in ("image_<lambda>", "a b", "a/b", ""):
-        with pytest.raises(ValueError, match="key_added"):
-            check_key(key)
 
 
 def test_float64_and_torch_are_taken() -> None:

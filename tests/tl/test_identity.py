@@ -223,3 +223,23 @@ def test_positions_are_read_by_name(names: tuple[str, str], tables: tuple[ad.Ann
     expected = target.obsm["spatial"].copy()
     target.obsm["spatial"] = pd.DataFrame(expected[:, ::-1], index=target.obs_names, columns=list(names))
     np.testing.assert_array_equal(spahgc._tables._slots.coordinates(target, what="target"), expected)
+
+
+@pytest.mark.parametrize("kind", ["barcodes", "constant"])
+def test_a_target_without_differences(kind: str, tables: tuple[ad.AnnData, ad.AnnData]) -> None:
+    reference, target = tables
+    if kind == "constant":
+        target.obsm["image_own"] = np.ones_like(target.obsm["image_own"])
+    target.obs["slide"] = target.obs_names if kind == "barcodes" else target.obs["region"]
+    reference.obs["slide"] = reference.obs["region"]
+    with pytest.raises(ValueError, match=r"would get one prediction. Is 'slide' \(library_key\) the column"):
+        spahgc.tl.predict(reference, target, library_key="slide", **RIDGE)
+
+
+def test_a_store_that_lost_a_block(tables: tuple[ad.AnnData, ad.AnnData], tmp_path: Any) -> None:
+    reference, target = tables
+    spahgc.tl.predict(reference, target, store=tmp_path / "p.zarr", **RIDGE)
+    blocks = [path for path in (tmp_path / "p.zarr" / "X").rglob("*") if path.is_file() and path.name[0].isdigit()]
+    blocks[0].unlink()
+    with pytest.raises(ValueError, match="p.zarr is damaged: 1 of its 1 blocks are missing"):
+        spahgc.get.predicted(target)

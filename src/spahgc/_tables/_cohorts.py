@@ -191,6 +191,12 @@ def target_slides(
         for index in (on, np.setdiff1d(whole[name], on)):
             if not len(index):
                 continue
+            if index is on and (embedding[on] == embedding[on[0]]).all():
+                what = "one spot" if len(on) == 1 else f"one embedding in obsm[{use_rep!r}] for all {len(on)} spots"
+                raise ValueError(
+                    f"Slide {name!r} of the target has {what}. Embeddings are standardized by slide, so all spots would "
+                    f"get one prediction. Is {library_key!r} (library_key) the column with the slide?"
+                )
             rows = index[canonical_order(coordinates[index], embedding[index, :4])]
             lazy = cast("Float32", Rows(embedding, rows))
             density = None if cellularity is None else cellularity[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from functools import partial
@@ -160,6 +161,9 @@ def check_free(path: Path, suffix: str, *, overwrite: bool) -> None:
     """Raise unless the file name has the suffix and is free or may be overwritten."""
     if path.suffix != suffix:
         raise ValueError(f"{path} must end in {suffix}, the format that is written.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {folder} is not a folder that you may write to.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise FileExistsError(f"{path} exists already. Pass --overwrite to replace it, or choose another name.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -70,16 +69,6 @@ def check_embeddings(output: Any, n_tiles: int, *, name: str, width: int | None 
     if bad.any():
         raise ValueError(f"{expected}, but {int(bad.sum())} of its rows have NaN or infinite values.")
     return values
-
-
-def check_key(key: str) -> str:
-    """Return a key of ``obsm`` that is safe on disk: letters, digits, ``_``, ``-`` and ``.`` only."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
-        raise ValueError(
-            f"{key!r} is not a valid key for obsm: use letters, digits, '_', '-' and '.' only. Pass "
-            "key_added='image_<name>'."
-        )
-    return key
 
 
 def no_access(what: str, page: str, alternative: str) -> PermissionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,10 +142,13 @@ def _check_processes(arguments: object, n_slides: int, fabric: Fabric) -> None:
         )
 
 
+_SEEDED = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators; restore those of the CPU and of CUDA at the end."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
+    """Seed torch's global generators; restore those of the CPU and of CUDA at the end. Threads take turns."""
+    with _SEEDED, torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

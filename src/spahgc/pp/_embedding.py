@@ -14,13 +14,13 @@ from scipy.ndimage import affine_transform
 from spatialdata import SpatialData
 
 from .. import _keys as keys
-from .._checks import above, at_least, between, checked, format_names
+from .._checks import above, at_least, between, check_key, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
 from .._links import pick_table, shallow_copy
 from .._run import dask_client
 from .._settings import logger, settings
 from .._tables._slots import check_table
-from ..encoders._base import Encode, Encoder, Precision, check_key
+from ..encoders._base import Encode, Encoder, Precision
 from ..encoders._table import resolve
 from ..io._image import THUMBNAIL, resolutions, thumbnail
 from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, embed, embed_on, embed_slides
@@ -165,6 +165,13 @@ def image_embedding(
     # Loading weights may take minutes, so it comes after what is likely to fail.
     loaded = resolve(encoder, device=device, precision=precision)
     key = check_key(keys.image(loaded.name) if key_added is None else key_added)
+    for item, name, _ in owners:
+        entry = item.tables[name].uns.get(key)
+        if key in item.tables[name].obsm and not (isinstance(entry, Mapping) and keys.PARAMS in entry):
+            raise ValueError(
+                f"obsm[{key!r}] of sdata[{name!r}] exists already and was not written by spahgc, so it is not "
+                "overwritten. Pass another key_added, or rename it."
+            )
     pixels = loaded.tile_px if tile_px is None else tile_px
     fields = [float(field) for field in (loaded.fields_of_view if fields_of_view is None else fields_of_view)]
     if not fields:

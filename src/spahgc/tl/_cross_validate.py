@@ -27,7 +27,7 @@ from .._slides import Normalize, SplitBy, canonical_order
 from .._tables import _slots as check
 from .._tables._cohorts import ReferenceSlots, reference_slots
 from .._tables._patients import warn_of_alike
-from .._tables._predictions import CV_COLUMNS, Trust, check_key, check_unused, write_cross_validation
+from .._tables._predictions import CV_COLUMNS, Trust, check_prediction_key, check_unused, write_cross_validation
 from ..methods import get_method
 from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, panel_of_all
 from ._train import checked_params
@@ -131,7 +131,7 @@ def cross_validate(
             raise ValueError(f"protocol={rules.name!r} has its own unit: leave out normalize={normalize!r}.")
         rules = replace(rules, normalize=normalize)
     specs = _method_specs(methods)
-    check_key(key_added)
+    check_prediction_key(key_added)
     name = keys.slot(key_added, "cv")
     entry = adata_ref.uns.get(name)
     if not isinstance(entry, Mapping) or "scores" not in entry:

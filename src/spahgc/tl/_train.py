@@ -22,7 +22,7 @@ from .._tables._cohorts import TargetSlide, embedding_recipe, plain, reference_c
 from .._tables._patients import patient_names, warn_of_alike
 from .._tables._predictions import (
     Prediction,
-    check_key,
+    check_prediction_key,
     check_prediction_slots,
     prediction_table,
     write_prediction,
@@ -282,7 +282,7 @@ def predict(
     >>> adata_target.obsm["spahgc"].shape
     (25, 5)
     """
-    check_key(key_added)
+    check_prediction_key(key_added)
     check_prediction_slots(adata_target, key_added)
     path = None if store is None else local_path(store)
     if path is not None:
