@@ -192,10 +192,10 @@ def target_slides(
             if not len(index):
                 continue
             if index is on and (embedding[on] == embedding[on[0]]).all():
-                what = "one spot" if len(on) == 1 else f"one embedding in obsm[{use_rep!r}] for all {len(on)} spots"
+                finding = "one spot" if len(on) == 1 else f"one embedding in obsm[{use_rep!r}] for all {len(on)} spots"
                 raise ValueError(
-                    f"Slide {name!r} of the target has {what}. Embeddings are standardized by slide, so all spots would "
-                    f"get one prediction. Is {library_key!r} (library_key) the column with the slide?"
+                    f"Slide {name!r} of the target has {finding}. Embeddings are standardized by slide, so all spots "
+                    f"would get one prediction. Is {library_key!r} (library_key) the column with the slide?"
                 )
             rows = index[canonical_order(coordinates[index], embedding[index, :4])]
             lazy = cast("Float32", Rows(embedding, rows))
