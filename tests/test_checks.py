@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 import pytest
 
-from spahgc._checks import above, at_least, between, check_key, checked, rng_seed
+from spahgc._checks import above, at_least, between, checked, rng_seed
+from spahgc._keys import check_key
 
 if TYPE_CHECKING:
     import os

@@ -21,8 +21,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, Unpack, get_args, ge
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _keys
-
 P = ParamSpec("P")
 R = TypeVar("R")
 _MANY = 60  # characters of a value that a message shows
@@ -150,7 +148,9 @@ def _verdict(value: Any, kind: Any, within: Range | None) -> int:
     if origin in _PLAIN:
         if not isinstance(value, _PLAIN[origin][1]) or (origin in (int, float) and isinstance(value, bool)):
             return _WRONG_TYPE
-        if origin not in (int, float) or (np.isfinite(value) and (within is None or within.holds(value))):
+        if origin not in (int, float) or (
+            (isinstance(value, int) or np.isfinite(value)) and (within is None or within.holds(value))
+        ):
             return _FITS
         return _WRONG_VALUE
     if origin in _SEQUENCES:
@@ -219,21 +219,11 @@ def format_names(names: Iterable[Any], *, most: int = 10) -> str:
     return (", ".join(names[:most]) or "none") + more
 
 
-def check_key(key: str) -> str:
-    """Return the name of a slot for results, or raise; slots with a meaning of their own are never overwritten."""
-    if not key.strip(".") or not all(c.isalnum() or c in "_-." for c in key):
-        raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
-    taken = {value for value in vars(_keys).values() if isinstance(value, str)} - {_keys.PREDICTION}
-    if key in taken or key.startswith("X_"):
-        raise ValueError(f"key_added={key!r} is the name of a slot with another meaning. Choose another name.")
-    return key
-
-
 def rng_seed(rng: int | np.random.Generator) -> int:
     """Seed from an integer or a Generator, which is advanced."""
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
-    check_argument("rng", rng, int, between(0, 2**63 - 1))
+    check_argument("rng", rng, int, Range("of at least 0 and below 2**63", lambda seed: 0 <= seed < 2**63))
     return int(rng)
 
 

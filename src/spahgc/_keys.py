@@ -48,3 +48,13 @@ def image(encoder: str) -> str:
 def slot(key: str, what: str) -> str:
     """Key of a part of prediction `key`, e.g. ``spahgc_support``; ``docs/data_model.md`` lists them."""
     return f"{key}_{what}"
+
+
+def check_key(key: str) -> str:
+    """Return the name of a slot for results, or raise; slots with a meaning of their own are never overwritten."""
+    if not key.strip(".") or not all(c.isalnum() or c in "_-." for c in key):
+        raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
+    taken = {value for value in globals().values() if isinstance(value, str)} - {PREDICTION}
+    if key in taken or key.startswith("X_"):
+        raise ValueError(f"key_added={key!r} is the name of a slot with another meaning. Choose another name.")
+    return key

@@ -184,7 +184,7 @@ def test_encoders_that_return_something_else(
         ({"fields_of_view": (1, -2)}, "`fields_of_view` must be a sequence of finite numbers greater"),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
         ({"n_jobs": 0}, "n_jobs"),
-        ({"key_added": "a/b"}, "'a/b' is not a valid key"),
+        ({"key_added": "a/b"}, "`key_added` must consist of letters.*'a/b'"),
         ({"encoder": "texture", "tile_px": 16}, "at least 32"),
     ],
 )

@@ -265,7 +265,7 @@ TARGET = {
         "'image_pred' would be taken for an embedding", options={"key_added": "image_pred"}
     ),
     "key_added of coordinates": Case(
-        r"obsm\['spatial'\].* exists already.*Choose another key_added", options={"key_added": "spatial"}
+        "key_added='spatial' is the name of a slot with another meaning", options={"key_added": "spatial"}
     ),
     "key_added of a layer": Case(r"layers\['spahgc'\]", lambda t: t.layers.update(spahgc=t.X.copy())),
     "key_added of something in uns": Case(r"uns\['spahgc'\]", lambda t: t.uns.update(spahgc={"mine": 1})),

@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys as keys
-from .._checks import check_key, format_names
+from .._checks import format_names
 from .._disk import read_store, write_store
 from .._settings import logger
 from .._slides import Float32, blocks
@@ -213,7 +213,7 @@ def prediction_table(adata: AnnData, key: str, prediction: Prediction) -> AnnDat
 
 def check_prediction_key(key: str) -> None:
     """Raise unless `key_added` is a name for a slot that no embedding has."""
-    if check_key(key).startswith(keys.IMAGE_PREFIX):
+    if keys.check_key(key).startswith(keys.IMAGE_PREFIX):
         raise ValueError(
             f"key_added={key!r} would be taken for an embedding ('{keys.IMAGE_PREFIX}*'). Choose another name."
         )

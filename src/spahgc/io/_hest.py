@@ -99,7 +99,7 @@ def read_hest(
     tables = sorted(root.glob("HEST_v*.csv"))
     entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not file.is_file() and tables:
-        rows = pd.read_csv(tables[-1]).query("id == @name").to_dict("records")
+        rows: list[Any] = pd.read_csv(tables[-1]).query("id == @name").to_dict("records")
         entries = rows[0] if rows else {}
     # Without missing values, and under names that Zarr and HDF5 accept.
     metadata: dict[str, Any] = {

@@ -176,7 +176,7 @@ def draw_tissue(ax: Axes, slide: DrawnSlide, *, img: bool, name: str, scale_bar:
     ax.set(aspect="equal", xlim=(left, right), ylim=(bottom + slide.strip, top), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     if name:
-        ax.text(left, bottom + 0.3 * slide.strip, shorten(name), ha="left", va="top", color=GRAY)
+        ax.text(left, bottom + 0.3 * slide.strip, name, ha="left", va="top", color=GRAY)
     if scale_bar and slide.microns_per_pixel is not None:
         y, y_label = bottom + 0.25 * slide.strip, bottom + 0.4 * slide.strip
         draw_scale_bar(ax, (right, y), y_label, 0.3 * (right - left), float(slide.microns_per_pixel), va="top")

@@ -21,7 +21,7 @@ from .._tables._patients import patient_names
 from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
-from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, slide_of, table_of
+from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, shorten, slide_of, table_of
 
 Panel = Literal["measured", "predicted", "difference"]
 
@@ -53,7 +53,7 @@ def expression(
     Spots are circles of their true size on the H&E thumbnail. Measured expression is converted to the unit of the
     prediction. A prediction varies less than a measurement, because it contains no sampling noise, so it looks flatter
     on the shared scale. For a slide with H&E only, the predicted panel is drawn alone. "same patient" below a panel
-    means that the reference contains slides of this patient, "patient not known" that it may. A gene that is not
+    means that the reference contains slides of this patient, "patient unknown" that it may. A gene that is not
     trusted has its verdict beside its name.
 
     Parameters
@@ -127,8 +127,9 @@ def expression(
         wanted = ["predicted"]
     shared_patients = set(map(str, params.get("shared_patients", ())))
     patients = drawn.rows.obs.get(params.get("patient_key"))
-    owners = {None} if patients is None else set(patient_names(patients))
-    patient = "patient not known" if None in owners else "same patient" if owners <= shared_patients else ""
+    same = patients is not None and set(patient_names(patients)) <= shared_patients
+    unknown = drawn.name in list(params.get("patient_not_known", ()))
+    patient = "patient unknown" if unknown else "same patient" if same else ""
     shared = {"measured", "predicted"} <= set(wanted)
     # The latter of the two panels with one scale has the color bar.
     bars = [kind for kind in wanted if not shared or kind != min("measured", "predicted", key=wanted.index)]
@@ -141,7 +142,7 @@ def expression(
     with panels(ax, len(plan), (width, height), show=show, n_columns=n_columns, layout=layout) as axes:
         for i, (one, (row, gene, kind)) in enumerate(zip(axes, plan, strict=True)):
             first = i % n_columns == 0
-            notes = [drawn.name] if first else []
+            notes = [shorten(drawn.name)] if first else []
             notes += [patient] if kind == "predicted" and gene in measured else []
             draw_tissue(one, drawn, img=img, name=", ".join(filter(None, notes)), scale_bar=first)
             verdict = verdicts.get(gene, VERDICTS[0])
@@ -226,7 +227,7 @@ def support(
     values = np.asarray(drawn.rows.obs[column], dtype=np.float64)
     label = "support by the reference" if what == "support" else "agreement with the reference"
     with panels(ax, 1, (2.4 + 0.8, 2.4 * drawn.aspect + 0.3), show=show) as [ax]:
-        draw_tissue(ax, drawn, img=img, name=drawn.name)
+        draw_tissue(ax, drawn, img=img, name=shorten(drawn.name))
         draw_spots(ax, drawn, values, cmap=cmap, norm=Normalize(0.0, 1.0), label=label)
         ax.set_title(f"{what}, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else what)
     return ax

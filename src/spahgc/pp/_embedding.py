@@ -14,7 +14,7 @@ from scipy.ndimage import affine_transform
 from spatialdata import SpatialData
 
 from .. import _keys as keys
-from .._checks import above, at_least, between, check_key, checked, format_names
+from .._checks import above, at_least, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
 from .._links import pick_table, shallow_copy
 from .._run import dask_client
@@ -164,7 +164,7 @@ def image_embedding(
         slides += found
     # Loading weights may take minutes, so it comes after what is likely to fail.
     loaded = resolve(encoder, device=device, precision=precision)
-    key = check_key(keys.image(loaded.name) if key_added is None else key_added)
+    key = keys.check_key(keys.image(loaded.name) if key_added is None else key_added)
     for item, name, _ in owners:
         entry = item.tables[name].uns.get(key)
         if key in item.tables[name].obsm and not (isinstance(entry, Mapping) and keys.PARAMS in entry):
