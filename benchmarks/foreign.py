@@ -46,12 +46,12 @@ def main() -> None:
     spahgc.settings.progress = False
     runs: list[dict[str, Any]] = []
 
-    def run(reference: Any, target: Any, use_rep: str, **about: str) -> None:
+    def run(reference: Any, adata: Any, use_rep: str, **about: str) -> None:
         model = spahgc.tl.train(reference, method="gene_mean", panel=50, use_rep=use_rep, library_key="region")
-        target = target[:, :0].copy()
-        target.uns = {}
-        spahgc.tl.predict(model, target, library_key="region", write_layer=False)
-        for slide, summary in target.uns["spahgc"]["slides"].items():
+        blind = adata[:, :0].copy()
+        blind.uns = {}
+        spahgc.tl.predict(model, blind, library_key="region", write_layer=False)
+        for slide, summary in blind.uns["spahgc"]["slides"].items():
             runs.append({**about, "slide": slide, "embedding": use_rep, **summary})
 
     for embedding in EMBEDDINGS:
@@ -92,6 +92,19 @@ def report(content: dict[str, Any]) -> str:
         flagged = sum(value < LOW_MEDIAN for value in values)
         span = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
         lines.append(f"| {' | '.join(group)} | {len(values)} | {span} | {flagged} |")
+    for embedding in dict.fromkeys(one["embedding"] for one in content["runs"]):
+        of_kind = {
+            foreign: [
+                one["median_support"] < LOW_MEDIAN
+                for one in content["runs"]
+                if one["embedding"] == embedding and one["kind"] != "changed" and (one["kind"] == "foreign") == foreign
+            ]
+            for foreign in (True, False)
+        }
+        lines.append(
+            f"\n{embedding}: median support below {LOW_MEDIAN:g} for {sum(of_kind[True])} of {len(of_kind[True])} foreign "
+            f"slides, and for {sum(of_kind[False])} of {len(of_kind[False])} unseen slides of the same tissue."
+        )
     return "\n".join(lines)
 
 

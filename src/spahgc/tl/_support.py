@@ -23,7 +23,7 @@ N_NEIGHBORS = 7  # reference spots whose distance counts
 N_COMPONENTS = 32  # principal components of the raw embedding in which distances are taken
 MAX_SPOTS = 32_768  # reference spots that count, evenly over the reference, so that the time to fit is bounded
 PITCH_RATIO = 2.0  # ratio of the pitch of target and reference from which on `warn_of_pitch` warns
-LOW_SUPPORT, LOW_MEDIAN = 0.01, 0.01  # support of a spot, and median of a slide, that the reference does not cover
+LOW_SUPPORT, LOW_MEDIAN = 0.05, 0.1  # of a spot, and median of a slide, not covered by the reference: foreign.py
 _CHUNK = 2048
 
 

@@ -351,10 +351,10 @@ def slide_summaries(
         logger.info("Slide %s: %s.", slide.name, ", ".join(f"{name} {value}" for name, value in summary.items()))
         if median < LOW_MEDIAN:
             logger.warning(
-                "The reference does not cover slide %r: its median support is %.3f (about 0.5 for a slide like those "
-                "of the reference), so do not trust its prediction. Likely causes: another tissue or species; other "
-                "colors (stain, channels in the order BGR, fluorescence); another scale (microns_per_pixel); another "
-                "encoder. Look at spahgc.pl.support.",
+                "The reference hardly covers slide %r: its median support is %.3f (about 0.5 for a slide like those "
+                "of the reference). Likely causes: another tissue or species; other colors (stain, channels in the "
+                "order BGR, fluorescence); another scale (microns_per_pixel); another encoder; a patient unlike those "
+                "of the reference. Look at spahgc.pl.support before you believe the prediction.",
                 slide.name, median,
             )  # fmt: skip
     return summaries
