@@ -102,8 +102,8 @@ def report(content: dict[str, Any]) -> str:
             for foreign in (True, False)
         }
         lines.append(
-            f"\n{embedding}: median support below {LOW_MEDIAN:g} for {sum(of_kind[True])} of {len(of_kind[True])} foreign "
-            f"slides, and for {sum(of_kind[False])} of {len(of_kind[False])} unseen slides of the same tissue."
+            f"\n{embedding}: median support below {LOW_MEDIAN:g} for {sum(of_kind[True])} of {len(of_kind[True])} "
+            f"foreign slides, and for {sum(of_kind[False])} of {len(of_kind[False])} unseen slides of the same tissue."
         )
     return "\n".join(lines)
 
