@@ -175,7 +175,9 @@ def microns_per_unit(
     In this order: `given` by the user, for all slides or by slide; ``uns["spatial"]``; `recorded` of images (source,
     micrometers per pixel, pixels per unit); what the format proves.
     """
-    entry = table.uns.get(keys.SPATIAL, {}).get(name, {}).get("scalefactors", {}).get(keys.MPP)
+    uns = table.uns.get(keys.SPATIAL)
+    of_slide = uns.get(name) if isinstance(uns, Mapping) else None
+    entry = ((of_slide.get("scalefactors") if isinstance(of_slide, Mapping) else None) or {}).get(keys.MPP)
     slot = f"uns['{keys.SPATIAL}'][{name!r}]['scalefactors']['{keys.MPP}']"
     by_user = given.get(name) if isinstance(given, Mapping) else given
     proven, proof = _proven(table.obs.iloc[rows], name, shapes, centers)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -106,6 +108,30 @@ class Settings:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         # More than a few workers per core would only take memory.
         return min(n, 4 * cores) if n > 0 else max(1, cores + 1 + n)
+
+
+@cache
+def _warn_no_cache() -> None:
+    logger.warning(
+        "numba cannot keep compiled code, because neither the package nor the home folder can be written: it is "
+        "compiled in every session. Set NUMBA_CACHE_DIR to a folder that can be written."
+    )
+
+
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """Compile a kernel with numba, kept on disk where a folder can be written."""
+    import numba
+
+    def decorate(function: Any) -> Any:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError as error:
+            if "no locator" not in str(error):
+                raise
+            _warn_no_cache()
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
 
 
 settings = Settings()

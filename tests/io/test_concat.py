@@ -53,7 +53,12 @@ def test_refusals(slide: dict[str, Any]) -> None:
     one = read_st(**slide)
     refused(ValueError, "`slides` is empty", concat, [])
     refused(ValueError, r"Slides have the same name: 'A1'\. Read them with different names", concat, [one, one])
-    refused(KeyError, r"slides\[1\] has no 'table' .*its tables: none", concat, [one, sd.SpatialData()])
+    refused(KeyError, r"slides\[1\] cannot be joined: sdata has no table", concat, [one, sd.SpatialData()])
     other = sd.SpatialData(tables={"table": ad.AnnData(np.ones((2, 1), np.float32))})
-    refused(KeyError, r"slides\[1\] has no 'table' .*Convert it with spahgc\.io\.from_anndata", concat, [one, other])
+    refused(
+        KeyError,
+        r"slides\[1\] cannot be joined: .*not linked to shapes.*spahgc\.io\.from_anndata",
+        concat,
+        [one, other],
+    )
     assert one["table"].obs["region"].cat.categories.tolist() == ["A1"]

@@ -168,6 +168,17 @@ REFERENCE = {
     "a slide without counts": Case("Slide 'A2' of the reference is all zero.*target", empty_slide_among_others),
     "negative": Case("reference.X has negative values.*layer=.*normalize='none'", x(lambda v: v - 1)),
     "no whole numbers": Case("reference.X has values that are not whole.*layer=", x(np.log1p)),
+    "counts in raw": Case(
+        r"Raw counts are in .raw: adata = adata.raw.to_adata\(\)", lambda t: (setattr(t, "raw", t), x(np.log1p)(t))[0]
+    ),
+    "expected counts": Case(
+        r"Expected or corrected counts.*X.round\(\).*normalize_total.*normalize='none'", x(lambda v: 0.93 * v)
+    ),
+    "text in X": Case(r"reference.X does not hold a matrix of numbers", x(lambda v: np.full(v.shape, "a", object))),
+    "fields of view on top of each other": Case(
+        r"local to each field of view: the 4 fields in obs\['fov'\].*obs\['CenterX_global_px'\]",
+        lambda t: t.obs.insert(0, "CenterX_global_px", 1.0) or t.obs.insert(0, "fov", np.arange(t.n_obs) % 4),
+    ),
     "NaN counts": Case("reference.X has NaN or infinite", x(lambda v: np.where(v > 9, np.nan, v))),
     "layer is not there": Case(
         "reference.layers has no 'counts' .layer.*Available: none; X is", options={"layer": "counts"}, error=KeyError
@@ -343,6 +354,36 @@ def test_backed_table(reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) 
     backed = ad.read_h5ad(tmp_path / "reference.h5ad", backed="r")
     with pytest.raises(ValueError, match=re.escape("reference is backed by a file. Load it into memory")):
         spahgc.tl.predict(backed, target)
+
+
+@pytest.mark.parametrize("what", ["lazy", "dask", "disk", "csc on disk", "big-endian", "object", "nullable", "arrow"])
+def test_containers(what: str, reference: ad.AnnData, target: ad.AnnData, tmp_path: Any) -> None:
+    """Matrices in other containers are read and give the same prediction; a lazy table says how to load it."""
+    import h5py
+
+    spahgc.tl.predict(reference, target, panel=5, method="ridge", key_added="plain")
+    reference.layers["csc"] = reference.X.tocsc()
+    reference.write_h5ad(tmp_path / "reference.h5ad")
+    z = pd.DataFrame(reference.obsm["image_toy"], index=reference.obs_names).rename(columns="f{}".format)
+    with h5py.File(tmp_path / "reference.h5ad") as file:
+        if what == "lazy":
+            with pytest.raises(ValueError, match=r"reference is backed by a file.*adata.to_memory\(\)"):
+                spahgc.tl.train(ad.experimental.read_lazy(file), method="ridge")
+            return
+        if what == "dask":
+            reference.X = ad.experimental.read_elem_lazy(file["X"])
+        elif "disk" in what:
+            reference.X = ad.io.sparse_dataset(file["layers/csc" if "csc" in what else "X"])
+        elif what == "big-endian":
+            reference.X = reference.X.toarray().astype(">f8")
+            reference.obsm["image_toy"] = reference.obsm["image_toy"].astype(">f4")
+            reference.obsm["spatial"] = reference.obsm["spatial"].astype(">f8")
+        elif what == "object":
+            reference.X = reference.X.toarray().astype(object)
+        else:
+            reference.obsm["image_toy"] = z.astype("Float32" if what == "nullable" else "float[pyarrow]")
+        spahgc.tl.predict(reference, target, panel=5, method="ridge")
+    np.testing.assert_array_equal(target.obsm["spahgc"], target.obsm["plain"])
 
 
 def test_one_reference_slide(reference: ad.AnnData, target: ad.AnnData) -> None:

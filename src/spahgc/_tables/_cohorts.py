@@ -132,7 +132,7 @@ def reference_cohort(
 ) -> tuple[Cohort, Recipe]:
     """Reference slides of a table with their panel; `columns` are those of :func:`reference_slots`."""
     slots = reference_slots(adata, normalize=normalize, **columns)
-    chosen = _panel_columns(slots.table, panel, [slots.matrix[index] for index in slots.rows.values()])
+    chosen = _panel_columns(slots.table, panel, {name: slots.matrix[index] for name, index in slots.rows.items()})
     slides = [
         Slide(
             name,
@@ -289,7 +289,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[Any]) -> NDArray[np.intp]:
+def _panel_columns(adata: AnnData, panel: int | Sequence[str], by_slide: dict[str, Any]) -> NDArray[np.intp]:
+    matrices = list(by_slide.values())
     if isinstance(panel, int | np.integer):
         if any(check.negative(matrix) for matrix in matrices):
             raise ValueError(
@@ -313,4 +314,5 @@ def _panel_columns(adata: AnnData, panel: int | Sequence[str], matrices: list[An
             f"Genes {format_names(unusable)} of the panel cannot name columns of HDF5 and Zarr files. A name must not "
             f"contain '/', be empty, or be '.', '..' or '_index'. Rename them in reference.var_names."
         )
+    check.check_on_panels(adata, wanted, by_slide)
     return np.asarray(adata.var_names.get_indexer(wanted), dtype=np.intp)

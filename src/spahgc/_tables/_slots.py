@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +71,7 @@ def check_table(adata: AnnData, *, what: str) -> AnnData:
         raise TypeError(f"{what} must be an AnnData table, got {type(adata).__name__}.")
     if adata.n_obs == 0:
         raise ValueError(f"{what} has no spots (n_obs is 0).")
-    if adata.isbacked:
+    if adata.isbacked or not isinstance(adata.obs, pd.DataFrame):  # read_lazy has obs on disk, too
         raise ValueError(f"{what} is backed by a file. Load it into memory first: adata = adata.to_memory().")
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if not index.is_unique:
@@ -124,10 +124,49 @@ def representation(adata: AnnData, use_rep: str | None, *, what: str) -> str:
     raise KeyError(f"{what}.obsm has {problem}. Available in obsm: {format_names(adata.obsm)}.")
 
 
+def in_memory(values: Any, name: str) -> Any:
+    """Matrix of a slot as CSR array or array of numbers in native byte order, from whatever container holds it."""
+    if isinstance(values, pd.DataFrame):  # nullable and arrow columns have missing values of their own
+        values = values.to_numpy(np.float64, na_value=np.nan) if _has_numbers(values) else values.to_numpy()
+    try:
+        for read in ("compute", "to_memory"):  # dask arrays; sparse data sets on disk
+            values = getattr(values, read)() if hasattr(values, read) else values
+        if sp.issparse(values) and values.dtype.isnative:
+            return sp.csr_array(values)
+        if sp.issparse(values):
+            values = values.tocsr()
+            parts = (values.data.astype(values.dtype.newbyteorder("=")), values.indices, values.indptr)
+            return sp.csr_array(parts, shape=values.shape)
+        values = np.asarray(values)
+        if values.dtype == object:
+            values = values.astype(np.float64)
+    except MemoryError:
+        raise MemoryError(f"{name} does not fit into memory. Select spots or genes, then adata.to_memory().") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} does not hold a matrix of numbers, got {type(values).__name__} ({error}). Load the table with "
+            "adata = adata.to_memory(), or convert the matrix with scipy.sparse.csr_matrix or numpy.asarray."
+        ) from error
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        raise ValueError(f"{name} must be a numeric matrix, got {values.dtype} of shape {values.shape}.")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _has_numbers(frame: pd.DataFrame) -> bool:
+    return all(is_numeric_dtype(kind) for kind in frame.dtypes)
+
+
+def libraries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+    """Entries of ``uns["spatial"]`` by slide, without flags (CELLxGENE) and positions (converters) that lie there."""
+    entries = adata.uns.get(keys.SPATIAL)
+    named = entries.items() if isinstance(entries, Mapping) else ()
+    return {str(name): entry for name, entry in named if isinstance(entry, Mapping)}
+
+
 def embedding(adata: AnnData, use_rep: str, *, what: str) -> Float32:
     """Embeddings as float32 (n_obs, d), finite."""
-    values = adata.obsm[use_rep]
-    values = values.toarray() if sp.issparse(values) else np.asarray(values)
+    values = in_memory(adata.obsm[use_rep], f"{what}.obsm[{use_rep!r}]")
+    values = values.toarray() if sp.issparse(values) else values
     if values.ndim != 2 or values.shape[1] == 0 or not np.issubdtype(values.dtype, np.number):
         raise ValueError(
             f"{what}.obsm[{use_rep!r}] must be a numeric matrix (n_obs, width), got {values.dtype} of shape "
@@ -152,11 +191,34 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
         named = {str(column).casefold(): column for column in values}
         pair = next((pair for pair in _XY if named.keys() >= set(pair)), None)
         values = values if pair is None else values[[named[name] for name in pair]]
-    values = np.asarray(values, dtype=np.float64)
+    values = in_memory(values, name)
+    values = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 2:
         raise ValueError(f"{name} must have shape (n_obs, 2), x and y, got {values.shape}.")
     _check_finite(adata, np.asarray(~np.isfinite(values).all(axis=1)), name, "Drop those spots.")
+    _check_not_local(adata, values, name)
     return values
+
+
+def _check_not_local(adata: AnnData, xy: Float64, name: str) -> None:
+    """Raise if the fields of view of a slide (CosMx) all cover the same place."""
+    fov = next((column for column in adata.obs if column.lower() in ("fov", "fov_name", "fov_id")), None)
+    if fov is None:
+        return
+    slide = adata.obs.get(adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key"), pd.Series("", adata.obs_names))
+    places = pd.DataFrame(xy, columns=["x", "y"]).assign(slide=slide.astype(str).to_numpy())
+    for _, of_slide in places.groupby("slide"):
+        fields = of_slide[["x", "y"]].groupby(adata.obs[fov].astype(str).to_numpy()[of_slide.index])
+        whole = np.ptp(of_slide[["x", "y"]].to_numpy(), axis=0)
+        sides = (fields.max() - fields.min()).to_numpy()
+        if len(sides) >= 3 and (np.median(sides, axis=0) > 0.7 * whole).all():
+            ready = [f"obsm[{key!r}]" for key in adata.obsm if "global" in key.lower()]
+            ready += [f"obs[{key!r}]" for key in adata.obs if "global" in key.lower()]
+            raise ValueError(
+                f"{name} is local to each field of view: the {len(sides)} fields in obs[{fov!r}] lie on top of each "
+                f"other. Set positions on the whole slide, adata.obsm['{keys.SPATIAL}'] = <x, y>; columns that may "
+                f"hold them: {format_names(ready)}. If each field has its own image, make it a slide of its own."
+            )
 
 
 def cellularity(adata: AnnData, *, what: str) -> Float32 | None:
@@ -227,7 +289,7 @@ def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str =
     if matrix is None or adata.n_vars == 0:
         problem = "X is None" if matrix is None else "n_vars is 0"
         raise ValueError(f"{what} has no expression ({problem}). {_WITHOUT_EXPRESSION}")
-    matrix = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    matrix = in_memory(matrix, name)
     if matrix.dtype == np.float16:  # which SciPy's sparse matrices do not support
         matrix = matrix.astype(np.float32)
     if not np.isfinite(_values(matrix)).all():
@@ -239,11 +301,49 @@ def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str =
         raise ValueError(
             f"{name} has {problem}, so it does not hold counts. normalize={normalize!r} needs raw counts: pass "
             f"layer=<layer with raw counts> (layers: {format_names(adata.layers)}), or normalize='none' to use the "
-            "values as they are."
+            f"values as they are.{ways_to_counts(adata, matrix)}"
         )
     if not _values(matrix).any():
         raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION}")
     return matrix
+
+
+def ways_to_counts(adata: AnnData, matrix: Any) -> str:
+    """Advice for a matrix without counts: ``.raw`` if it has them, or what to do with expected or corrected counts."""
+    if adata.raw is not None and are_counts(in_memory(adata.raw.X, "adata.raw.X")):
+        return " Raw counts are in .raw: adata = adata.raw.to_adata()."
+    if negative(matrix) or "log1p" in adata.uns:
+        return ""
+    return (
+        " Expected or corrected counts (Proseg, SpotClean, SoupX): round them, adata.layers['counts'] = "
+        "adata.X.round(), and pass layer='counts'; or normalize them yourself, scanpy.pp.normalize_total(adata, "
+        "target_sum=1e4) and scanpy.pp.log1p(adata), and pass normalize='none'."
+    )
+
+
+def check_on_panels(adata: AnnData, genes: Sequence[str], matrices: Mapping[str, Any]) -> None:
+    """Raise if a slide did not measure a gene, so that its values are zeros from joining (`io.concat`).
+
+    A gene that is not in a slide's table may also have no counts there (legacy arrays): it was not measured if the
+    other slides let expect at least 10 counts.
+    """
+    known = adata.varm.get(keys.MEASURED_ON)
+    if known is None:
+        return
+    at = adata.var_names.get_indexer(list(genes))
+    known = known.iloc[at]
+    counts = {name: np.asarray(matrix[:, at].sum(axis=0)).ravel() for name, matrix in matrices.items()}
+    depth = {name: float(matrix.sum()) for name, matrix in matrices.items()}
+    for i, gene in enumerate(genes):
+        there = [name for name in matrices if name not in known or known[name].iloc[i]]
+        share = sum(counts[name][i] for name in there) / max(sum(depth[name] for name in there), 1.0)
+        lacking = [name for name in matrices if name not in there and share * depth[name] >= 10]
+        if lacking:
+            raise ValueError(
+                f"Gene {gene!r} of the panel was not measured on {format_names(lacking)}: its zeros there come from "
+                f"joining (varm['{keys.MEASURED_ON}']). Leave it out of the panel, leave out those slides, or join "
+                "with spahgc.io.concat(..., join='inner')."
+            )
 
 
 def are_counts(matrix: Any) -> bool:

@@ -5,10 +5,10 @@ Kernels only call kernels of their own file, because numba's cache on disk does 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .._settings import compiled
 from .._slides import Float32
 
 MIN_PIXELS = 32  # Smallest side of a tile; the widest filter reaches 24 pixels.
@@ -117,7 +117,7 @@ def texture(tiles: NDArray[np.uint8]) -> Float32:
     return out.astype(np.float32)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def planes(tile: NDArray[np.uint8]) -> Float32:
     """Gray (as `rgb2gray` of scikit-image), saturation (`rgb2hsv`), hematoxylin and eosin (`rgb2hed`), (4, h, w)."""
     _, height, width = tile.shape
@@ -138,7 +138,7 @@ def planes(tile: NDArray[np.uint8]) -> Float32:
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def hematoxylin(tiles: NDArray[np.uint8]) -> Float32:
     """Mean hematoxylin of RGB tiles, in the unit of `skimage.color.rgb2hed`: (n, 3, h, w) uint8 -> (n,) float32."""
     out = np.empty(tiles.shape[0], np.float32)
@@ -148,7 +148,7 @@ def hematoxylin(tiles: NDArray[np.uint8]) -> Float32:
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def moments(plane: Float32, top: float, out: NDArray[np.float64]) -> None:
     """Write mean, standard deviation, skewness and histogram quantiles of a plane in [0, top] into `out` (6,)."""
     counts = np.zeros(N_BINS, np.int64)
@@ -177,7 +177,7 @@ def moments(plane: Float32, top: float, out: NDArray[np.float64]) -> None:
         out[3 + j] = (k + (wanted - seen) / max(counts[k], 1)) * (top / N_BINS)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def correlation(a: Float32, b: Float32, floor: float) -> float:
     """Pearson correlation of two planes; 0 if the standard deviation of either is at most `floor`."""
     x, y = a.ravel(), b.ravel()
@@ -198,7 +198,7 @@ def correlation(a: Float32, b: Float32, floor: float) -> float:
     return xy / np.sqrt(xx * yy)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def color(tile: NDArray[np.uint8], four: Float32, out: NDArray[np.float64]) -> None:
     """Write the :data:`COLOR_NAMES` of a tile (3, h, w) and its :func:`planes` (4, h, w) into `out`."""
     for c in range(3):
@@ -213,7 +213,7 @@ def color(tile: NDArray[np.uint8], four: Float32, out: NDArray[np.float64]) -> N
     out[40] = ((tile[0] > WHITE) & (tile[1] > WHITE) & (tile[2] > WHITE)).mean()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def lbp(plane: Float32, out: NDArray[np.float64]) -> None:
     """Write frequencies of rotation-invariant uniform local binary patterns (8 neighbors at radius 1) into `out` (10,).
 
@@ -246,7 +246,7 @@ def lbp(plane: Float32, out: NDArray[np.float64]) -> None:
     out /= (height - 2) * (width - 2)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def cooccurrence(levels: NDArray[np.uint8], distance: int) -> NDArray[np.float64]:
     """Symmetric co-occurrence matrix, averaged over four directions, with the offsets of `skimage.graycomatrix`."""
     height, width = levels.shape
@@ -266,7 +266,7 @@ def cooccurrence(levels: NDArray[np.uint8], distance: int) -> NDArray[np.float64
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def properties(matrix: NDArray[np.float64], out: NDArray[np.float64]) -> None:
     """Write :data:`PROPERTIES` of a co-occurrence matrix into `out` (5,): entropy in bits, correlation 1 if flat."""
     n = matrix.shape[0]
@@ -289,7 +289,7 @@ def properties(matrix: NDArray[np.float64], out: NDArray[np.float64]) -> None:
     out[3] = covariance / variance if variance > 1e-12 else 1.0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def patterns(four: Float32, out: NDArray[np.float64]) -> None:
     """Write the :data:`PATTERN_NAMES` of the :func:`planes` of a tile (4, h, w) into `out`."""
     lbp(four[0], out[:10])
@@ -311,7 +311,7 @@ def _taps(sigma: float) -> Float32:
 _TAPS1, _TAPS2, _TAPS4, _TAPS8 = (_taps(sigma) for sigma in SIGMAS)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"})
 def blur(plane: Float32, taps: Float32) -> Float32:
     """Separable convolution with symmetric `taps`; borders mirrored (`scipy.ndimage` mode ``"reflect"``)."""
     height, width = plane.shape
@@ -340,7 +340,7 @@ def blur(plane: Float32, taps: Float32) -> Float32:
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def band_statistics(band: Float32, out: NDArray[np.float64]) -> None:
     """Write mean absolute value, root mean square and skewness about 0 of a band into `out` (3,)."""
     flat = band.ravel()
@@ -355,7 +355,7 @@ def band_statistics(band: Float32, out: NDArray[np.float64]) -> None:
     out[2] = third / flat.size / sd**3 if sd > 1e-4 else 0.0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def gradient_statistics(plane: Float32, out: NDArray[np.float64]) -> None:
     """Write mean and deviation of the gradient length, and its coherence (0 to 1), into `out` (3,)."""
     height, width = plane.shape
@@ -375,7 +375,7 @@ def gradient_statistics(plane: Float32, out: NDArray[np.float64]) -> None:
     out[2] = np.sqrt((xx - yy) ** 2 + 4 * xy * xy) / (xx + yy) if square > 1e-8 else 0.0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def count_peaks(band: Float32, out: NDArray[np.float64]) -> None:
     """Write the number of local maxima (3 x 3) of a band above each of :data:`PEAKS` into `out` (4,)."""
     height, width = band.shape
@@ -392,7 +392,7 @@ def count_peaks(band: Float32, out: NDArray[np.float64]) -> None:
                 out += value > PEAKS
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def otsu(plane: Float32) -> float:
     """Otsu threshold (1979) of a plane, from 256 bins up to :data:`STAIN_TOP`."""
     counts = np.zeros(256, np.int64)
@@ -416,7 +416,7 @@ def otsu(plane: Float32) -> float:
     return (threshold + 1) * (STAIN_TOP / 256)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _root(parent: NDArray[np.int64], i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -424,7 +424,7 @@ def _root(parent: NDArray[np.int64], i: int) -> int:
     return i
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def blob_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Areas in pixels of the 4-connected blobs of a mask that have at least :data:`SMALLEST` pixels."""
     height, width = mask.shape
@@ -445,7 +445,7 @@ def blob_areas(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return area[area >= SMALLEST]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def nuclei(smooth: Float32, haem: Float32, eosin: Float32, out: NDArray[np.float64]) -> None:
     """Write share, number and areas of dense hematoxylin blobs, and stains inside minus outside, into `out` (7,)."""
     threshold = otsu(smooth)
@@ -468,7 +468,7 @@ def nuclei(smooth: Float32, haem: Float32, eosin: Float32, out: NDArray[np.float
     out[6] = threshold
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def scales(four: Float32, out: NDArray[np.float64]) -> None:
     """Write the :data:`SCALE_NAMES` of the gray, saturation and stain planes of a tile (4, h, w) into `out`."""
     for p in range(2):

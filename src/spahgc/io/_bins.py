@@ -20,7 +20,7 @@ from .._checks import above, at_least, checked, format_names
 from .._geometry import Float64, side_of
 from .._links import microns_per_unit, pick_table, regions
 from .._settings import logger
-from .._tables._slots import are_counts, check_table, expression
+from .._tables._slots import are_counts, check_table, expression, ways_to_counts
 from ._concat import check_slide_name, concat, link_spots
 
 Layout = Literal["grid", "hex"]
@@ -104,6 +104,7 @@ def bin_to_spots(
         raise ValueError(
             f"{what}{'.X' if layer is None else f'.layers[{layer!r}]'} does not hold raw counts (integers of at least "
             f"0), so sums have no meaning. Pass layer=<raw counts>; layers: {format_names(table.layers)}."
+            f"{ways_to_counts(table, matrix)}"
         )
     parts = []
     for region, rows, bins, centers in regions(sdata, table):

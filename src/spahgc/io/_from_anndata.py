@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
@@ -15,7 +14,7 @@ from .. import _keys
 from .._checks import above, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP
 from .._links import microns_per_unit
-from .._tables._slots import check_table, coordinates
+from .._tables._slots import check_table, coordinates, libraries
 from ._concat import check_inside, check_slide_name, link_spots
 from ._image import pyramid, read_image, resolutions
 from ._wsi import load
@@ -77,8 +76,8 @@ def from_anndata(
                 f"adata.obs has an unrelated column {column!r}, where the link to the shapes is written. Rename it: "
                 f"adata.obs = adata.obs.rename(columns={{{column!r}: <name>}})."
             )
-    entries, library, factors = adata.uns.get(_keys.SPATIAL), None, {}
-    if isinstance(entries, Mapping) and entries:
+    entries, library, factors = libraries(adata), None, {}
+    if entries:
         if slide not in entries and len(entries) > 1:
             raise ValueError(
                 f"adata.uns['{_keys.SPATIAL}'] holds several slides: {format_names(entries)}. Select the spots of one, "
@@ -86,7 +85,7 @@ def from_anndata(
                 "spahgc.io.concat."
             )
         library = slide if slide in entries else str(next(iter(entries)))
-        factors = dict(entries[library].get("scalefactors", {}))
+        factors = dict(entries[library].get("scalefactors") or {})
     if isinstance(image, str | PathLike):
         known = microns_per_pixel or factors.get(_keys.MPP)
         image, slide = load(image, slide=slide or library, microns_per_pixel=known), None
@@ -107,7 +106,7 @@ def from_anndata(
         raise ValueError(f"slide={slide!r}, but the image was read as {own!r}. Read it with slide={slide!r}.")
     check_slide_name(own)
     sizes = resolutions(element)[0].sizes
-    check_inside(xy, adata.obs_names, (sizes["x"], sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']")
+    check_inside(xy, adata.obs_names, (sizes["x"], sizes["y"]), f"adata.obsm['{_keys.SPATIAL}']", factors=factors)
 
     table = adata[:, []].copy() if adata.X is None else adata.copy()
     if table.X is None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from .._settings import compiled
 from .._slides import Float32
 
 Int64 = NDArray[np.int64]
@@ -191,7 +192,7 @@ def _add(out: Any, i: Any, out_low: Any, factor: Any, b: Any, j: Any, b_low: Any
         out[i, out_low + d] += factor * b[j, b_low + d]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def _forward(
     query: Float32, both: Float32, start: Int64, sender: Int64, out: Float32, weights: Float32, first: int, last: int
 ) -> None:
@@ -222,7 +223,7 @@ def _forward(
                 _add(out, r, h * size, weight, both, s, width + h * size, size)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def _to_receivers(
     both: Float32,
     start: Int64,
@@ -256,7 +257,7 @@ def _to_receivers(
                 _add(to_query, r, h * size, value, both, s, h * size, size)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def _to_senders(
     query: Float32,
     sent_start: Int64,
@@ -283,7 +284,7 @@ def _to_senders(
                 _add(to_both, s, width + h * size, weight, gradient, r, h * size, size)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def _sums(values: Float32, start: Int64, rows: Int64, factor: np.float32, out: Float32, first: int, last: int) -> None:
     """Sums of the lists of rows first..last - 1, times `factor`."""
     for i in range(first, last):

@@ -23,7 +23,7 @@ from .._checks import format_names
 from .._geometry import spatial_knn
 from .._links import pick_table
 from .._slides import Float64
-from .._tables._slots import check_table, coordinates, library_column
+from .._tables._slots import check_table, coordinates, libraries, library_column
 
 log = logging.getLogger("spahgc")
 
@@ -122,10 +122,10 @@ def pick_slide(names: Iterable[str], slide: str | None) -> str:
 def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: float) -> DrawnSlide:
     """One slide of a table; a table without a column of slides is one slide."""
     if library_key is not None or "region_key" in adata.uns.get(keys.SPATIALDATA_ATTRS, {}):
-        libraries = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
-        name = pick_slide(libraries.unique(), slide)
-        return DrawnSlide(adata[(libraries == name).to_numpy()], name, size)
-    pictures = list(adata.uns.get(keys.SPATIAL, {}))
+        of_spot = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
+        name = pick_slide(of_spot.unique(), slide)
+        return DrawnSlide(adata[(of_spot == name).to_numpy()], name, size, alone=of_spot.nunique() == 1)
+    pictures = list(libraries(adata))
     name = pictures[0] if len(pictures) == 1 else ""
     if slide is not None and slide != name:
         raise KeyError(
@@ -136,18 +136,24 @@ def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: f
 
 
 class DrawnSlide:
-    """A slide to draw, with lengths in pixels of the full-resolution image; `size` multiplies the spot diameter."""
+    """A slide to draw, with lengths in pixels of the full-resolution image; `size` multiplies the spot diameter.
 
-    def __init__(self, rows: AnnData, name: str, size: float) -> None:
+    A slide that is `alone` in its table takes the only picture, whatever its name (HEST calls it ``ST``).
+    """
+
+    def __init__(self, rows: AnnData, name: str, size: float, *, alone: bool = False) -> None:
         self.rows, self.name = rows, name
         self.coordinates = coordinates(rows, what="adata")
-        entry: Mapping[str, Any] = rows.uns.get(keys.SPATIAL, {}).get(name, {})
-        factors, images = entry.get("scalefactors", {}), entry.get("images", {})
+        found = libraries(rows)
+        entry: Mapping[str, Any] = found.get(name) or (next(iter(found.values())) if alone and len(found) == 1 else {})
+        factors, images = entry.get("scalefactors") or {}, entry.get("images") or {}
         self.microns_per_pixel, diameter = factors.get(keys.MPP), factors.get(keys.SPOT_DIAMETER)
         self.image, self.image_scale = None, 1.0
-        for part in ("lowres", "hires"):  # the finer of the two, if there are both
-            if part in images and f"tissue_{part}_scalef" in factors:
-                self.image, self.image_scale = np.asarray(images[part]), float(factors[f"tissue_{part}_scalef"])
+        scales = {part: factors.get(f"tissue_{part}_scalef", factors.get(part)) for part in images}  # Seurat: "hires"
+        usable = [part for part, scale in scales.items() if scale and np.ndim(images[part]) == 3]
+        if usable:
+            finest = max(usable, key=lambda part: float(scales[part]))
+            self.image, self.image_scale = np.asarray(images[finest]), float(scales[finest])
         if diameter is None:
             xy = self.coordinates
             nearest = xy[spatial_knn(xy, 1)[:, 0]] if len(xy) > 1 else xy + 1

@@ -194,7 +194,7 @@ def _placed(element: Any, spots: RegionSpots, key: str, shared: set[str]) -> Pla
             f"({stretch[0]:.3g} and {stretch[1]:.3g}): square tiles would not be square. Resample the image first."
         )
     size = (arrays[0].sizes["x"], arrays[0].sizes["y"])
-    inside = np.asarray(((pixels >= 0) & (pixels <= size)).all(axis=1))
+    inside = np.asarray(((pixels >= -1) & (pixels <= np.array(size) + 1)).all(axis=1))
     return PlacedImage(key, arrays, affines, system, inside)
 
 

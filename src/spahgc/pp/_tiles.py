@@ -9,11 +9,11 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import dask
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from .._geometry import transformed
+from .._settings import compiled
 from .._slides import Float64
 
 CACHE_BYTES = 256 * 2**20  # decoded blocks that a reader keeps, over all resolutions
@@ -174,7 +174,7 @@ class TileReader:
         return resample(patch, first_y, weights_y, first_x, weights_x), padded
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def axis_weights(center: float, width: float, pixels: int) -> tuple[int, int, NDArray[np.int64], NDArray[np.float32]]:
     """Weights that resample one axis of an image around `center` to `pixels` pixels.
 
@@ -210,7 +210,7 @@ def axis_weights(center: float, width: float, pixels: int) -> tuple[int, int, ND
     return first[0], first[-1] + np.count_nonzero(out[-1]), first - first[0], out
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"})
 def resample(
     patch: NDArray[np.uint8],
     first_y: NDArray[np.int64],
