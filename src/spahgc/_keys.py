@@ -18,6 +18,7 @@ GRID = "spahgc_grid"  # ``uns``: how virtual spots were laid out
 IMAGE_PREFIX = "image_"  # ``obsm``: embeddings are ``image_{encoder}``
 CELLULARITY = "cellularity"  # ``obs``: stain density of each spot's tile, mean hematoxylin optical density
 PREDICTION = "spahgc"  # Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry
+SCANPY_LOG = "log1p"  # ``uns``: what scanpy.pp.log1p leaves behind
 MEASURED_ON = "measured_on"  # ``varm``: slides whose table had the gene, where `io.concat` filled in zeros
 MEASURED = "measured"  # ``layers``: measured expression beside a prediction, in the prediction's unit
 PARAMS = "params"  # ``uns[key]["params"]``: parameters of the step that wrote ``key``

@@ -312,7 +312,7 @@ def ways_to_counts(adata: AnnData, matrix: Any) -> str:
     """Advice for a matrix without counts: ``.raw`` if it has them, or what to do with expected or corrected counts."""
     if adata.raw is not None and are_counts(in_memory(adata.raw.X, "adata.raw.X")):
         return " Raw counts are in .raw: adata = adata.raw.to_adata()."
-    if negative(matrix) or "log1p" in adata.uns:
+    if negative(matrix) or keys.SCANPY_LOG in adata.uns:
         return ""
     return (
         " Expected or corrected counts (Proseg, SpotClean, SoupX): round them, adata.layers['counts'] = "

@@ -191,7 +191,8 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     joined.uns.update(recipes)
     joined.uns[_keys.SPATIAL] = {name: entry for table in tables for name, entry in libraries(table).items()}
     table = TableModel.parse(joined, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE)
-    images, shapes = {}, {}
+    images: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
     for sdata, region in zip(slides, regions, strict=True):
         others = {system for other in slides if other is not sdata for system in other.coordinate_systems}
         renamed = {system: f"{region.cat.categories[0]}_{system}" for system in others & set(sdata.coordinate_systems)}

@@ -149,7 +149,9 @@ class DrawnSlide:
         factors, images = entry.get("scalefactors") or {}, entry.get("images") or {}
         self.microns_per_pixel, diameter = factors.get(keys.MPP), factors.get(keys.SPOT_DIAMETER)
         self.image, self.image_scale = None, 1.0
-        scales = {part: factors.get(f"tissue_{part}_scalef", factors.get(part)) for part in images}  # Seurat: "hires"
+        scales: dict[str, Any] = {
+            part: factors.get(f"tissue_{part}_scalef", factors.get(part)) for part in images
+        }  # Seurat: "hires"
         usable = [part for part, scale in scales.items() if scale and np.ndim(images[part]) == 3]
         if usable:
             finest = max(usable, key=lambda part: float(scales[part]))
