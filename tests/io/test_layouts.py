@@ -31,7 +31,7 @@ def reader(
     genes: str = "abcde",
 ) -> sd.SpatialData:
     """50 cells as a reader of spatialdata_io gives them; with `shapes`, the table annotates labels beside them."""
-    rng, n = np.random.default_rng(0), 50
+    rng, n = np.random.default_rng(sum(map(ord, region))), 50
     ids, xy = [f"c{i}" for i in range(n)], rng.uniform(20, 280, (n, 2))
     obs = pd.DataFrame({"cell_id": ids, "region": "vizgen"}, index=ids)
     obs[instance], obs[key] = (np.arange(1, n + 1) if shapes else ids), pd.Categorical([region] * n)
