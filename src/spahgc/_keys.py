@@ -17,6 +17,7 @@ TISSUE = "tissue_fraction"  # ``obs``: share of a virtual spot's area that is ti
 GRID = "spahgc_grid"  # ``uns``: how virtual spots were laid out
 IMAGE_PREFIX = "image_"  # ``obsm``: embeddings are ``image_{encoder}``
 CELLULARITY = "cellularity"  # ``obs``: stain density of each spot's tile, mean hematoxylin optical density
+TILE_QUALITY = "tile_quality"  # ``obs``: verdict on each spot's tile; ``obsm``: its measures; ``uns``: limits
 PREDICTION = "spahgc"  # Default ``key_added`` of predictions: ``obsm``, ``layers`` and ``uns`` entry
 SCANPY_LOG = "log1p"  # ``uns``: what scanpy.pp.log1p leaves behind
 MEASURED_ON = "measured_on"  # ``varm``: slides whose table had the gene, where `io.concat` filled in zeros

@@ -216,7 +216,7 @@ def _grid(
     mask, mask_mpp = tissue_mask(level.array, level.microns_per_pixel)
     row, column, centers = _lattice(levels[0].array.shape[1:], pitch / mpp, layout)
     in_mask = transformed(level.affine, centers) / (mask_mpp / level.microns_per_pixel)
-    fraction = _fractions(mask, in_mask, diameter / 2 / mask_mpp)
+    fraction = covered_fractions(mask, in_mask, diameter / 2 / mask_mpp)
     kept = fraction >= least
     logger.info(
         "%s: %d spots on the tissue of %r (%.0f %% of the image), %.4g um apart.",
@@ -249,7 +249,7 @@ def _lattice(size: tuple[int, int], pitch: float, layout: str) -> tuple[NDArray[
     return row[inside], column[inside], np.column_stack([x, y])[inside]
 
 
-def _fractions(mask: NDArray[np.bool_], centers: Float64, radius: float) -> Float64:
+def covered_fractions(mask: NDArray[np.bool_], centers: Float64, radius: float) -> Float64:
     """Share of each disk that is set in a mask, in whose pixels centers and radius are; 0 beyond its border."""
     reach = int(np.ceil(radius))
     dy, dx = (part.ravel() for part in np.mgrid[-reach : reach + 1, -reach : reach + 1])

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from .._settings import logger
-from .._slides import Float32
+from .._slides import Float32, Float64
 from .._tables._slots import on_tissue
 from ._images import LocatedSlide
 from ._tiles import Level, TileReader
@@ -50,18 +50,13 @@ def tissue_mask(image: Any, microns_per_pixel: float) -> tuple[NDArray[np.bool_]
     dust, pens) are not tissue and do not influence the threshold. An image without glass is all tissue. Pixel i of the
     mask covers the pixels ``i * factor`` to ``(i + 1) * factor`` of the image, see :func:`mask_factor`.
     """
-    from skimage.color import rgb2hsv
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import reconstruction
 
     factor = mask_factor(microns_per_pixel)
     mpp = microns_per_pixel * factor
     rgb = gaussian(block_means(image, factor), sigma=MASK_MPP / mpp, channel_axis=-1)
-    hue, saturation, value = np.moveaxis(rgb2hsv(rgb), -1, 0)
-    ink = (value < 0.4) & (saturation < 0.2)
-    ink |= (hue > 0.12) & (hue < 0.6) & (saturation > 0.2)
-    ink |= (hue >= 0.6) & (hue < 0.68) & (saturation > 0.6)
-    green, valid = rgb[..., 1], ~ink
+    green, valid = rgb[..., 1], ~is_ink(rgb)
     if not valid.any() or np.ptp(green[valid]) == 0:
         return valid & (not _is_glass(rgb[valid])), mpp
     threshold = threshold_otsu(green[valid])
@@ -75,6 +70,17 @@ def tissue_mask(image: Any, microns_per_pixel: float) -> tuple[NDArray[np.bool_]
     sure = _clean(dark, mpp) & valid
     pale = (green < threshold + REACH * (glass - threshold)) & valid
     return _clean(reconstruction(sure, sure | pale).astype(bool), mpp) & valid, mpp
+
+
+def is_ink(rgb: Float32 | Float64) -> NDArray[np.bool_]:
+    """Whether colors (..., 3), from 0 to 1, are black, dark gray, or saturated green to blue: dust, pens, borders."""
+    from skimage.color import rgb2hsv
+
+    hue, saturation, value = np.moveaxis(rgb2hsv(rgb), -1, 0)
+    ink = (value < 0.4) & (saturation < 0.2)
+    ink |= (hue > 0.12) & (hue < 0.6) & (saturation > 0.2)
+    ink |= (hue >= 0.6) & (hue < 0.68) & (saturation > 0.6)
+    return np.asarray(ink)
 
 
 def block_means(image: Any, factor: int) -> Float32:
