@@ -59,7 +59,7 @@ DISTINCTIVE = {
     value
     for name, value in vars(_keys).items()
     if name.isupper() and isinstance(value, str) and "_" in value.strip("_")
-} - {_keys.MPP}
+} - {_keys.MPP, _keys.TILE_QUALITY}  # the latter is the name of functions
 
 MAX_LINES = 500
 MAX_TOTAL_LINES = 19_700

@@ -9,7 +9,6 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
@@ -241,53 +240,24 @@ def tile_quality(
     slide: str | None = None,
     library_key: str | None = None,
     size: float = 1.0,
-    img: bool = True,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw the verdict on each spot's tile on the tissue.
-
-    Parameters
-    ----------
-    adata
-        Table after :func:`spahgc.pp.tile_quality`, or a SpatialData with this ``table``.
-    slide, library_key, size, img, ax, show
-        As in :func:`expression`.
-
-    Returns
-    -------
-    Axes of the panel.
-
-    Raises
-    ------
-    KeyError
-        If there is no verdict, or no such slide.
-    ValueError
-        If there are several slides and none is named.
-
-    Examples
-    --------
-    >>> spahgc.pl.tile_quality(sdata, slide="C4")  # doctest: +SKIP
-    """
+    """Draw the verdict of :func:`spahgc.pp.tile_quality` on each spot's tile; parameters as in :func:`expression`."""
     table = table_of(adata)
     if keys.TILE_QUALITY not in table.obs:
         raise KeyError(f"adata.obs has no {keys.TILE_QUALITY!r}. Run spahgc.pp.tile_quality(sdata) first.")
     drawn = slide_of(table, slide, library_key, size)
-    verdict = drawn.rows.obs[keys.TILE_QUALITY].astype("category").cat
-    names, codes = list(verdict.categories), verdict.codes.to_numpy()
-    colors = dict(zip(names, palette(len(names)), strict=True))
+    verdict = drawn.rows.obs[keys.TILE_QUALITY].cat.remove_unused_categories().cat
+    names, codes = verdict.categories, verdict.codes.to_numpy()
+    colors = palette(len(names))
     with panels(ax, 1, (2.4 + 1.2, 2.4 * drawn.aspect + 0.3), show=show) as [ax]:
-        draw_tissue(ax, drawn, img=img, name=drawn.name)
+        draw_tissue(ax, drawn, img=True, name=drawn.name)
         norm = Normalize(0, max(1, len(names) - 1))
-        draw_spots(ax, drawn, codes.astype(np.float64), cmap=ListedColormap(list(colors.values())), norm=norm)
-        counts = {name: int((codes == code).sum()) for code, name in enumerate(names)}
-        marks = [
-            Line2D([], [], marker="o", ls="", color=colors[name], label=f"{name} ({n})")
-            for name, n in counts.items()
-            if n
-        ]
-        ax.legend(handles=marks, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        ax.set_title("tile quality")
+        draw_spots(ax, drawn, codes.astype(np.float64), cmap=ListedColormap(colors), norm=norm)
+        for code, (name, color) in enumerate(zip(names, colors, strict=True)):
+            ax.plot([], [], "o", color=color, label=f"{name} ({(codes == code).sum()})")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax
 
 

@@ -71,9 +71,10 @@ def tile_quality(
         ``"ok"``.
     ``obsm["tile_quality"]``
         DataFrame, float32: ``focus`` (ratio of detail of 1 to 2 pixels to detail of 2 to 4, median over 16 blocks,
-        relative to the sharpest quarter of the slide's spots; out of focus below 0.67), ``ink`` (share of pen colors and black; above 0.3), ``tissue`` (share of the disk of
-        diameter `tile_um` in the tissue mask; below 0.1), ``fold`` (optical density of the palest quarter relative to
-        the densest quarter of the slide's spots; above 1.5).
+        relative to the sharpest quarter of the slide's spots; out of focus below 0.67), ``ink`` (share of pen colors
+        and black; above 0.3), ``tissue`` (share of the disk of diameter `tile_um` in the tissue mask; below 0.1),
+        ``fold`` (optical density of the palest quarter of the tile, relative to the densest quarter of the slide's
+        spots; above 1.5).
     ``uns["tile_quality"]["params"]``
         ``tile_um``, the limits, version of spahgc.
 
@@ -87,8 +88,8 @@ def tile_quality(
 
     Notes
     -----
-    Pixels are 1 um, or those of a coarser image. Red ink looks like eosin, and is not found. A fold over pale tissue is
-    missed, and dense tissue on a slide of fat may be taken for a fold.
+    Pixels are 1 um, or those of a coarser image. Red ink looks like eosin, and is not found. Lymph follicles and dense
+    tumor may be taken for folds, and folds of pale tissue are missed: look at tiles that are marked as folds.
 
     Examples
     --------
@@ -115,9 +116,7 @@ def tile_quality(
         "fold": fold > MOST_FOLD,
     }
     verdict = np.select(list(verdicts.values()), list(verdicts), "ok")
-    for slide in slides:
-        counts = pd.Series(verdict[slide.rows]).value_counts()
-        logger.info("%s: tiles %s.", slide.name, ", ".join(f"{what} {n}" for what, n in counts.items()))
+    logger.info("Tiles: %s.", ", ".join(f"{what} {n}" for what, n in pd.Series(verdict).value_counts().items()))
     if copy:
         sdata = shallow_copy(sdata, name)
         table = sdata.tables[name]
