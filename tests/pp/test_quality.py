@@ -98,18 +98,6 @@ def test_glass(make_sdata: Make) -> None:
     assert set(sdata["table"].obs[KEY][centers < 500]) == {"no tissue"}
 
 
-def test_plot(make_sdata: Make) -> None:
-    sdata = make_sdata(("A",), image=lambda seed: spoil(tissue(seed), "blue"), mpp=1.0)
-    with pytest.raises(KeyError, match=r"Run spahgc\.pp\.tile_quality"):
-        spahgc.pl.tile_quality(sdata)
-    spahgc.pp.tile_quality(sdata, tile_um=50)
-    ax = spahgc.pl.tile_quality(sdata)
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    counts = sdata["table"].obs[KEY].value_counts()
-    assert labels == [f"{name} ({counts[name]})" for name in ("ok", "ink")]
-    assert len(ax.collections[-1].get_array()) == sdata["table"].n_obs
-
-
 def test_good_slide(data_dir: Path) -> None:
     sdata = spahgc.datasets.her2st(data_dir / "her2st", slides=["C4"])
     spahgc.pp.tile_quality(sdata)

@@ -13,7 +13,7 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -218,7 +218,7 @@ def draw_spots(
     slide: DrawnSlide,
     values: Float64,
     *,
-    cmap: str | Colormap,
+    cmap: str,
     norm: Normalize,
     outline: bool = False,
     label: str | None = None,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -21,7 +21,7 @@ from .._tables._patients import patient_names
 from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
-from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, palette, panels, shorten, slide_of, table_of
+from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, shorten, slide_of, table_of
 
 Panel = Literal["measured", "predicted", "difference"]
 
@@ -230,34 +230,6 @@ def support(
         draw_tissue(ax, drawn, img=img, name=shorten(drawn.name))
         draw_spots(ax, drawn, values, cmap=cmap, norm=Normalize(0.0, 1.0), label=label)
         ax.set_title(f"{what}, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else what)
-    return ax
-
-
-@checked(size=above(0))
-def tile_quality(
-    adata: AnnData | SpatialData,
-    *,
-    slide: str | None = None,
-    library_key: str | None = None,
-    size: float = 1.0,
-    ax: Axes | None = None,
-    show: bool | None = None,
-) -> Axes:
-    """Draw the verdict of :func:`spahgc.pp.tile_quality` on each spot's tile; parameters as in :func:`expression`."""
-    table = table_of(adata)
-    if keys.TILE_QUALITY not in table.obs:
-        raise KeyError(f"adata.obs has no {keys.TILE_QUALITY!r}. Run spahgc.pp.tile_quality(sdata) first.")
-    drawn = slide_of(table, slide, library_key, size)
-    verdict = drawn.rows.obs[keys.TILE_QUALITY].cat.remove_unused_categories().cat
-    names, codes = verdict.categories, verdict.codes.to_numpy()
-    colors = palette(len(names))
-    with panels(ax, 1, (2.4 + 1.2, 2.4 * drawn.aspect + 0.3), show=show) as [ax]:
-        draw_tissue(ax, drawn, img=True, name=drawn.name)
-        norm = Normalize(0, max(1, len(names) - 1))
-        draw_spots(ax, drawn, codes.astype(np.float64), cmap=ListedColormap(colors), norm=norm)
-        for code, (name, color) in enumerate(zip(names, colors, strict=True)):
-            ax.plot([], [], "o", color=color, label=f"{name} ({(codes == code).sum()})")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax
 
 

@@ -26,8 +26,7 @@ from ._tiles import TileReader
 from ._tissue import is_ink, tissue_level, tissue_mask
 
 # Chosen with benchmarks/tile_quality.py.
-MEASURES = ("focus", "ink", "tissue", "fold")
-LEAST_FOCUS = 0.67
+LIMITS = {"focus": 0.67, "ink": 0.3, "tissue": 0.1, "fold": 1.5}  # good tiles have up to 0.2 of ink: dense nuclei
 LEAST_SHARP = (
     0.6  # ratio of detail that the sharpest quarter of a slide has at least (0.62 on the softest of ten scans)
 )
@@ -51,8 +50,6 @@ def tile_quality(
 ) -> SpatialData | None:
     """Find spots whose tile shows no sharp, clean tissue.
 
-    Nothing is removed. To leave such spots out of training, subset the table as in the example.
-
     Parameters
     ----------
     sdata
@@ -73,7 +70,7 @@ def tile_quality(
         DataFrame, float32: ``focus`` (ratio of detail of 1 to 2 pixels to detail of 2 to 4, median over 16 blocks,
         relative to the sharpest quarter of the slide's spots; out of focus below 0.67), ``ink`` (share of pen colors
         and black; above 0.3), ``tissue`` (share of the disk of diameter `tile_um` in the tissue mask; below 0.1),
-        ``fold`` (optical density of the palest quarter of the tile, relative to the densest quarter of the slide's
+        ``fold`` (density of the palest quarter of the tile, relative to the densest quarter of the slide's
         spots; above 1.5).
     ``uns["tile_quality"]["params"]``
         ``tile_um``, the limits, version of spahgc.
@@ -88,8 +85,8 @@ def tile_quality(
 
     Notes
     -----
-    Pixels are 1 um, or those of a coarser image. Red ink looks like eosin, and is not found. Lymph follicles and dense
-    tumor may be taken for folds, and folds of pale tissue are missed: look at tiles that are marked as folds.
+    Red ink looks like eosin, and is not found. Lymph follicles and dense tumor may be taken for folds, and folds of
+    pale tissue are missed: look at them.
 
     Examples
     --------
@@ -105,25 +102,24 @@ def tile_quality(
     if key not in table.uns and (key in table.obs or key in table.obsm):
         raise ValueError(f"sdata[{name!r}] has a {key!r} that spahgc did not write: rename it, or delete it.")
     slides = locate(sdata, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
-    values = np.full((table.n_obs, len(MEASURES)), np.nan, np.float32)
+    values = np.full((table.n_obs, len(LIMITS)), np.nan, np.float32)
     for slide in slides:
         values[slide.rows] = _measure(slide, tile_um, settings.workers(n_jobs))
     focus, ink, tissue, fold = values.T
     verdicts = {
-        "ink": ink > MOST_INK,
-        "no tissue": tissue < LEAST_TISSUE,
-        "out of focus": focus < LEAST_FOCUS,
-        "fold": fold > MOST_FOLD,
+        "ink": ink > LIMITS["ink"],
+        "no tissue": tissue < LIMITS["tissue"],
+        "out of focus": focus < LIMITS["focus"],
+        "fold": fold > LIMITS["fold"],
     }
     verdict = np.select(list(verdicts.values()), list(verdicts), "ok")
     logger.info("Tiles: %s.", ", ".join(f"{what} {n}" for what, n in pd.Series(verdict).value_counts().items()))
     if copy:
         sdata = shallow_copy(sdata, name)
         table = sdata.tables[name]
-    limits = {"focus": LEAST_FOCUS, "ink": MOST_INK, "tissue": LEAST_TISSUE, "fold": MOST_FOLD}
     table.obs[key] = pd.Categorical(verdict, categories=["ok", *verdicts])
-    table.obsm[key] = pd.DataFrame(values, index=table.obs_names, columns=list(MEASURES))
-    table.uns[key] = {keys.PARAMS: {"tile_um": float(tile_um), "limits": limits, "version": version("spahgc")}}
+    table.obsm[key] = pd.DataFrame(values, index=table.obs_names, columns=list(LIMITS))
+    table.uns[key] = {keys.PARAMS: {"tile_um": float(tile_um), "limits": LIMITS.copy(), "version": version("spahgc")}}
     return sdata if copy else None
 
 
