@@ -27,12 +27,7 @@ from ._tissue import is_ink, tissue_level, tissue_mask
 
 # Chosen with benchmarks/tile_quality.py.
 LIMITS = {"focus": 0.67, "ink": 0.3, "tissue": 0.1, "fold": 1.5}  # good tiles have up to 0.2 of ink: dense nuclei
-LEAST_SHARP = (
-    0.6  # ratio of detail that the sharpest quarter of a slide has at least (0.62 on the softest of ten scans)
-)
-MOST_INK = 0.3  # sharp, clean tiles have up to 0.2, because of dense nuclei
-LEAST_TISSUE = 0.1
-MOST_FOLD = 1.5
+LEAST_SHARP = 0.6  # ratio of detail that the sharpest quarter of a slide has at least; 0.62 on the softest of ten scans
 DARK = 0.2  # largest HSV value of black ink; two layers of dense tissue have more
 _BLOCKS = 4  # along a side of a tile; the median over blocks is not carried by one sharp edge
 
