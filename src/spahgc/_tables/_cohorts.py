@@ -120,10 +120,10 @@ def reference_slots(
                 f"{format_names(owners)}. Correct the column, or give the part of each patient a slide name of its own."
             )
         patients[name] = owners[0]
-    _check_different({name: embedding[index] for name, index in rows.items()}, "spots have the same embeddings")
+    _check_different(embedding, rows, "spots have the same embeddings")
     if check.are_counts(matrix):
         codes = np.random.default_rng(0).random((matrix.shape[1], 1))
-        _check_different({name: matrix[index] @ codes for name, index in rows.items()}, "spots have the same counts")
+        _check_different(matrix @ codes, rows, "spots have the same counts")
     return ReferenceSlots(adata, use_rep, library_key, matrix, embedding, coordinates, cellularity, rows, patients)
 
 
@@ -149,11 +149,11 @@ def reference_cohort(
     return Cohort(tuple(slides), genes), Recipe(genes, normalize, slots.use_rep, slots.embedding.shape[1], encoder)
 
 
-def _check_different(slides: Mapping[str, NDArray[np.floating]], finding: str) -> None:
-    """Raise if two slides of a reference are the same section."""
-    signatures = {name: spot_signatures(values) for name, values in slides.items()}
-    for (one, of_one), (other, of_other) in combinations(signatures.items(), 2):
-        if (share := share_in_common(of_one, of_other)) >= SAME_SECTION:
+def _check_different(values: NDArray[np.floating], rows: Mapping[str, NDArray[np.intp]], finding: str) -> None:
+    """Raise if two slides of a reference are the same section, by the values of their spots."""
+    signatures = spot_signatures(values)
+    for one, other in combinations(rows, 2):
+        if (share := share_in_common(signatures[rows[one]], signatures[rows[other]])) >= SAME_SECTION:
             raise ValueError(
                 f"Slides {one!r} and {other!r} of the reference are the same section: {share:.0%} of their {finding}. "
                 "Leave one of them out; otherwise what is trained on passes for new."
