@@ -168,7 +168,7 @@ def test_errors(models: dict[str, Model], target: AnnData) -> None:
         spahgc.tl.explain(target, target)
     with pytest.raises(KeyError, match="Run spahgc.tl.predict"):
         spahgc.tl.explain(models["knn"], target)
-    with pytest.raises(ValueError, match="looks at no reference spot.*: 'knn', 'spahgc'"):
+    with pytest.raises(ValueError, match=r"looks at no reference spot.*: 'knn', 'spahgc'\."):
         explained(models["ridge"], target)
     with pytest.raises(ValueError, match=r"is of another model than Model\(knn"):
         spahgc.tl.explain(models["knn"], target)
