@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import Delaunay, cKDTree
+from scipy.spatial import Delaunay, QhullError, cKDTree
 
 from . import _keys as keys
 from ._checks import matrix, positive
@@ -199,7 +199,10 @@ def lattice(points: Float64, most: int = 20_000) -> tuple[float, float]:
     """Area per point, and neighbor distance on the regular lattice (hexagonal or square) of that area."""
     if len(points) > most:  # a region, not a sample, so that neighbors stay neighbors
         points = points[np.argsort(np.abs(points - np.median(points, axis=0)).max(axis=1))[:most]]
-    corners = points[Delaunay(points, qhull_options="QJ").simplices]
+    try:
+        corners = points[Delaunay(points, qhull_options="QJ").simplices]
+    except QhullError as error:
+        raise ValueError(f"The {len(points)} positions of the spots are (nearly) one point or one line.") from error
     (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
     area = float(np.median(np.abs(ax * by - ay * bx)))
     # A hexagonal lattice has 0.866 squared distances per point, a square one 1, and more with scatter.

@@ -181,15 +181,19 @@ def microns_per_unit(
     slot = f"uns['{keys.SPATIAL}'][{name!r}]['scalefactors']['{keys.MPP}']"
     by_user = given.get(name) if isinstance(given, Mapping) else given
     proven, proof = _proven(table.obs.iloc[rows], name, shapes, centers)
-    for source, value, unit in [(keys.MPP, by_user, 1.0), (slot, entry, 1.0), *recorded]:
+    sources = [(keys.MPP, by_user, 1.0), (slot, entry, 1.0), *recorded]
+    for number, (source, value, unit) in enumerate(sources):
         if value is None:
             continue
         mpp = plausible_mpp(value, f"{source} of slide {name!r}") * unit
-        if proven is not None and abs(mpp / proven - 1) > DIFFERS:
-            logger.warning(
-                "%s of slide %r says %.4g um per unit of the spots' coordinates, but %s say %.4g. Which is right?",
-                source, name, mpp, proof, proven,
-            )  # fmt: skip
+        for other, says, per in [*sources[number + 1 :], (proof, proven, 1.0)]:
+            if isinstance(says, float | int | np.number) and abs(mpp / (says * per or np.nan) - 1) > DIFFERS:
+                logger.warning(
+                    "%s of slide %r says %.4g um per unit of the spots' coordinates, but %s says %.4g. The former is "
+                    "used. Which is right? If the image was rescaled or cropped, the positions must be, too.",
+                    source, name, mpp, other, says * per,
+                )  # fmt: skip
+                break
         return mpp, source
     if proven is not None:
         return plausible_mpp(proven, f"{proof} of slide {name!r}"), proof

@@ -20,7 +20,7 @@ from spatialdata.transformations import Affine, Identity, Scale, get_transformat
 from spahgc import get, pp
 from spahgc._geometry import lattice as lattice_of
 from spahgc.pp import _alignment as kernel
-from spahgc.pp._images import locate
+from spahgc.pp._images import locate, warn_left_behind
 from spahgc.pp._tissue import check_spots, on_glass
 
 WIDTH, HEIGHT, MPP = 460, 560, 8.0
@@ -373,6 +373,86 @@ def test_a_scale_that_only_the_pitch_tells(spots: tuple[np.ndarray, pd.DataFrame
     row = checked(sdata, fix=True).loc["S"]
     assert row["verdict"] == "3.33 times too small, by the pitch"
     assert np.abs(positions(sdata) - spots[0]).max() < 0.2 * PITCH
+
+
+@pytest.mark.parametrize(
+    ("pitch_um", "spot_um", "mpp", "names", "platform"),
+    [
+        (100, 55, 8, "x{}", "unknown"),
+        (100, 55, 8, "{}x{}", "unknown"),
+        (100, 100, 8, "{}x{}", "unknown"),
+        (150, 75, 8, "{}x{}", "unknown"),
+        (200, 100, 8, "x{}", "unknown"),
+        (200, 100, 8, "S_{}x{}", "legacy"),
+        (320, 100, 8, "S_{}x{}", "legacy"),  # a legacy array whose scale is wrong
+    ],
+)
+def test_which_square_arrays_are_legacy(pitch_um: float, spot_um: float, mpp: float, names: str, platform: str) -> None:
+    step = pitch_um / mpp
+    column, row = (part.ravel() for part in np.mgrid[:18, :18])
+    xy = 20 + step * np.column_stack([column, row])
+    keep = wedge(*xy.T)
+    obs = pd.DataFrame({"array_row": row, "array_col": column})[keep]
+    sdata = slide(xy[keep], obs, drop=(), mpp=mpp)
+    sdata["S"]["radius"] = spot_um / mpp / 2
+    table = sdata["table"]
+    table.obs_names = [
+        names.format(x, y) if names.count("{}") == 2 else names.format(i)
+        for i, (x, y) in enumerate(obs[["array_col", "array_row"]].to_numpy())
+    ]
+    row_ = checked(sdata).loc["S"]
+    assert np.isnan(row_["platform_um"]) == (platform == "unknown")
+    assert ("microns_per_pixel" in row_["fix"]) == (pitch_um == 320)
+
+
+@pytest.mark.parametrize("fault", ["", "x flipped"])
+def test_positions_in_micrometers(spots: tuple[np.ndarray, pd.DataFrame], fault: str) -> None:
+    given = (spoil(spots[0], fault) if fault else spots[0]) * 3.1
+    sdata = slide(given, spots[1], at=spots[0], mpp=3.1)
+    row = checked(sdata, fix=True).loc["S"]
+    assert row["verdict"] == "; ".join(filter(None, (fault, "in micrometers")))
+    np.testing.assert_allclose(positions(sdata), spots[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.1, 4.0, 60.0])
+def test_the_search_is_bounded(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that are dense, or piled up as fields of view are, cost no more candidates than an array."""
+    calls = 0
+    judge = kernel.judge
+
+    def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return judge(*args)
+
+    monkeypatch.setattr(kernel, "judge", counted)
+    xy = np.random.default_rng(0).normal((150, 180), spread, (6000, 2)).clip(1, 400)
+    image = np.where(wedge(*(np.mgrid[:WIDTH, :HEIGHT] + 0.5)).T[..., None], [150, 90, 160], [235, 232, 236])
+    sums = kernel.summed_image((image / 255).astype(np.float32), image[..., 0] < 200)
+    scene = kernel.Scene(sums, np.eye(3), xy, spread**2 / 1000, np.ones(6000, dtype=bool), 6000)
+    kernel.shift(scene, np.eye(3))
+    assert calls <= (2 * kernel.MAX_STEPS + 1) ** 2 + 9 * 12
+
+
+def test_positions_on_one_point() -> None:
+    obs = pd.DataFrame({"in_tissue": np.ones(30, dtype=int)})
+    with pytest.raises(ValueError, match=r"one point or one line"):
+        pp.check_alignment(slide(np.full((30, 2), 200.0), obs, drop=()))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_positions_that_stay_behind_are_named(
+    spots: tuple[np.ndarray, pd.DataFrame], factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    sdata = slide(*spots)
+    warn_left_behind(sdata, sdata["table"])
+    assert not caplog.records
+    for element in (sdata["S"], sdata["S_image"]):
+        set_transformation(element, Scale([factor, factor], axes=("x", "y")), "moved")
+    moved = sdata.transform_to_coordinate_system("moved")
+    table = moved["table"] if "table" in moved.tables else sdata["table"]
+    warn_left_behind(moved, table)
+    assert "obsm['spatial'] of slide 'S' is neither where its shapes are" in caplog.text
 
 
 def test_slides_are_judged_one_by_one(spots: tuple[np.ndarray, pd.DataFrame]) -> None:

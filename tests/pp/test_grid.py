@@ -17,6 +17,9 @@ from spatialdata.transformations import Identity, Scale, get_transformation
 import spahgc
 from spahgc.io import from_anndata, read_wsi
 from spahgc.pp import tissue_grid
+from spahgc.pp._images import scans_of
+from spahgc.pp._tiles import Level
+from spahgc.pp._tissue import check_scale
 
 from ..slide_files import pyramid_tiff, reduced, scene
 from .conftest import Make
@@ -238,6 +241,61 @@ def test_refusals(slide: sd.SpatialData) -> None:
         G_image=(PICTURE, {"G": Identity()})))  # fmt: skip
     refused(ValueError, "No H&E image: 'G_image' is uint16: convert", images(
         G_image=(PICTURE.astype(np.uint16), {"G": Identity()})))  # fmt: skip
+
+
+def nuclei(mpp: float, *, um: float = 9.0) -> np.ndarray:
+    """Dark nuclei on a disc of pink tissue, uint8 (900, 900, 3)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:900, :900]
+    image = np.where(np.hypot(x - 450, y - 450)[..., None] < 420, [225, 150, 190], [240, 240, 240])
+    centers = rng.uniform(50, 850, (int(900**2 * mpp**2 / 600), 2))
+    distance, _ = KDTree(centers).query(np.column_stack([x.ravel(), y.ravel()]))
+    inside = (distance.reshape(900, 900) < um / mpp / 2) & (image[..., 2] == 190)
+    image = np.where(inside[..., None], [95, 60, 140], image) + rng.normal(0, 3, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def with_scale(picture: np.ndarray, mpp: float) -> sd.SpatialData:
+    sdata = images(A_image=(picture, {"A": Identity()}))
+    sdata.attrs["microns_per_pixel"] = {"A_image": mpp}
+    return sdata
+
+
+@pytest.mark.parametrize(("mpp", "factor"), [(0.25, 10), (0.5, 0.1), (0.5, 0.2), (1.0, 0.1), (1.0, 0.2), (1.7, 0.1)])
+def test_a_scale_that_the_nuclei_contradict(mpp: float, factor: float) -> None:
+    """Refused if it is a record, believed if the user gives it."""
+    wrong, grid = mpp * factor, {"pitch_um": 60 * factor, "min_tissue": 0.1}
+    sdata = with_scale(nuclei(mpp), wrong)
+    ((image, levels),) = scans_of(sdata, None, None).items()
+    middle = np.full((20, 2), 450.0)
+    with pytest.raises(ValueError, match=f"records {wrong:.4g} um per pixel for image 'A_image'; nuclei would then"):
+        check_scale(levels, middle, image)
+    if factor > 1:
+        with pytest.raises(ValueError, match="Pass microns_per_pixel=<number>; it is not compared"):
+            tissue_grid(sdata, **grid)
+        tissue_grid(sdata, **grid, microns_per_pixel=wrong)
+
+
+def test_an_image_that_is_longer_than_a_slide() -> None:
+    """20 mm at 0.5 um per pixel, tagged as 5: nuclei cannot be judged, but no slide is 200 mm long."""
+    levels = [Level(np.zeros((3, 10, 40_000), np.uint8), np.eye(3), 5.0)]
+    with pytest.raises(ValueError, match="would then be 200 mm long; slides have 75"):
+        check_scale(levels, np.full((1, 2), 5.0), "A_image")
+
+
+@pytest.mark.parametrize("mpp", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("um", [6.0, 9.0, 14.0])
+def test_a_right_scale(mpp: float, um: float) -> None:
+    tissue_grid(with_scale(nuclei(mpp, um=um), mpp), pitch_um=60)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_the_scale_of_a_real_scan(data_dir: Path, factor: int) -> None:
+    """Coarse scans show no nuclei: not judged, and not refused."""
+    from PIL import Image
+
+    with Image.open(data_dir / "colon_visium" / "section2.jpg") as scan:
+        tissue_grid(with_scale(np.asarray(scan.convert("RGB").reduce(factor)), 0.97 * factor), pitch_um=100)
 
 
 def test_colon(data_dir: Path) -> None:

@@ -162,12 +162,12 @@ def test_fluorescence_is_not_taken_for_he(make_sdata: Make) -> None:
 
 
 def test_a_coarse_image_is_told(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
-    find(make_sdata(("A",)), microns_per_pixel=2.9)
+    find(make_sdata(("A",), mpp=2.9))
     assert not caplog.records
-    find(make_sdata(("A",)), microns_per_pixel=4.5)
+    find(make_sdata(("A",), mpp=4.5))
     assert "'A_image' with 4.5 um per pixel, too coarse to see cells. Add the image at full resolution" in caplog.text
     caplog.clear()
-    find(make_sdata(("A",)), microns_per_pixel=4.5, image_key="A_image")
+    find(make_sdata(("A",), mpp=4.5), image_key="A_image")
     assert not caplog.records
 
 
@@ -218,7 +218,27 @@ def test_a_value_that_the_format_contradicts_is_told(caplog: pytest.LogCaptureFi
     assert not caplog.records
     (slide,) = find(sdata, microns_per_pixel=0.2125)
     assert slide.microns_per_pixel == 0.2125
-    assert "says 0.2125 um per unit of the spots' coordinates, but Xenium's cell areas in um say 1" in caplog.text
+    assert "says 0.2125 um per unit of the spots' coordinates, but Xenium's cell areas in um says 1" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "recorded", "image"), [(0.3, 0.5, None), (None, 0.5, 0.3), (0.3, None, 0.5)])
+def test_records_that_contradict_each_other(
+    make_sdata: Make, caplog: pytest.LogCaptureFixture, given: float | None, recorded: float | None, image: float | None
+) -> None:
+    sdata = make_sdata(("A",), mpp=recorded)
+    sdata.attrs["microns_per_pixel"] = {} if image is None else {"A_image": image}
+    (slide,) = find(sdata, microns_per_pixel=given)
+    used, other = (value for value in (given, recorded, image) if value is not None)
+    assert slide.microns_per_pixel == used
+    assert f"says {used} um per unit of the spots' coordinates, but" in caplog.text
+    assert f"says {other}. The former is used" in caplog.text
+
+
+def test_records_that_agree_are_quiet(make_sdata: Make, caplog: pytest.LogCaptureFixture) -> None:
+    sdata = make_sdata(("A",), mpp=0.5)
+    sdata.attrs["microns_per_pixel"] = {"A_image": 0.52}
+    find(sdata, microns_per_pixel=0.49)
+    assert "Which is right" not in caplog.text
 
 
 def test_cell_areas_that_are_not_those_of_the_shapes() -> None:

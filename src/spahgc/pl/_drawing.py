@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +24,7 @@ from .._geometry import spatial_knn
 from .._links import pick_table
 from .._slides import Float64
 from .._tables._slots import check_table, coordinates, libraries, library_column
+from ..pp._images import warn_left_behind
 
 log = logging.getLogger("spahgc")
 
@@ -103,10 +104,14 @@ def shorten(name: str) -> str:
     return f"{name[: _LONGEST_NAME // 2]}\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME // 2 :]}"
 
 
-def table_of(adata: AnnData | SpatialData) -> AnnData:
-    """Table of a SpatialData, or the AnnData itself."""
+def table_of(adata: AnnData | SpatialData, *, drawn: bool = False) -> AnnData:
+    """Table of a SpatialData, or the AnnData itself; where spots are drawn, with a warning of stale positions."""
     tables = getattr(adata, "tables", None)
-    return check_table(adata if tables is None else tables[pick_table(adata)], what="adata")
+    table = check_table(adata if tables is None else tables[pick_table(adata)], what="adata")
+    if drawn and tables is not None:
+        with suppress(KeyError, ValueError):  # tables without shapes can be drawn, too
+            warn_left_behind(adata, table)
+    return table
 
 
 def pick_slide(names: Iterable[str], slide: str | None) -> str:

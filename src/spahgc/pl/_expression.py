@@ -102,7 +102,7 @@ def expression(
     >>> spahgc.pl.expression(sdata_target, ["ERBB2", "CD74"], size=1.5)  # doctest: +SKIP
     """
     wanted: list[str] = [what] if isinstance(what, str) else list(dict.fromkeys(what))
-    table = table_of(adata)
+    table = table_of(adata, drawn=True)
     prediction = read_prediction(table, key)
     record, trust = prediction.record, prediction.trust
     verdicts = {} if trust is None else trust.frame["verdict"].to_dict()
@@ -216,7 +216,7 @@ def support(
     --------
     >>> spahgc.pl.support(sdata_target, what="agreement", size=1.8)  # doctest: +SKIP
     """
-    table = table_of(adata)
+    table = table_of(adata, drawn=True)
     column = keys.slot(key, "support") if what == "support" else keys.slot(key, "agreement")
     if column not in table.obs:
         raise KeyError(

@@ -19,7 +19,9 @@ MARGIN = 0.08  # lead in score that tells one candidate from another; calibrated
 FITS = (0.85, 0.1)
 SAME_SCALE = 0.05  # scales that differ by less are one candidate: the first
 REACH = 0.25  # shifts are searched up to this share of the image's longer side
+MAX_STEPS = 6  # in each direction, so that a search of dense spots costs no more than one of arrays
 MAX_SPOTS = 5000  # a random sample of this many spots is judged
+SHIFTED_SPOTS = 2500  # at most, while shifts are searched
 MIN_SPOTS = 50  # of fewer spots inside the image, expression is not judged
 N_COMPONENTS = 10
 N_GENES = 1000
@@ -229,14 +231,16 @@ def decide(tried: Sequence[Placement], found: Sequence[Agreement], spots: Scene)
 def shift(spots: Scene, placement: Float64) -> tuple[Float64, Agreement]:
     """Shift in full-resolution pixels (x, y) that fits the outline best after a placement, and its evidence.
 
-    Searched in steps from three spot distances down to half of one, as closely as the outline can tell.
+    Searched in steps from three spot distances (or a sixth of the reach) down to half a distance or a mask pixel.
     """
-    outline = replace(spots, expression=None)
-    step = 3 * float(np.sqrt(spots.cell)) * scale_of(placement)
-    limits = np.array(spots.sums.shape[1::-1]) / scale_of(spots.to_image)
-    n = int(REACH * limits.max() / step)
+    some = slice(None, None, -(-len(spots.pixels) // SHIFTED_SPOTS))
+    pixels, covered = spots.pixels[some], spots.covered[some]
+    outline = replace(spots, expression=None, sums=spots.sums[..., :1], pixels=pixels, covered=covered)
+    pixel, pitch = 1 / scale_of(spots.to_image), float(np.sqrt(spots.cell)) * scale_of(placement)
+    reach = REACH * max(spots.sums.shape[:2]) * pixel
+    step, last = max(3 * pitch, reach / MAX_STEPS), max(3 * pitch / 8, pixel / 2)
+    n = int(reach / step)
     best, at = judge(outline, placement).outline, np.zeros(2)
-    last = step / 8
     while step > last:
         middle = at
         for steps in itertools.product(range(-n, n + 1), repeat=2):

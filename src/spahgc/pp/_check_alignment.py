@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,13 +15,13 @@ from spatialdata import SpatialData
 
 from .. import _keys as keys
 from .._checks import between, checked
-from .._geometry import PLAUSIBLE_MPP, VISIUM_PITCH_UM, lattice, scale_of, transformed
+from .._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, lattice, scale_of, side_of, transformed
 from .._links import RegionSpots, affine_between, microns_per_unit, pick_table, regions, shallow_copy, systems_of
 from .._slides import Float64, normalize, spot_depth
 from .._tables._slots import are_counts, check_table, expression
 from ..io._image import resolutions
 from . import _alignment as kernel
-from ._images import PlacedImage, finest, levels_of, placed_images
+from ._images import PlacedImage, finest, levels_of, obsm_map, placed_images
 from ._tissue import block_means, mask_factor, tissue_level, tissue_mask, under_tissue
 
 ON_TISSUE = 0.2  # share of spots on tissue that some candidate has to reach
@@ -28,8 +29,8 @@ LEAST_SPOTS = 10
 LONGEST_UM = (4e3, 1e5)  # plausible longest side of an image; the mask of others is made as if it were USUAL_UM
 USUAL_UM = 8e3
 PITCH_OFF = 0.25  # largest relative difference between the pitch and the platform's
-LEGACY_PITCH_UM = 200.0
-LEGACY_SIDE = 80  # square arrays with at most this many rows are legacy ones
+# Legacy arrays: pitch, spot diameter, and the most rows. Square arrays of another pitch may be as small.
+LEGACY_PITCH_UM, LEGACY_SPOT_UM, LEGACY_SIDE = 200.0, 100.0, 80
 UNCLEAR = "unclear"
 _TABLE = f"obsm['{keys.SPATIAL}'] is not where the shapes are"
 
@@ -161,7 +162,7 @@ def _judged(
     pixels = transformed(to_pixels, centers)
     cell, pitch = lattice(pixels)
     pitch /= image.pixels_per_unit
-    mirrored, platform_um = _by_array(table, rows, pixels)
+    mirrored, platform_um = _by_array(table, spots, pixels, pitch, mpp)
     some = np.arange(len(rows))
     if len(rows) > kernel.MAX_SPOTS:
         some = np.sort(np.random.default_rng(0).choice(len(rows), kernel.MAX_SPOTS, replace=False))
@@ -174,7 +175,7 @@ def _judged(
         expression=_components(table, rows[some], layer),
         mirrored=mirrored,
     )
-    tried = kernel.placements(*image.size, _scales(sdata, table, name, image, platform_um / (pitch * mpp)))
+    tried = kernel.placements(*image.size, _scales(sdata, table, name, image, mpp, platform_um / (pitch * mpp)))
     evidence = [kernel.judge(scene, placement.affine) for placement in tried]
     best_on = max(agreement.on_tissue for agreement in evidence)
     if best_on < ON_TISSUE:
@@ -189,13 +190,7 @@ def _judged(
     other = best or max(range(1, len(evidence)), key=lambda k: evidence[k].score)
     affine = np.asarray(np.linalg.inv(to_pixels) @ tried[other].affine @ to_pixels)
     verdict, fix, is_moved, left = tried[best].fault, tried[best].fix, best > 0, ""
-    to_obsm = None
-    if keys.SPATIAL in table.obsm:
-        given = np.asarray(table.obsm[keys.SPATIAL])[rows, :2].astype(np.float64)
-        # Coordinates of the shapes, or pixels of the image.
-        for transform in (to_pixels, np.eye(3)):
-            if np.abs(given - transformed(transform, centers)).max() <= 0.25 * pitch * scale_of(transform):
-                to_obsm = transform
+    to_obsm = obsm_map(sdata, table, spots, 0.25 * pitch) if keys.SPATIAL in table.obsm else None
     is_apart = keys.SPATIAL in table.obsm and to_obsm is None
     # NaN compares false: there is no advice if the pitch of the platform or the micrometers per pixel are unknown.
     right_mpp = platform_um / (pitch * (scale_of(affine) if best else 1.0))
@@ -308,7 +303,7 @@ def _picture(image: PlacedImage, name: str, microns_per_unit: float) -> tuple[Fl
 
 
 def _scales(
-    sdata: SpatialData, table: AnnData, name: str, image: PlacedImage, by_pitch: float
+    sdata: SpatialData, table: AnnData, name: str, image: PlacedImage, mpp: float, by_pitch: float
 ) -> dict[str, tuple[str, Float64]]:
     """Usual mistakes of scale: fault to fix in words, and the map in full-resolution pixels."""
     scales: dict[str, tuple[str, Float64]] = {}
@@ -327,6 +322,9 @@ def _scales(
             # Coordinates that are pixels of the other image, brought to this one as the images are registered.
             affine = affine_between(other, image.arrays[0], image.system) @ np.linalg.inv(image.affines[0])
             scales[f"in pixels of image {key!r}"] = (f"apply the transformation of image {key!r}", affine)
+    if np.isfinite(mpp):
+        mpp /= image.pixels_per_unit
+        scales["in micrometers"] = (f"divide by {mpp:.6g}", kernel.scaling(1 / mpp))
     factors = {2.0: "", 0.5: "", 4.0: "", 0.25: ""}
     # Last, because it is measured: a round factor near it is more likely, and exact.
     if np.isfinite(by_pitch) and abs(np.log(by_pitch)) > np.log(1 + PITCH_OFF):
@@ -348,9 +346,11 @@ def _components(table: AnnData, rows: NDArray[np.intp], layer: str | None) -> An
     return kernel.components(normalize(matrix), depth) if depth.any() else None
 
 
-def _by_array(table: AnnData, rows: NDArray[np.intp], pixels: Float64) -> tuple[bool | None, float]:
+def _by_array(
+    table: AnnData, spots: RegionSpots, pixels: Float64, pitch: float, mpp: float
+) -> tuple[bool | None, float]:
     """Whether array columns and rows run against x and y, if known, and the pitch in micrometers that they imply."""
-    grid = table.obs.reindex(columns=["array_col", "array_row"]).iloc[rows].to_numpy(dtype=np.float64)
+    grid = table.obs.reindex(columns=["array_col", "array_row"]).iloc[spots.rows].to_numpy(dtype=np.float64)
     if not np.isfinite(grid).all() or not (np.ptp(grid, axis=0) > 0).all():
         return None, float("nan")
     design = np.column_stack([grid, np.ones(len(grid))])
@@ -362,4 +362,10 @@ def _by_array(table: AnnData, rows: NDArray[np.intp], pixels: Float64) -> tuple[
         return mirrored, float("nan")
     if (grid.sum(axis=1) % 2 == 0).all():  # Visium: every other column, in turn
         return mirrored, VISIUM_PITCH_UM
-    return mirrored, LEGACY_PITCH_UM if (np.ptp(grid, axis=0) < LEGACY_SIDE).all() else float("nan")
+    is_legacy = (
+        (np.ptp(grid, axis=0) < LEGACY_SIDE).all()
+        and all(re.search(r"(^|_)\d+x\d+$", name) for name in table.obs_names[spots.rows])
+        and abs(side_of(spots.shapes) * mpp / LEGACY_SPOT_UM - 1) <= DIFFERS
+        and abs(pitch * mpp / VISIUM_PITCH_UM - 1) > DIFFERS  # square arrays at 100 um
+    )
+    return mirrored, LEGACY_PITCH_UM if is_legacy else float("nan")

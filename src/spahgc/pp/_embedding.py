@@ -24,8 +24,8 @@ from ..encoders._base import Encode, Encoder, Precision
 from ..encoders._table import resolve
 from ..io._image import THUMBNAIL, resolutions, thumbnail
 from ._engine import Embedded, EncoderSpec, Job, Run, Tiling, embed, embed_on, embed_slides
-from ._images import LARGE, LocatedSlide, locate
-from ._tissue import check_spots
+from ._images import LARGE, LocatedSlide, locate, warn_left_behind
+from ._tissue import check_scale, check_spots
 
 MANY_PADDED = 0.2  # share of padded tiles that is worth a warning
 OTHER_SCALE = 1.25  # ratio of micrometers per pixel between tiles and the encoder's training that is worth a warning
@@ -183,6 +183,9 @@ def image_embedding(
     for item, name, own in owners:
         for number in own:
             check_spots(item.tables[name], slides[number])
+            if slides[number].mpp_source.startswith("sdata.attrs"):
+                check_scale(slides[number].levels, slides[number].centers, slides[number].image)
+        warn_left_behind(item, item.tables[name])
     _ = job.probes  # raises if the files of an image are gone
     if copy:
         owners = [(shallow_copy(item, name), name, own) for item, name, own in owners]

@@ -24,7 +24,7 @@ from .._tables._slots import check_table, coordinates, library_column
 from ..io._concat import check_slide_name, concat, link_spots
 from ._images import scans_of
 from ._tiles import Level
-from ._tissue import tissue_level, tissue_mask
+from ._tissue import check_scale, tissue_level, tissue_mask
 
 SPOT_SHARE = 0.55  # diameter of a spot over the pitch where it is not known: Visium's 55 of 100 um
 NEIGHBORS = 4  # whose distances make the pitch
@@ -131,6 +131,8 @@ def tissue_grid(
     for name, (image, levels) in zip(names, scans.items(), strict=True):
         mpp = levels[0].microns_per_pixel
         table = _grid(image, levels, name, pitch, diameter, layout, min_tissue)
+        if microns_per_pixel is None:
+            check_scale(levels, table.obsm[keys.SPATIAL], image)
         circles = link_spots(table, name, sdata.images[image], diameter=diameter / mpp, microns_per_pixel=mpp)
         made.append(SpatialData(shapes={name: circles}, tables={keys.TABLE: table}))
     whole = made[0] if len(made) == 1 else concat(made)

@@ -245,6 +245,32 @@ def finest(images: Sequence[PlacedImage], name: str) -> PlacedImage:
     return same[0]
 
 
+def obsm_map(sdata: SpatialData, table: AnnData, spots: RegionSpots, within: float) -> Float64 | None:
+    """Map from shapes to ``obsm["spatial"]``: to pixels of an image, or none. `None` if 5 % of spots miss by more."""
+    given = np.asarray(table.obsm[keys.SPATIAL], dtype=np.float64)[spots.rows, :2]
+    maps = [np.eye(3)]
+    for image in sdata.images.values():
+        if shared := systems_of(spots.shapes) & systems_of(image):
+            maps.append(affine_between(spots.shapes, image, min(shared)))
+    for to_obsm in maps:
+        off = np.abs(transformed(np.linalg.inv(to_obsm), given) - spots.centers).max(axis=1)
+        if np.quantile(off, 0.95) <= within:
+            return to_obsm
+    return None
+
+
+def warn_left_behind(sdata: SpatialData, table: AnnData) -> None:
+    """Warn of slides whose ``obsm["spatial"]`` is not where their shapes are."""
+    slides = regions(sdata, table) if keys.SPATIAL in table.obsm else []
+    names = [spots.name for spots in slides if obsm_map(sdata, table, spots, side_of(spots.shapes) / 2) is None]
+    if names:
+        logger.warning(
+            "obsm['%s'] of slide %s is neither where its shapes are nor in pixels of its image, as after a "
+            "transformation of the SpatialData. spahgc.pp.check_alignment(sdata, fix=True) moves it.",
+            keys.SPATIAL, format_names(names),
+        )  # fmt: skip
+
+
 def _check_pages(array: Any, key: str) -> None:
     """Warn if a large image is read from whole pages, as dask-image reads a TIFF."""
     layers = getattr(getattr(array, "dask", None), "layers", ())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .._settings import logger
 from .._slides import Float32, Float64
 from .._tables._slots import on_tissue
-from ._images import LocatedSlide
+from ._images import COARSE_MPP, LocatedSlide
 from ._tiles import Level, TileReader
 
 MASK_MPP = 8.0  # micrometers per pixel of a mask: about a nucleus, and 10 million pixels for a slide of 25 mm
@@ -29,6 +29,11 @@ WIDTH_UM, PIXELS = 112.0, 14  # 8 um a pixel: glass is even there, whatever the 
 EVEN = 2.5  # largest standard deviation (CIELAB lightness) of glass: 0.1 to 1.5 on ten scans, tissue 3 to 20
 BRIGHT = 65.0  # least lightness of glass (75 and more on ten scans)
 LARGEST_BLOCK = 32 * 2**20  # bytes of a block above which decoding costs more than the check is worth
+
+NUCLEI_UM = (3.5, 50.0)  # 6 to 19 on ten scans of 0.7 to 4 um per pixel; drawn tissue without nuclei has up to 41
+LONGEST_UM = 1e5  # of an image; slides are 75 mm long
+NUCLEI_TILES, NUCLEI_PX = 12, 256
+SIGMAS = np.geomspace(1, 40, 14)  # of Laplacians of Gaussians, in pixels; nuclei respond most to one of their size
 
 
 def tissue_level(levels: Sequence[Level]) -> Level:
@@ -141,6 +146,36 @@ def check_spots(table: AnnData, slide: LocatedSlide) -> None:
         raise ValueError(f"All {finding}: none is on tissue. {advice}")
     if glass.mean() > 0.5:
         logger.warning("%s. If they should be on tissue: %s", finding, advice)
+
+
+def check_scale(levels: Sequence[Level], centers: Float64, image: str) -> None:
+    """Raise if the recorded scale of an image makes the image too long, or its nuclei too large or too small."""
+    from scipy.ndimage import gaussian_laplace
+    from skimage.color import rgb2hed
+
+    level, mpp = levels[0], levels[0].microns_per_pixel
+    recorded = f"sdata.attrs records {mpp:.4g} um per pixel for image {image!r}"
+    way_out = "Pass microns_per_pixel=<number>; it is not compared with the image."
+    longest = max(level.array.shape[1:]) * mpp
+    if longest > LONGEST_UM:
+        raise ValueError(f"{recorded}, which would then be {longest / 1e3:.0f} mm long; slides have 75. {way_out}")
+    if hasattr(level.array, "chunks") and 3 * level.block[0] * level.block[1] > LARGEST_BLOCK:
+        logger.info("%s: not verified, because blocks are large.", recorded)
+        return
+    chosen = np.random.default_rng(0).choice(len(centers), min(NUCLEI_TILES, len(centers)), replace=False)
+    reader, width = TileReader(levels, centers[chosen], NUCLEI_PX, image=image), NUCLEI_PX * mpp
+    order = reader.order([width])
+    stains = [rgb2hed(reader.read(int(spot), width)[0], channel_axis=0)[0] for spot in order]
+    found = [np.mean([np.percentile(-(s**2) * gaussian_laplace(stain, s), 98) for stain in stains]) for s in SIGMAS]
+    best = int(np.argmax(found))
+    size = 2 * np.sqrt(2) * SIGMAS[best] * mpp
+    if not 0 < best < len(SIGMAS) - 1 or mpp >= COARSE_MPP:
+        logger.info("%s: not verified, because nuclei are not resolved.", recorded)
+    elif not NUCLEI_UM[0] <= size <= NUCLEI_UM[1]:
+        raise ValueError(
+            f"{recorded}; nuclei would then measure about {size:.2g} um, but have 5 to 20: about {10 / size * mpp:.2g} "
+            f"um per pixel is more likely. {way_out}"
+        )
 
 
 def on_glass(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
