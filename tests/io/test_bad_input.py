@@ -187,6 +187,7 @@ def test_image(slide: Args, tmp_path: Path, source: str) -> None:
     for image, problem in ((gray, "has shape (400, 500); expected"), (deep, "has dtype uint16; expected uint8")):
         if source == "he.tif":
             tifffile.imwrite(path, image)
+            problem = "has 1 channels; expected 3" if image is gray else problem
         elif source == "he.png" and image is deep:
             path.write_bytes(imagecodecs.png_encode(image))  # Pillow cannot write it
         elif source == "he.png":
@@ -211,7 +212,5 @@ def test_other_images(slide: Args, tmp_path: Path) -> None:
     refuses(slide, ValueError, "(3, 400, 500)", "numpy.moveaxis(image, 0, -1)", image=np.moveaxis(image, -1, 0))
     refuses(slide, ValueError, "has shape (400, 500, 2); expected (height, width, 3)", image=image[..., :2])
     refuses(slide, ValueError, "shape (0, 5, 3); expected", image=np.zeros((0, 5, 3), np.uint8))
-    Image.fromarray(image).convert("CMYK").save(tmp_path / "he.jpg")
-    refuses(slide, ValueError, "is a CMYK image, not RGB", image=tmp_path / "he.jpg")
     (tmp_path / "not.png").write_text("text")
     refuses(slide, ValueError, "(not.png) is not an image in a supported format", image=tmp_path / "not.png")

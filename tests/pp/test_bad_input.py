@@ -89,7 +89,7 @@ def test_missing_links_shapes_and_images(
     ("convert", "message"),
     [
         (lambda image: image[..., :1], "has 1 channels, and H&E has three"),
-        (lambda image: np.concatenate([image, image[..., :1]], axis=2), "has 4 channels, .*put RGBA on white"),
+        (lambda image: np.concatenate([image, image[..., :1]], axis=2), "has a fourth channel that is not named alpha"),
         (lambda image: image.astype(np.uint16) * 257, r"is uint16: convert it to 8-bit, e.g. with \(image // 257\)"),
         (lambda image: image / 255, r"is float64: convert it to 8-bit, e.g. with \(image \* 255\)"),
     ],

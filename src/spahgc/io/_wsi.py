@@ -27,7 +27,7 @@ from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP
 from .._settings import logger
 from ._concat import check_slide_name
-from ._image import CHUNK, check_samples, multiscale, on_white, pyramid, read_image
+from ._image import CHUNK, STRAIGHT, Samples, as_rgb, channels_last, multiscale, pyramid, read_image, tiff_scan
 
 Backend = Literal["openslide", "tifffile"]
 Levels = list[tuple[tuple[int, int], tuple[int, int]]]  # size and stored block (rows, columns) of each level
@@ -135,11 +135,11 @@ def _read_levels(path: Path, slide: str, backend: Backend) -> tuple[DataTree, Pi
             "scn, bif and others of OpenSlide; TIFF, OME-TIFF, JPEG, PNG. Is the copy complete?"
         ) from error
     with handle:
-        described, pixel_size = (_describe_tiff if backend == "tifffile" else _describe_scan)(handle, path.name)
+        described, pixel_size, image = (_describe_tiff if backend == "tifffile" else _describe_scan)(handle, path.name)
     stamp = (path.stat().st_size, path.stat().st_mtime_ns)
     levels = []
     for number, (size, block) in enumerate(described):
-        level = SlideLevel(source, backend, number, (3, *size), stamp)
+        level = SlideLevel(source, backend, number, (3, *size), stamp, *image)
         if number == 0 and block[0] * block[1] >= _ONE_PIECE:
             logger.info("%s is stored in one piece: it is decoded as a whole and held in memory.", path.name)
             picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(level[:, :, :], 0, -1)))
@@ -183,40 +183,35 @@ def _open(backend: Backend, path: str) -> Any:
     return OpenSlide(path)
 
 
-def _describe_scan(handle: Any, name: str) -> tuple[Levels, PixelSize]:  # noqa: ARG001
-    """Levels and pixel size from OpenSlide."""
+def _describe_scan(handle: Any, name: str) -> tuple[Levels, PixelSize, tuple[int, Samples]]:  # noqa: ARG001
+    """Levels, pixel size and samples from OpenSlide."""
     found = {key.partition(".")[2]: value for key, value in handle.properties.items() if value not in (None, "")}
     levels = []
     for level, (width, height) in enumerate(handle.level_dimensions):
         rows, columns = (int(found.get(f"level[{level}].tile-{side}", 0)) for side in ("height", "width"))
         levels.append(((height, width), (rows or CHUNK, columns or CHUNK)))
     x, y = (float(found[key]) if key in found else None for key in ("mpp-x", "mpp-y"))
-    return levels, (x, y, found.get("vendor") not in {None, "generic-tiff"})
+    return levels, (x, y, found.get("vendor") not in {None, "generic-tiff"}), (0, Samples(alpha=STRAIGHT))
 
 
-def _describe_tiff(handle: tifffile.TiffFile, name: str) -> tuple[Levels, PixelSize]:
-    """Levels and pixel size from tifffile."""
+def _describe_tiff(handle: tifffile.TiffFile, name: str) -> tuple[Levels, PixelSize, tuple[int, Samples]]:
+    """Levels and pixel size of the scan from tifffile, its series and samples."""
     levels: Levels = []
-    end = 0
-    for level in handle.series[0].levels:
+    number, samples = tiff_scan(handle, name)
+    for level in handle.series[number].levels:
         shape = dict(zip(level.axes, level.shape, strict=True))
-        channels = [size for axis, size in shape.items() if axis not in "YX" and size > 1]
-        check_samples(level.dtype, channels[0] if len(channels) == 1 else tuple(channels) or 1, name)
         page = level.keyframe
-        end = max(end, *(at + n for at, n in zip(page.dataoffsets, page.databytecounts, strict=True)))
         block = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, shape["X"])
         blocked = page.is_tiled or not page.is_memmappable
         levels.append(((shape["Y"], shape["X"]), block if blocked else (CHUNK, CHUNK)))
-    if end > handle.filehandle.size:
-        raise OSError(f"{name} is truncated: it has {handle.filehandle.size} of at least {end} bytes. Copy it again.")
-    page = handle.series[0].keyframe
+    page = handle.series[number].keyframe
     unit = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}.get(int(page.resolutionunit))
     x, y = (unit / value if unit and value else None for value in page.resolution)
-    return levels, _ome_size(handle.ome_metadata) or (x, y, False)
+    return levels, _ome_size(handle.ome_metadata, number) or (x, y, False), (number, samples)
 
 
-def _ome_size(xml: str | None) -> PixelSize | None:
-    pixels = None if xml is None else ElementTree.fromstring(xml).find(".//{*}Pixels")
+def _ome_size(xml: str | None, image: int) -> PixelSize | None:
+    pixels = None if xml is None else ElementTree.fromstring(xml).find(f".//{{*}}Image[{image + 1}]/{{*}}Pixels")
     if pixels is None:
         return None
     sides = []
@@ -258,6 +253,8 @@ class SlideLevel:
     level: int
     shape: tuple[int, int, int]
     stamp: tuple[int, int]  # size and time of the file, which tell it from an earlier file under the same path
+    series: int  # image of a TIFF
+    samples: Samples
 
     dtype = np.dtype(np.uint8)
     ndim = 3
@@ -267,14 +264,12 @@ class SlideLevel:
         tiff = self.backend == "tifffile"
         level = self.level if tiff else 0  # OpenSlide reads all levels from one open file
         try:
-            opened = _opened(self.backend, self.path, level, self.stamp, os.getpid(), threading.get_ident())
+            file = (self.backend, self.path, self.series, level, self.stamp)
+            opened = _opened(file, os.getpid(), threading.get_ident())
             if tiff:
                 axes, array = opened
                 window = {"Y": slice(top, bottom), "X": slice(left, right)}
-                block = np.asarray(array[tuple(window.get(axis, slice(None)) for axis in axes)])
-                # Channels last, whatever the order in the file; all other axes have length 1.
-                block = np.moveaxis(block, (axes.index("Y"), axes.index("X")), (0, 1))
-                block = block.reshape(bottom - top, right - left, -1)
+                block = channels_last(np.asarray(array[tuple(window.get(axis, slice(None)) for axis in axes)]), axes)
             else:
                 downsample = opened.level_downsamples[self.level]
                 corner = (round(left * downsample), round(top * downsample))
@@ -285,23 +280,24 @@ class SlideLevel:
                 f"{self.path}: rows {top} to {bottom}, columns {left} to {right} of level {self.level} cannot be read "
                 f"({type(error).__name__}: {error}). The file is damaged or truncated: copy it again."
             ) from error
-        return np.ascontiguousarray(np.moveaxis(on_white(block), -1, 0)[key[0]])
+        return np.ascontiguousarray(np.moveaxis(as_rgb(block, self.samples), -1, 0)[key[0]])
 
 
 @lru_cache(maxsize=64)
-def _opened(backend: Backend, path: str, level: int, stamp: tuple[int, int], process: int, thread: int) -> Any:  # noqa: ARG001
+def _opened(file: tuple[Backend, str, int, int, Any], process: int, thread: int) -> Any:  # noqa: ARG001
     """Open file of one thread of one process; after a fork the parent's share their position in the file.
 
     With tifffile, axes and array of a level: memory-mapped if it is stored uncompressed in one piece, else zarr.
     """
+    backend, path, number, level, _ = file
     handle = _open(backend, path)
     if backend != "tifffile":
         return handle
-    series = handle.series[0].levels[level]
+    series = handle.series[number].levels[level]
     if series.keyframe.is_memmappable and series.dataoffset is not None:
         handle.close()
-        return series.axes, tifffile.memmap(path, series=0, level=level, mode="r")
-    return series.axes, zarr.open_array(handle.series[0].aszarr(level=level), mode="r")
+        return series.axes, tifffile.memmap(path, series=number, level=level, mode="r")
+    return series.axes, zarr.open_array(handle.series[number].aszarr(level=level), mode="r")
 
 
 def _block_shape(block: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

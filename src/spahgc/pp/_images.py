@@ -18,13 +18,12 @@ from .._geometry import scale_of, side_of, transformed
 from .._links import RegionSpots, affine_between, microns_per_unit, plausible_mpp, regions, systems_of
 from .._settings import logger
 from .._slides import Float64
-from ..io._image import resolutions
+from ..io._image import RGB_NAMES, resolutions
 from ._tiles import Level
 
 COARSE_MPP = 3.0  # above, cells cannot be seen; Space Ranger's hires image has 4 to 6 um per pixel
 LARGE = 16 * 2**20  # pixels from which an image takes minutes to read as whole pages
 _SAME = 1.001  # ratio of resolutions that count as one
-_RGB = {"r", "g", "b", "red", "green", "blue", "a", "alpha"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,9 @@ def locate(
         levels = levels_of(image.arrays, image.affines, mpp)
         origin = f"Micrometers per pixel of image {image.key!r} (from {source} and the transformations)"
         finest_mpp = plausible_mpp(levels[0].microns_per_pixel, origin)
-        if finest_mpp > COARSE_MPP and wanted is None:
+        if wanted is None and (refused := _refused(sdata, spots, image)):
+            logger.warning("Slide %r: image %r is used, because %s.", name, image.key, "; ".join(refused))
+        elif finest_mpp > COARSE_MPP and wanted is None:
             logger.warning(
                 "The finest image of slide %r is %r with %.2g um per pixel, too coarse to see cells. Add the image at "
                 "full resolution (spatialdata_io.visium and visium_hd: fullres_image_file=...), or pass image_key=%r "
@@ -151,24 +152,35 @@ def placed_images(sdata: SpatialData, spots: RegionSpots, wanted: str | None) ->
     return images
 
 
+def _refused(sdata: SpatialData, spots: RegionSpots, taken: PlacedImage) -> list[str]:
+    """Larger images of a slide that are not 8-bit RGB, unless they are named as fluorescence."""
+    reasons = {}
+    for key in (key for key, element in sdata.images.items() if systems_of(spots.shapes) & systems_of(element)):
+        array = resolutions(sdata.images[key])[0]
+        if array.sizes.get("c") in {3, 4} and array.sizes["x"] > taken.size[0]:
+            reasons[key] = {not_he(key, array, named=named) for named in (True, False)}
+    return [f"{key!r} {problem}" for key, (problem, *other) in reasons.items() if problem and not other]
+
+
 def not_he(key: str, array: Any, *, named: bool) -> str:
     """Why an image cannot be used as H&E and how to convert it; empty if it can. `named` images are trusted more."""
     if set(array.dims) != {"c", "y", "x"}:
         return f"has the dimensions {array.dims}, not (c, y, x)"
     names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
-    if not named and any(not name.isdigit() and name.lower() not in _RGB for name in names):
+    if not named and any(not name.isdigit() and name.lower() not in RGB_NAMES for name in names):
         return (
             f"has the channels {format_names(names)}, as fluorescence has, and not r, g, b; if it is H&E, pass "
             f"image_key={key!r}"
         )
     if not named and key.startswith("morphology_"):
         return "is Xenium's fluorescence image, not H&E"
-    if array.sizes["c"] != 3:
-        rgba = "; put RGBA on white, e.g. with PIL's alpha_composite" if array.sizes["c"] == 4 else ""
-        return f"has {array.sizes['c']} channels, and H&E has three (RGB){rgba}"
+    if array.sizes["c"] not in {3, 4}:
+        return f"has {array.sizes['c']} channels, and H&E has three (RGB)"
     if array.dtype != np.uint8:
         convert = "(image // 257)" if array.dtype == np.uint16 else "(image * 255).round()"
         return f"is {array.dtype}: convert it to 8-bit, e.g. with {convert}.astype('uint8'), and parse it again"
+    if array.sizes["c"] == 4:
+        return "has a fourth channel that is not named alpha: Image2DModel.parse(image, c_coords=['r', 'g', 'b', 'a'])"
     return ""
 
 

@@ -28,6 +28,9 @@ N_SPOTS = 48  # if half of all spots lie on tissue, 48 random ones on glass have
 WIDTH_UM, PIXELS = 112.0, 14  # 8 um a pixel: glass is even there, whatever the camera's noise, and tissue is not
 EVEN = 2.5  # largest standard deviation (CIELAB lightness) of glass: 0.1 to 1.5 on ten scans, tissue 3 to 20
 BRIGHT = 65.0  # least lightness of glass (75 and more on ten scans)
+# Eleven scans of H&E have a lightness of 50 and more, a range of 30 and more, green darkest in 77 % of pixels or more,
+# and nuclei that are bluer by 6 or more (with blue first, yellower than -1).
+DARK, GRAY, GREEN, BLUER, FEW = 25.0, 5, 0.3, -3.0, 16  # CIELAB L*; range of channels; share; CIELAB b*; least tiles
 LARGEST_BLOCK = 32 * 2**20  # bytes of a block above which decoding costs more than the check is worth
 
 NUCLEI_UM = (3.5, 50.0)  # 6 to 19 on ten scans of 0.7 to 4 um per pixel; drawn tissue without nuclei has up to 41
@@ -135,7 +138,8 @@ def check_spots(table: AnnData, slide: LocatedSlide) -> None:
     if hasattr(level.array, "chunks") and 3 * level.block[0] * level.block[1] > LARGEST_BLOCK:
         logger.info("Slide %r: did not check whether spots lie on tissue, because blocks are large.", slide.name)
         return
-    glass = on_glass(np.stack([reader.read(int(spot), WIDTH_UM)[0] for spot in reader.order([WIDTH_UM])]))
+    tiles = np.stack([reader.read(int(spot), WIDTH_UM)[0] for spot in reader.order([WIDTH_UM])])
+    glass = on_glass(tiles)
     finding = f"{glass.sum()} of {len(glass)} sampled spots of slide {slide.name!r} lie on glass in image "
     finding += repr(slide.image)
     advice = (
@@ -146,6 +150,8 @@ def check_spots(table: AnnData, slide: LocatedSlide) -> None:
         raise ValueError(f"All {finding}: none is on tissue. {advice}")
     if glass.mean() > 0.5:
         logger.warning("%s. If they should be on tissue: %s", finding, advice)
+    if sign := unlike_he(tiles[~glass]):
+        logger.warning("Slide %r: image %r does not have the colors of H&E. It is %s.", slide.name, slide.image, sign)
 
 
 def check_scale(levels: Sequence[Level], centers: Float64, image: str) -> None:
@@ -176,6 +182,24 @@ def check_scale(levels: Sequence[Level], centers: Float64, image: str) -> None:
             f"{recorded}; nuclei would then measure about {size:.2g} um, but have 5 to 20: about {10 / size * mpp:.2g} "
             f"um per pixel is more likely. {way_out}"
         )
+
+
+def unlike_he(tiles: NDArray[np.uint8]) -> str:
+    """What tells colors of tissue, uint8 (n, 3, h, w) at about 8 um per pixel, from H&E; empty if nothing does."""
+    from skimage.color import rgb2lab
+
+    colors = np.moveaxis(tiles, 1, -1).reshape(-1, 3)
+    lightness, _, yellow = rgb2lab(colors / 255).T
+    bluer = np.median(yellow[lightness <= np.quantile(lightness, 0.1)]) - np.median(yellow)
+    is_green, is_least_green = (at(colors, axis=1) == 1 for at in (np.argmax, np.argmin))
+    signs = {
+        "dark, as fluorescence is": np.median(lightness) < DARK,
+        "gray": np.median(np.ptp(colors, axis=1)) < GRAY,
+        "green, as inverted H&E is": is_green.mean() > 0.5,
+        "of another stain, or its channels are swapped: green is not the darkest": is_least_green.mean() < GREEN,
+        "blue first (BGR), or of another stain: nuclei are no bluer than the rest": bluer > BLUER and len(tiles) >= FEW,
+    }
+    return next((sign for sign, found in signs.items() if found), "")
 
 
 def on_glass(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
