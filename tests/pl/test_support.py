@@ -3,6 +3,7 @@ from __future__ import annotations
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 
@@ -33,3 +34,17 @@ def test_errors(slide: ad.AnnData) -> None:
         spahgc.pl.support(slide, ax=[plt.subplots()[1]])
     with pytest.raises(ValueError, match="`size` must be a finite number greater than 0"):
         spahgc.pl.support(slide, size=-1)
+
+
+def test_tile_quality_counts_the_spots_of_each_verdict(slide: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"no 'tile_quality'.*pp.tile_quality"):
+        spahgc.pl.tile_quality(slide)
+    verdicts = np.where(np.arange(slide.n_obs) < 5, "ink", "ok")
+    slide.obs["tile_quality"] = pd.Categorical(verdicts, categories=["ok", "ink", "fold"])
+    slide.uns["tile_quality"] = {}
+    ax = spahgc.pl.tile_quality(slide)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"ok ({slide.n_obs - 5})", "ink (5)"]
+    (spots,) = ax.collections
+    drawn = spots.cmap(spots.norm(spots.get_array()))
+    colors = [line.get_color() for line in ax.get_lines() if "(" in str(line.get_label())]
+    np.testing.assert_allclose(drawn[:, :3], np.array(colors)[[1] * 5 + [0] * (slide.n_obs - 5)])

@@ -13,7 +13,7 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -223,7 +223,7 @@ def draw_spots(
     slide: DrawnSlide,
     values: Float64,
     *,
-    cmap: str,
+    cmap: str | Colormap,
     norm: Normalize,
     outline: bool = False,
     label: str | None = None,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -21,7 +21,7 @@ from .._tables._patients import patient_names
 from .._tables._predictions import VERDICTS, read_prediction
 from .._tables._slots import expression as any_expression
 from ..metrics import pearson
-from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, panels, shorten, slide_of, table_of
+from ._drawing import GRAY, MINUS, draw_spots, draw_tissue, log, palette, panels, shorten, slide_of, table_of
 
 Panel = Literal["measured", "predicted", "difference"]
 
@@ -230,6 +230,58 @@ def support(
         draw_tissue(ax, drawn, img=img, name=shorten(drawn.name))
         draw_spots(ax, drawn, values, cmap=cmap, norm=Normalize(0.0, 1.0), label=label)
         ax.set_title(f"{what}, median {np.nanmedian(values):.2f}" if np.isfinite(values).any() else what)
+    return ax
+
+
+@checked(size=above(0))
+def tile_quality(
+    adata: AnnData | SpatialData,
+    *,
+    slide: str | None = None,
+    library_key: str | None = None,
+    size: float = 1.0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the verdicts of :func:`spahgc.pp.tile_quality` on the tissue.
+
+    Parameters
+    ----------
+    adata
+        Table after :func:`spahgc.pp.tile_quality`, or a SpatialData with this ``table``.
+    slide, library_key, size, ax, show
+        As in :func:`expression`.
+
+    Returns
+    -------
+    Axes of the panel. The legend counts the spots of each verdict.
+
+    Raises
+    ------
+    KeyError
+        If there are no verdicts, or no such slide.
+    ValueError
+        If there are several slides and none is named.
+
+    Examples
+    --------
+    >>> spahgc.pl.tile_quality(sdata, slide="C4")  # doctest: +SKIP
+    """
+    table = table_of(adata, drawn=True)
+    if keys.TILE_QUALITY not in table.uns:
+        raise KeyError(f"adata has no {keys.TILE_QUALITY!r}. Run spahgc.pp.tile_quality(sdata) first.")
+    drawn = slide_of(table, slide, library_key, size)
+    verdicts = drawn.rows.obs[keys.TILE_QUALITY].cat
+    names, codes = verdicts.categories, verdicts.codes.to_numpy(dtype=np.float64)
+    colors = palette(len(names))
+    with panels(ax, 1, (2.4 + 1.2, 2.4 * drawn.aspect + 0.3), show=show) as [ax]:
+        draw_tissue(ax, drawn, img=True, name=shorten(drawn.name))
+        draw_spots(ax, drawn, codes, cmap=ListedColormap(colors), norm=Normalize(0, len(names) - 1))
+        for code, name in enumerate(names):
+            if n := int((codes == code).sum()):
+                ax.plot([], [], "o", color=colors[code], label=f"{name} ({n})")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        ax.set_title("tile quality")
     return ax
 
 
