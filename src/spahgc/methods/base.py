@@ -228,6 +228,8 @@ class Registry(UserDict[str, Any]):
     """Methods by name; the module of a built-in method is imported when the method is looked up."""
 
     def __getitem__(self, name: str) -> type[Method]:
+        if name not in self.data:
+            raise ValueError(f"No method {name!r}. Available: {format_names(sorted(self.data), most=len(self.data))}.")
         if isinstance(self.data[name], str):
             module, _, cls = self.data[name].partition(":")
             self.data[name] = getattr(import_module(f".{module}", __package__), cls)
@@ -285,8 +287,6 @@ def get_method(name: str, **params: Any) -> Method:
     >>> get_method("knn", n_neighbors=5)
     KNN(n_neighbors=5)
     """
-    if name not in METHODS:
-        raise ValueError(f"No method {name!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     accepted = inspect.signature(METHODS[name]).parameters
     unknown = [param for param in params if param not in accepted]
     if unknown and not any(param.kind is param.VAR_KEYWORD for param in accepted.values()):

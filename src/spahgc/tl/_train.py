@@ -179,8 +179,6 @@ def train(
 
 def checked_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """Parameters of a method as JSON types, including its preset."""
-    if method not in METHODS:
-        raise ValueError(f"No method {method!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     params: dict[str, Any] = plain(dict(method_params or {}))
     try:
         json.dumps(params)
@@ -298,10 +296,9 @@ def predict(
     else:
         # Validate the target first so that bad input fails before training.
         recipe = embedding_recipe(reference, training.get("use_rep"))
-        kind = METHODS.get(training.get("method", "spahgc"))
+        kind = METHODS[training.get("method", "spahgc")]
         for target in target_slides(adata_target, recipe, **columns):
-            if kind is not None:  # otherwise train raises
-                check_needs(kind, target.slide)
+            check_needs(kind, target.slide)
         if patient_key in reference.obs and patient_key in adata_target.obs:
             patients, known = (set(patient_names(table.obs[patient_key])) for table in (adata_target, reference))
             training.setdefault("split_by", "slide" if patients <= known - {None} else "patient")
