@@ -297,6 +297,10 @@ class Model:
         content = (path / files.WEIGHTS).read_bytes()
         files.check_same(path / files.WEIGHTS, hashlib.sha256(content).hexdigest() == config["weights"])
         weights = load(content)
+        description = {name: config[name] for name in ("method", "method_params", "recipe", "params", "slides")}
+        digests = {name: entry["sha256"] for name, entry in config["arrays"].items()}
+        if files.fingerprint(description, of(_METHOD, weights), digests) != config["fingerprint"]:
+            raise ValueError(f"{path / files.CONFIG} does not match its fingerprint: it was edited. Train again.")
         arrays = files.read_arrays(path / files.REFERENCE, config["arrays"], verify=verify)
         recipe = Recipe(**{**config["recipe"], "genes": tuple(config["recipe"]["genes"])})
         method = get_method(config["method"], **config["method_params"])

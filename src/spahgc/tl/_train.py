@@ -134,10 +134,9 @@ def train(
     >>> spahgc.tl.train(adata_ref, method="ridge", panel=5)
     Model(ridge, 5 genes, image_own, reference: S1, S2, S3)
     """
-    params = checked_params(method, preset, method_params)
-    fabric = None
+    fitted, fabric = get_method(method, **checked_params(method, preset, method_params)), None
     if distributed:
-        if not METHODS[method].distributed:
+        if not fitted.distributed:
             able = sorted(name for name, kind in METHODS.items() if kind.distributed)
             raise ValueError(
                 f"Method {method!r} trains in one process. Methods that support distributed=True: {format_names(able)}."
@@ -161,7 +160,6 @@ def train(
     )
     seed = rng_seed(rng)
     warn_of_alike(cohort.patients)
-    fitted = get_method(method, **params)
     logger.info(
         "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)
     )
