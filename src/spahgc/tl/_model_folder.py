@@ -28,9 +28,7 @@ def embedding_scales(reference: Cohort) -> dict[str, Float64]:
     return {"mean": np.array(means), "divisor": np.array(divisors)}
 
 
-def cohort_of(
-    arrays: Mapping[str, NDArray[np.floating]], slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]
-) -> Cohort:
+def cohort_of(arrays: Mapping[str, Any], slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]) -> Cohort:
     """Slides as they were saved, from the arrays of :func:`reference_arrays`."""
     made, start = [], 0
     for slide in slides:

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -306,20 +307,16 @@ def predict(
     slides, rows = [target.slide for target in targets], [target.rows for target in targets]
     adata = adata_target.copy() if copy else adata_target
     record = model.record(slides, library_key)
-    if path is None:
-        made = model.predict(slides, rows=rows, record=record, progress=progress)
-        made.record["slides"] = slide_summaries(model, adata, targets, made)
-        write_prediction(adata, key_added, made, write_layer=write_layer)
-        return adata if copy else None
     shape = adata.n_obs, len(model.genes)
-    check_room(path, 4 * shape[0] * shape[1])
-    draft = Prediction(None, model.genes, np.zeros(adata.n_obs, np.float32), record)
-    check_writable(prediction_table(adata, key_added, draft))
+    if path is not None:
+        check_room(path, 4 * shape[0] * shape[1])
+        draft = Prediction(None, model.genes, np.zeros(adata.n_obs, np.float32), record)
+        check_writable(prediction_table(adata, key_added, draft))
     # Some methods write values several times, in the order of a slide: the file keeps them until all are final.
-    with Scratch(path.parent, shape) as scratch:
+    with nullcontext() if path is None else Scratch(path.parent, shape) as scratch:
         made = model.predict(slides, rows=rows, scratch=scratch, record=record, progress=progress)
         made.record["slides"] = slide_summaries(model, adata, targets, made)
-        write_prediction(adata, key_added, made, store=path, overwrite=overwrite)
+        write_prediction(adata, key_added, made, write_layer=write_layer, store=path, overwrite=overwrite)
     return adata if copy else None
 
 
