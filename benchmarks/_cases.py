@@ -65,7 +65,7 @@ CASES = {"visium": visium, "her2st": her2st}
 
 
 def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_slide: int = 4000) -> Path:
-    """A folder of a model of the default preset whose reference is made slides of `n_spots` in all, half precision.
+    """A folder of a model of the default preset whose reference is made slides of `n_spots` in all.
 
     Networks, kernel and linear fits are of four slides of 1,000 spots, so what it predicts means nothing; what is read,
     searched and computed for a prediction is that of a model of so many spots. Returned is the folder; beside it lie
@@ -99,7 +99,7 @@ def model_bank(folder: Path, n_spots: int, *, d: int = 1024, g: int = 300, per_s
     state = {**method.state(), "mean": scale.mean, "std": scale.std, **nodes}
     method.restore(state, reference.standardized())
     recipe = Recipe(genes, "none", "image_made", d, None)
-    spahgc.tl.Model(method, reference, recipe, params={}).save(folder / "model", half=True)
+    spahgc.tl.Model(method, reference, recipe, params={}).save(folder / "model")
     return folder / "model"
 
 

@@ -71,7 +71,8 @@ def _model_bank(stages: Mapping[str, Any]) -> str:
         return ""
     return (
         f"**A saved model with a reference of {found['rows']:,} spots** ({found['slides']:,} slides, "
-        f"{found['features']} features, {found['genes']} genes; default preset, half precision, "
+        f"{found['features']} features, {found['genes']} genes; default preset, "
+        f"{found.get('precision', 'half')} precision, "
         f"{found['size_mb'] / 1000:.1f} GB; trained on 4,000 spots, so the predictions mean nothing): opened in "
         f"{median(found['open_seconds']):.2f} s, {found['open_memory_mb']:.0f} MB; a slide of {found['target_spots']} "
         f"spots predicted in {median(found['seconds']):.0f} s, {found['memory_mb']:.0f} MB beside the mapped file. "

@@ -129,6 +129,7 @@ def stage_model_bank(device: str, repeats: int, n: int = 2_000_000) -> dict[str,
         verifying = timed(lambda: Model.load(path, verify=True), 1)
     return {
         "rows": n, "slides": len(model.reference), "features": 1024, "genes": len(model.genes), "size_mb": size,
+        "precision": "full",
         "making_seconds": making, "open_seconds": opening, "open_memory_mb": opening_memory.most,
         "target_spots": len(target), "seconds": seconds, "memory_mb": memory.most, "verify_seconds": verifying,
     }  # fmt: skip

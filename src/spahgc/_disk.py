@@ -66,57 +66,28 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def add_to_zarr(path: str | os.PathLike[str], adata: AnnData, key: str, *, table_key: str = keys.TABLE) -> None:
     """Add an embedding (``obsm``, ``uns``, cellularity) to the table of a SpatialData zarr.
 
-    Slots of the same name are replaced. Everything is written beside the zarr and then renamed into it, so an
+    Slots of the same name are replaced. Everything is written into a copy of the table that takes its place, so an
     interrupted run leaves the zarr unchanged.
     """
     import anndata
     import zarr
 
-    path = Path(path)
-    table = path / "tables" / table_key
-    version = zarr.open_group(table, mode="r", use_consolidated=False).metadata.zarr_format
-    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        new = zarr.open_group(workshop / "new", mode="w", zarr_format=version)
-        slots: dict[str, Any] = {"obsm": {key: adata.obsm[key]}, "uns": {key: adata.uns[key]}}
+    table = Path(path) / "tables" / table_key
+    with replacing_folder(table) as folder:
+        shutil.copytree(table, folder, dirs_exist_ok=True)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
+        anndata.io.write_elem(group, f"obsm/{key}", adata.obsm[key])
+        anndata.io.write_elem(group, f"uns/{key}", adata.uns[key])
         if keys.CELLULARITY in adata.obs:
-            slots["obs"] = adata.obs[[keys.CELLULARITY]]
-            slots["uns"][keys.CELLULARITY] = adata.uns[keys.CELLULARITY]
-        for slot, content in slots.items():
-            anndata.io.write_elem(new, slot, content)
-        _swap(workshop / "new", table, [f"{slot}/{name}" for slot in slots for name in slots[slot]], workshop / "old")
-        if "obs" in slots:
-            # A column that is there and not format_names is not read, so this comes last.
-            obs = zarr.open_group(table / "obs", mode="r+", use_consolidated=False)
-            columns: Any = obs.attrs["column-order"]
-            if keys.CELLULARITY not in columns:
-                obs.attrs["column-order"] = [*columns, keys.CELLULARITY]
-        if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
-            with warnings.catch_warnings():
-                # Shapes are stored as parquet, which zarr does not know.
-                warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-                zarr.consolidate_metadata(path)
-    finally:
-        shutil.rmtree(workshop)
-
-
-def _swap(new: Path, place: Path, names: list[str], aside: Path) -> None:
-    """Rename folders from `new` into `place` and their predecessors into `aside`, or restore everything on failure."""
-    done: list[str] = []
-    try:
-        for name in names:
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            done.append(name)
-            if (place / name).exists():
-                (place / name).rename(aside / name)
-            (new / name).rename(place / name)
-    except OSError:
-        for name in reversed(done):
-            if (place / name).exists() and not (new / name).exists():
-                (place / name).rename(new / name)
-            if (aside / name).exists():
-                (aside / name).rename(place / name)
-        raise
+            anndata.io.write_elem(group, f"obs/{keys.CELLULARITY}", adata.obs[keys.CELLULARITY].to_numpy())
+            anndata.io.write_elem(group, f"uns/{keys.CELLULARITY}", adata.uns[keys.CELLULARITY])
+            columns = group["obs"].attrs["column-order"]
+            group["obs"].attrs["column-order"] = list(dict.fromkeys([*columns, keys.CELLULARITY]))
+    if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
+        with warnings.catch_warnings():
+            # Shapes are stored as parquet, which zarr does not know.
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(path)
 
 
 Arrays = Mapping[str, NDArray]

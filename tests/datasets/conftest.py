@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from email.utils import formatdate
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,15 +25,11 @@ from spahgc.datasets import _published
 
 
 class Server:
-    """Serves a folder, ranges included if `ranges`; `cut` makes it break off half-way through files with this ending.
-
-    `asked` has the paths that were asked for, and `sent` the bytes of each answer.
-    """
+    """Serves a folder; `cut` makes it break off half-way through files with this ending; `asked` has the paths."""
 
     def __init__(self, folder: Path) -> None:
         self.asked: list[str] = []
-        self.sent: list[int] = []
-        self.cut, self.ranges = "", True
+        self.cut = ""
         server = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -45,22 +39,12 @@ class Server:
                 if not path.is_file():
                     self.send_error(404)
                     return
-                body, start = path.read_bytes(), 0
-                modified = formatdate(path.stat().st_mtime, usegmt=True)
-                asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-                if server.ranges and asked and self.headers.get("If-Range") == modified:
-                    start = int(asked[1])
-                    if start >= len(body):
-                        self.send_error(416)
-                        return
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body) - start))
-                self.send_header("Last-Modified", modified)
+                body = path.read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                body = body[start:]
                 if server.cut and self.path.endswith(server.cut):
                     body = body[: len(body) // 2]
-                server.sent.append(len(body))
                 self.wfile.write(body)
 
             def log_message(self, *args: object) -> None:

@@ -188,16 +188,10 @@ def test_visium_bc_download(
         tar.add(source / "spatial", "spatial")
     server = serve(tmp_path / "web", "TENX_URL")
     server.cut = "_image.tif"
-    refused(ConnectionError, r"_image\.tif.*next call resumes.*visium_bc\(path=\.\.\.\)", visium_bc, slides=["block1"])
+    refused(ConnectionError, r"_image\.tif.*visium_bc\(path=\.\.\.\)", visium_bc, slides=["block1"])
     server.cut, before = "", len(server.asked)
     table = visium_bc(slides=["block1"])["table"]
-    # counts and positions are there already; of the image the rest comes
+    # counts and positions are there already
     assert len(server.asked) == before + 1
     np.testing.assert_array_equal(table.to_df(), sections["block1"].counts)
     assert visium_bc()["table"].n_obs == 81
-    recorded = (home / "visium_bc" / "checksums.txt").read_text()
-    assert [line.split(" ")[0].rsplit("_", 1)[1] for line in recorded.splitlines()] == [
-        "matrix.h5",
-        "spatial.tar.gz",
-        "image.tif",
-    ]

@@ -144,7 +144,7 @@ def test_no_network(unreachable: None, monkeypatch: pytest.MonkeyPatch) -> None:
         load("virchow2")
     assert time.process_time() - start < 1
     message = str(raised.value)
-    assert "'virchow2' are not on this machine" in message
+    assert "Could not download the weights of encoder 'virchow2'" in message
     assert "cannot be reached" in message
     assert "hf download paige-ai/Virchow2" in message
     assert "models--paige-ai--Virchow2" in message

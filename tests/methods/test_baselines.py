@@ -166,8 +166,6 @@ def test_units_of_expression(name: str, factor: float, cohort: Cohort, target: S
         ("m2ost", {"n_layers": 0}, "`n_layers` must be an integer of at least 1"),
         ("context_kernel", {"penalty": 0}, "`penalty` must be a finite number greater than 0, got 0"),
         ("knn", {"n_neighbors": 0}, "`n_neighbors` must be an integer of at least 1, got 0"),
-        ("smoothed_ridge", {"n_neighbors": -1}, "`n_neighbors` must be an integer of at least 0 or None, got -1"),
-        ("smoothed_ridge", {"neighbor_weight": 2}, "`neighbor_weight` must be a finite number between 0 and 1, got 2"),
     ],
 )
 def test_parameters(name: str, wrong: dict[str, Any], message: str) -> None:

@@ -170,8 +170,11 @@ def test_coordinates_on_odd_slides(cohort: Cohort, target: Slide) -> None:
 
 
 @pytest.mark.parametrize(("k", "weight"), [(0, 0.5), (1, 0.5), (6, 0.25), (6, 1.0), (18, 0.0), (100, 0.75)])
-def test_smoothed_ridge_against_a_plain_loop(cohort: Cohort, target: Slide, k: int, weight: float) -> None:
-    method = SmoothedRidge(penalty=3.0, n_neighbors=k, neighbor_weight=weight).fit(cohort, Run())
+def test_smoothed_ridge_against_a_plain_loop(
+    cohort: Cohort, target: Slide, k: int, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SmoothedRidge, "smoothings", ((k, weight),))
+    method = SmoothedRidge(penalty=3.0).fit(cohort, Run())
     ridge = Ridge(penalty=3.0).fit(cohort, Run()).predict(target).astype(float)
     found = method.predict(target)
     for spot, row in enumerate(found):
@@ -202,7 +205,7 @@ def test_smoothed_ridge_picks_the_neighbours_that_help(make: Make, noise: float,
         assert method.tuned == Ridge().fit(cohort, Run()).tuned
 
 
-def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
+def test_smoothed_ridge_tunes_all_together(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a loop over neighbours, penalties and sizes, with predictions that are averaged as such."""
     cohort = make({"a": "P", "b": "P", "c": "Q", "d": "R"}, noise=4.0, seed=3).standardized()
     scores = {}
@@ -212,8 +215,9 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
             for held_out in (["a", "b"], ["c"], ["d"]):
                 train = cohort.subset([s.name for s in cohort if s.name not in held_out])
                 absolute = penalty * train.n_spots * train.embedding().astype(float).var(axis=0).sum()
-                smoothed = {"n_neighbors": k, "neighbor_weight": weight}
-                fit = SmoothedRidge(penalty=absolute, n_components=32, **smoothed).fit(train, Run())
+                with monkeypatch.context() as patch:
+                    patch.setattr(SmoothedRidge, "smoothings", ((k, weight),))
+                    fit = SmoothedRidge(penalty=absolute, n_components=32).fit(train, Run())
                 each = []
                 for slide in (s for s in cohort if s.name in held_out):
                     predicted, measured = fit.predict(slide), expression_of(slide)
@@ -226,5 +230,4 @@ def test_smoothed_ridge_tunes_all_together(make: Make) -> None:
 
 
 def test_smoothing_on_one_slide_is_fixed(cohort: Cohort) -> None:
-    for params, expected in (({}, (6, 0.5)), ({"n_neighbors": 3, "neighbor_weight": 0.1}, (3, 0.1))):
-        assert SmoothedRidge(**params).fit(cohort.subset(["a"]), Run()).tuned.smoothing == expected
+    assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).tuned.smoothing == (6, 0.5)

@@ -23,7 +23,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spahgc": {"network": SMALL, "n_seeds": 2},
     "spahgc paper": {"preset": "paper", "network": SMALL},
     "context_ridge relative": {"relative": True},
-    "smoothed_ridge 18": {"n_neighbors": 18},
     "knn 3": {"n_neighbors": 3},
 }
 

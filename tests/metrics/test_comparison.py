@@ -73,13 +73,14 @@ def test_pairing_sees_a_gain_that_the_two_intervals_hide() -> None:
     assert (ridge[["difference", "difference_low", "difference_high"]] == 0).all()
 
 
-def test_paired_difference_is_the_row_of_the_summary() -> None:
+COMPARED = ["difference", "difference_low", "difference_high"]
+
+
+def test_the_difference_to_the_other_is_the_opposite() -> None:
     table = long()
-    row = metrics.summarize(table, "bad", level=0.9, rng=4).loc["good"]
-    pair = metrics.paired_difference(table, "good", "bad", level=0.9, rng=4)
-    assert (pair.mean, pair.low, pair.high) == tuple(row[["difference", "difference_low", "difference_high"]])
-    opposite = metrics.paired_difference(table, "bad", "good", level=0.9, rng=4)
-    assert (opposite.mean, opposite.low, opposite.high) == pytest.approx((-pair.mean, -pair.high, -pair.low))
+    one = metrics.summarize(table, "bad", level=0.9, rng=4).loc["good", COMPARED]
+    other = metrics.summarize(table, "good", level=0.9, rng=4).loc["bad", COMPARED]
+    assert list(other) == pytest.approx([-one.iloc[0], -one.iloc[2], -one.iloc[1]])
 
 
 @pytest.mark.parametrize("missing", ["good", "ridge"])
@@ -87,9 +88,9 @@ def test_a_score_that_either_lacks_is_left_out(missing: str) -> None:
     """A missing score of the method or of the baseline is not a score of 0."""
     table = long()
     gone = (table["method"] == missing) & (table["gene"] == "G1")
-    both = metrics.paired_difference(table[table["gene"] != "G1"], "good")
-    assert metrics.paired_difference(table[~gone], "good") == both
-    assert metrics.paired_difference(table.assign(value=table["value"].mask(gone)), "good") == both
+    for part in (table[~gone], table.assign(value=table["value"].mask(gone))):
+        found, both = (metrics.summarize(one).loc["good", COMPARED] for one in (part, table[table["gene"] != "G1"]))
+        assert list(found) == list(both)
 
 
 def test_only_genes_and_slides_that_both_have() -> None:
@@ -97,12 +98,10 @@ def test_only_genes_and_slides_that_both_have() -> None:
     less = table[~((table["method"] == "good") & table["slide"].isin(["S7", "S8"]))].copy()
     less.loc[(less["method"] == "good") & (less["gene"] == "G0"), "value"] = np.nan
     both = table[~table["slide"].isin(["S7", "S8"]) & (table["gene"] != "G0")]
-    found, expected = (metrics.paired_difference(part, "good") for part in (less, both))
-    assert found == expected
-    assert (found.n_patients, found.n_slides, found.meaningful) == (3, 6, False)
-    row = metrics.summarize(less).loc["good"]
+    row, expected = (metrics.summarize(part).loc["good"] for part in (less, both))
+    assert list(row[COMPARED]) == list(expected[COMPARED])
     assert (row["n_patients"], row["n_slides"], row["meaningful"]) == (3, 6, False)
-    assert row["relative"] == pytest.approx(expected.mean / metrics.summarize(both).loc["ridge", "mean"])
+    assert row["relative"] == pytest.approx(expected["difference"] / metrics.summarize(both).loc["ridge", "mean"])
     assert row["undefined"] == pytest.approx(7 / 42)
     assert metrics.summarize(less).loc["ridge", "n_patients"] == 5
 
@@ -154,8 +153,6 @@ def test_bad_input() -> None:
         metrics.summarize(table, metric="r2")
     with pytest.raises(KeyError, match=r"no scores of method 'lasso'. Available: .*'ridge'"):
         metrics.summarize(table, "lasso")
-    with pytest.raises(KeyError, match=r"no scores of method 'mine'"):
-        metrics.paired_difference(table, "mine")
     with pytest.raises(ValueError, match=r"pearson of 'ridge' twice for gene 'G\d' of slide .*'seed'"):
         metrics.summarize(pd.concat([table, table[table["method"] == "ridge"]]))
     with pytest.raises(ValueError, match="twice"):

@@ -26,8 +26,6 @@ def test_against_correlation_matrices(seed: int, block: int, monkeypatch: pytest
     x, y = np.corrcoef(a.T), np.corrcoef(b.T)
     expected = [stats.pearsonr(np.delete(x[i], i), np.delete(y[i], i)).statistic for i in range(9)]
     np.testing.assert_allclose(metrics.structure(a, b), expected, atol=1e-7)
-    upper = np.triu_indices(9, 1)
-    assert metrics.structure_agreement(a, b) == pytest.approx(stats.pearsonr(x[upper], y[upper]).statistic, abs=1e-7)
 
 
 def test_constant_genes_are_nan_and_left_out() -> None:
@@ -39,21 +37,17 @@ def test_constant_genes_are_nan_and_left_out() -> None:
         found = metrics.structure(a, b)
     np.testing.assert_array_equal(np.flatnonzero(~np.isnan(found)), kept)
     np.testing.assert_allclose(found[kept], metrics.structure(a[:, kept], b[:, kept]), atol=1e-12)
-    assert metrics.structure_agreement(a, b) == pytest.approx(metrics.structure_agreement(a[:, kept], b[:, kept]))
 
 
 def test_perfect_and_unrelated() -> None:
     a, _ = pair(0, n=500, g=60)
     np.testing.assert_allclose(metrics.structure(a, 2 * a - 5), 1)
-    assert metrics.structure_agreement(a, 2 * a - 5) == pytest.approx(1)
-    assert abs(metrics.structure_agreement(a, pair(1, n=500, g=60)[1])) < 0.2
+    assert abs(metrics.structure(a, pair(1, n=500, g=60)[1]).mean()) < 0.2
 
 
 def test_too_few_genes() -> None:
     a, b = pair(0, g=2)
     assert np.isnan(metrics.structure(a, b)).all()
-    assert np.isnan(metrics.structure_agreement(a, b))
     assert metrics.structure(a[:, :0], b[:, :0]).shape == (0,)
-    assert np.isnan(metrics.structure_agreement(a * 0, b * 0))
     # Genes that all follow one pattern: no row of correlations varies.
     assert np.isnan(metrics.structure(a[:, [0, 0, 0, 0]], a[:, [0, 0, 0, 0]])).all()

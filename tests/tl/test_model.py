@@ -138,11 +138,11 @@ def test_edited_config(folder: Path) -> None:
             Model.load(folder)
 
 
-@pytest.mark.parametrize("found", [0, -5, 2, 4, "3", None])
+@pytest.mark.parametrize("found", [0, -5, 3, 5, "4", None])
 def test_other_formats(folder: Path, found: Any) -> None:
     edit(folder, format=found, versions={"spahgc": "9.1"})
-    advice = r".*spahgc\s+9.1: update spahgc" if found == 4 else ""
-    message = rf"(?s)model format {found!r}, but this version of spahgc reads format 3{advice}"
+    advice = r".*spahgc\s+9.1: update spahgc" if found == 5 else ""
+    message = rf"(?s)model format {found!r}, but this version of spahgc reads format 4{advice}"
     with pytest.raises(ValueError, match=message):
         Model.load(folder)
 

@@ -1,4 +1,4 @@
-"""The reference of a saved model: mapped into memory, and in half precision."""
+"""The reference of a saved model: mapped into memory."""
 
 from __future__ import annotations
 
@@ -11,26 +11,15 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
-import torch
 
 import spahgc
-from spahgc._slides import Cohort, Rows, Slide, Stack, expression_of, standardize
+from spahgc._slides import Cohort, Rows, Slide
 from spahgc._tables._cohorts import target_slides
-from spahgc.nn import cosine_topk
 from spahgc.tl import Model, _model_folder
-from spahgc.tl._model_folder import Bank, write_arrays
+from spahgc.tl._model_folder import write_arrays
 
 from .conftest import Models, content
 from .limited import run_limited
-
-U = 2.0**-11
-"""Largest relative error of a number that is rounded to float16 (Higham 2002, section 2.1). Beside it there is an
-absolute one, half the spacing of subnormal numbers:"""
-TINY = 2.0**-25
-SOME = 6
-"""Spots of which derivatives are taken."""
-LOOKS_AGAIN = {"spahgc", "spahgc-paper", "knn", "egn", "bleep", "mclstexp"}
-"""Methods that read the reference spots to predict."""
 
 
 @pytest.fixture
@@ -46,8 +35,8 @@ def slide(models: Models, target: ad.AnnData) -> Slide:
     return found[0].slide
 
 
-def there_and_back(model: Model, path: Path, *, half: bool = False) -> Model:
-    model.save(path, half=half)
+def there_and_back(model: Model, path: Path) -> Model:
+    model.save(path)
     return Model.load(path)
 
 
@@ -58,16 +47,6 @@ def predicted(model: Model, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
 
 def same(one: Model, other: Model, slide: Slide) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(predicted(one, slide), predicted(other, slide), strict=True))
-
-
-def array(folder: Path, name: str) -> np.ndarray:
-    return np.load(folder / "reference" / f"{name}.npy")
-
-
-def standardized(model: Model) -> Stack:
-    """Embeddings of all reference spots, as a method gets them."""
-    cohort = model.reference.standardized() if model._bank is None else model._bank.standardized(model.reference)
-    return Stack([one.embedding for one in cohort])
 
 
 @pytest.mark.usefixtures("mapped")
@@ -128,130 +107,8 @@ def test_damage_is_found(models: Models, tmp_path: Path, name: str, at: int) -> 
         Model.load(tmp_path / "model", verify=True)
 
 
-def test_half_precision_rounds_once(models: Models, tmp_path: Path) -> None:
-    """Standardised values by half a unit in the last place; all else is as it was."""
-    full, half = (there_and_back(models("spahgc"), tmp_path / str(half), half=half) for half in (False, True))
-    for name in ("coordinates", "cellularity"):
-        np.testing.assert_array_equal(array(tmp_path / "True", name), array(tmp_path / "False", name))
-    n_spots = [len(one) for one in full.reference]
-    for name in ("embedding", "expression", "method.nodes.context"):
-        ends = np.cumsum(n_spots)[:-1]
-        parts = (np.split(array(tmp_path / half, name), ends) for half in ("True", "False"))
-        for stored, raw in zip(*parts, strict=True):
-            assert stored.dtype == np.float16
-            values = raw.astype(np.float64)
-            if name in ("embedding", "expression"):
-                values = (values - values.mean(axis=0)) / values.std(axis=0)
-            # The standardized values are float32 first.
-            assert (np.abs(stored - values) <= np.abs(values) * (U + 1e-6) + TINY + 1e-6).all()
-    for one, other in zip(full.reference, half.reference, strict=True):
-        assert (one.name, one.patient) == (other.name, other.patient)
-        for name in ("embedding", "expression"):
-            before, after = np.asarray(getattr(one, name)), np.asarray(getattr(other, name))
-            off = np.abs(before - before.mean(axis=0))
-            assert after.dtype == np.float32
-            assert (np.abs(after - before) <= off * U + TINY * before.std(axis=0) + 1e-5).all()
-
-
-def test_half_precision_of_extreme_features() -> None:
-    """Features that float16 cannot hold, or that are constant, come back to 11 bits of their spread."""
-    rng = np.random.default_rng(0)
-    embedding = (rng.normal(size=(50, 4)) * [1e-5, 1e9, 1e-3, 0] + [0, 1e9, 1e3, 7e4]).astype(np.float32)
-    expression = np.column_stack([np.full(50, 1e5), rng.poisson(3, 50) * 1e5]).astype(np.float32)
-    one = Slide("a", "P", embedding, rng.uniform(size=(50, 2)), expression)
-    cohort = Cohort((one,), ("g0", "g1"))
-    (half,) = Bank.of(cohort, half=True).reference([{"name": "a", "patient": "P"}], cohort.genes)
-    (own,) = cohort
-    for before, stored in ((own.embedding, half.embedding), (expression_of(own), half.expression)):
-        after, spread = np.asarray(stored).astype(np.float64), before.astype(np.float64).std(axis=0)
-        # Beside the rounding to float16, the result is float32.
-        limit = 4 * U * spread + 2.0**-23 * np.abs(before).max(axis=0)
-        assert (np.abs(after - before).max(axis=0) <= limit).all()
-
-
-@pytest.mark.parametrize("is_mapped", [False, True])
-def test_half_precision_of_every_method(
-    models: Models, variant: str, slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mapped: bool
-) -> None:
-    if is_mapped:
-        monkeypatch.setattr(_model_folder, "READ_WHOLE", 0)
-    model = models(variant)
-    half = there_and_back(model, tmp_path / "model", half=True)
-    (found, support), (expected, expected_support) = predicted(half, slide), predicted(model, slide)
-    np.testing.assert_array_equal(support, expected_support)
-    assert np.array_equal(found, expected) is (variant not in LOOKS_AGAIN)
-    assert half.fingerprint != model.fingerprint
-    assert half.genes == model.genes
-    assert same(Model.load(tmp_path / "model", verify=True), half, slide)
-    # It stays what it is.
-    half.save(tmp_path / "again")
-    full = there_and_back(model, tmp_path / "full")
-    full.save(tmp_path / "from full", half=True)
-    assert content(tmp_path / "again") == content(tmp_path / "model") == content(tmp_path / "from full")
-
-
-def test_cosines_in_half_precision(models: Models, slide: Slide, tmp_path: Path) -> None:
-    """A vector whose numbers are off by U turns by at most asin(U), and no cosine changes more than the angle does."""
-    full, half = (there_and_back(models("knn"), tmp_path / str(half), half=half) for half in (False, True))
-    query = standardize(slide.read()).embedding
-    n = models("knn").reference.n_spots
-    (index, cosine), (index_half, cosine_half) = (cosine_topk(query, standardized(model), n) for model in (full, half))
-    turn = np.arcsin(U) + 1e-6
-    in_order, in_order_half = np.empty_like(cosine), np.empty_like(cosine)
-    np.put_along_axis(in_order, index, cosine, axis=1)
-    np.put_along_axis(in_order_half, index_half, cosine_half, axis=1)
-    off = np.abs(in_order - in_order_half)
-    assert 0 < off.max() <= turn < 0.0005
-    # So what is retrieved is at most twice that less similar than what it takes the place of.
-    k = models("knn").method.n_neighbors
-    chosen = np.take_along_axis(in_order, index_half[:, :k], axis=1)
-    assert (chosen >= cosine[:, k - 1 : k] - 2 * turn).all()
-
-
-def test_means_of_neighbours_in_half_precision(models: Models, slide: Slide, tmp_path: Path) -> None:
-    full, half = models("knn"), there_and_back(models("knn"), tmp_path / "model", half=True)
-    query = standardize(slide.read()).embedding
-    index, index_half = (cosine_topk(query, standardized(m), full.method.n_neighbors)[0] for m in (full, half))
-    alike = (np.sort(index, axis=1) == np.sort(index_half, axis=1)).all(axis=1)
-    assert alike.mean() > 0.5
-    expression = full.reference.expression().astype(np.float64)
-    mean = np.concatenate([np.tile(expression_of(s).mean(axis=0), (len(s), 1)) for s in full.reference])
-    limit = (np.abs(expression - mean)[index].mean(axis=1) * U + 1e-5)[alike]
-    off = np.abs(predicted(full, slide)[0] - predicted(half, slide)[0])[alike]
-    assert (off <= limit).all()
-    assert off.max() > 1e-5
-
-
-def test_networks_in_half_precision(models: Models, slide: Slide, tmp_path: Path) -> None:
-    """Where the graph is the same, a prediction moves by no more than its derivatives allow for numbers off by U."""
-    full, half = models("spahgc"), there_and_back(models("spahgc"), tmp_path / "model", half=True)
-    graph, graph_half = (model.method._graph(standardize(slide), "context") for model in (full, half))
-    np.testing.assert_array_equal(graph.references, graph_half.references)
-    np.testing.assert_array_equal(graph.close, graph_half.close)
-    assert 0 < ((graph_half.joint - graph.joint).abs() - graph.joint.abs() * U).max() <= 2e-6
-    (network,), tensors = full.method._networks, graph.tensors()
-
-    def of_network(joint: torch.Tensor) -> torch.Tensor:
-        return network(tensors._replace(reference=joint))[:SOME]
-
-    joint, joint_half = graph.joint, graph_half.joint
-    slopes = torch.autograd.functional.jacobian(of_network, joint)
-    # The scaled expression is float32 first. Second-order terms are smaller by another factor of about U.
-    limit = (slopes.abs() * (joint.abs() * U + 2e-6)).sum(dim=(2, 3)) * 1.01 + 2e-6
-    off = (of_network(joint) - of_network(joint_half)).abs()
-    assert (off <= limit).all()
-    assert off.max() > max(0.01 * limit.max(), 6e-6)
-    assert limit.max() < 0.01 * of_network(joint).std()
-    share = (1 - full.method._preset.kernel) / (1 + len(full.method._linear))
-    whole = np.abs(predicted(full, slide)[0] - predicted(half, slide)[0])[:SOME]
-    assert (whole <= share * full.method._std * limit.numpy() + 1e-5).all()
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_a_reference_slide_is_known_again(
-    models: Models, reference: ad.AnnData, slide: Slide, tmp_path: Path, half: bool
-) -> None:
-    loaded = there_and_back(models("gene_mean"), tmp_path / "model", half=half)
+def test_a_reference_slide_is_known_again(models: Models, reference: ad.AnnData, slide: Slide, tmp_path: Path) -> None:
+    loaded = there_and_back(models("gene_mean"), tmp_path / "model")
     with pytest.warns(UserWarning, match="Slide 'B1' is one of the reference slides"):
         spahgc.tl.predict(loaded, reference[reference.obs["region"] == "B1"].copy())
     own = models("gene_mean").reference.slides[0]
@@ -269,21 +126,13 @@ def test_writing_takes_a_block_of_memory(tmp_path: Path) -> None:
     n, d = 160_000, 16
     repeated = Rows(np.arange(d, dtype=np.float32)[None], np.zeros(n, np.intp))
     tracemalloc.start()
-    write_arrays(tmp_path / "folder", {"a": repeated}, half=True)
+    write_arrays(tmp_path / "folder", {"a": repeated})
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     written = np.load(tmp_path / "folder" / "a.npy")
-    assert written.dtype == np.float16
+    assert written.dtype == np.float32
     assert most < written.nbytes / 3
     assert (written == np.arange(d)).all()
-
-
-def test_too_large_for_half_precision(tmp_path: Path) -> None:
-    values = np.array([[1.0], [65519.0], [-65519.0]])  # the largest that are rounded down to 65504
-    write_arrays(tmp_path / "fits", {"a": values}, half=True)
-    assert np.load(tmp_path / "fits" / "a.npy").ravel().tolist() == [1, 65504, -65504]
-    with pytest.raises(ValueError, match="a has values beyond 65504, the largest float16.*half=False"):
-        write_arrays(tmp_path / "folder", {"a": values + 1}, half=True)
 
 
 def test_a_reference_larger_than_memory(models: Models, slide: Slide, tmp_path: Path) -> None:
@@ -301,28 +150,20 @@ def test_a_reference_larger_than_memory(models: Models, slide: Slide, tmp_path: 
     method = spahgc.methods.get_method("spahgc", **small.method.params())
     method.restore({**small.method.state(), "nodes.context": nodes}, cohort.standardized())
     model = Model(method, cohort, small.recipe, params=small.params, support=small._support)
-    for half in (False, True):
-        model.save(tmp_path / str(half), half=half)
-    size, half_size = (
-        sum(path.stat().st_size for path in (tmp_path / name / "reference").iterdir()) for name in ("False", "True")
-    )
-    assert size > 4 * most
-    assert half_size > max(2 * most, _model_folder.READ_WHOLE)
+    model.save(tmp_path / "large")
+    size = sum(path.stat().st_size for path in (tmp_path / "large" / "reference").iterdir())
+    assert size > max(4 * most, _model_folder.READ_WHOLE)
     arrays = {"embedding": np.asarray(slide.embedding), "coordinates": slide.coordinates}
     np.savez(tmp_path / "slide.npz", **arrays)
     small.save(tmp_path / "small")
     found = run_limited("bank", tmp_path, most)
     assert found["whole"] == "MemoryError"
     expected, support = predicted(model, slide)
-    for half in ("False", "True"):
-        result = dict(np.load(tmp_path / f"{half}.npz"))
-        np.testing.assert_array_equal(result["support"], support)
-        assert found[half]["read"] < 0.02 * size
-        assert found[half]["seconds"] < 1
-        if half == "False":
-            np.testing.assert_array_equal(result["values"], expected)
-        else:
-            assert 0 < np.abs(result["values"] - expected).max() < 0.1 * expected.std()
+    result = dict(np.load(tmp_path / "large.npz"))
+    np.testing.assert_array_equal(result["support"], support)
+    np.testing.assert_array_equal(result["values"], expected)
+    assert found["large"]["read"] < 0.02 * size
+    assert found["large"]["seconds"] < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_DATA")

@@ -12,13 +12,12 @@ from pathlib import Path
 import pooch
 import requests
 from filelock import FileLock
-from tqdm.auto import tqdm
+from pooch import HTTPDownloader
 
 from .._checks import format_names
 from .._settings import settings
 
-RECORD = "checksums.txt"  # file in a data set's folder with the SHA-256 of files that have no published checksum
-CHUNK = 1 << 16  # bytes that are written at a time
+CHUNK = 2**16  # bytes that are written at a time
 
 # Paths that each file of a slide may have, the preferred one first; counts come first.
 Candidates = Mapping[str, Sequence[Path]]
@@ -80,67 +79,23 @@ def _missing(paths: Candidates) -> str:
 
 
 def fetch(url: str, folder: Path, name: str, *, checksum: str | None = None, by_hand: str) -> Path:
-    """Download a file unless it exists with the right checksum; ConnectionError or ValueError says what failed.
-
-    The received part of a broken download is kept, and the next call requests the rest. Without a published checksum,
-    that of the first download is noted in `RECORD`, and later downloads must agree with it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Download a file unless it exists with the right checksum; ConnectionError or ValueError says what failed."""
     target = folder / name
-    record = folder / RECORD
-
-    def download(url: str, output: str, _: object) -> None:
-        part = target.with_name(f".{target.name}.part")
-        _resume(url, part)
-        part.replace(output)
-
-    # Jobs of a cluster that start together share the folder and the partial file.
-    with FileLock(folder / ".lock"):
-        lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-        known = checksum or dict(line.rsplit(" ", 1) for line in lines if line.strip()).get(name)
-        try:
-            pooch.retrieve(url, known_hash=known, fname=target.name, path=target.parent, downloader=download)
-        except (requests.exceptions.RequestException, ConnectionError) as error:
-            raise ConnectionError(
-                f"Could not download {url}: {error}. The received part is kept, and the next call resumes. Try again, "
-                f"or {by_hand}."
-            ) from error
-        except ValueError as error:
-            source = "that spahgc knows" if checksum else f"of the first download, noted in {record}"
-            raise ValueError(
-                f"{url} is not the file {source} (expected {known}); nothing was kept. If you trust the source, "
-                f"{by_hand if checksum else 'delete its line there'}."
-            ) from error
-        if known is None:
-            with record.open("a", encoding="utf-8") as handle:
-                handle.write(f"{name} sha256:{pooch.file_hash(str(target))}\n")
-    return target
-
-
-def _resume(url: str, part: Path) -> None:
-    """Download what `part` lacks; start over if the server cannot resume or has another file by now."""
-    tag = part.with_suffix(".etag")  # what tells this version of the file from others
-    version = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
-    start = part.stat().st_size if version else 0
-    # Bytes are counted as they are stored: no compression in transit.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-", "If-Range": version} if start else {})
+    target.parent.mkdir(parents=True, exist_ok=True)
     # Wait 20 seconds for a connection and 60 for the next bytes.
-    with requests.get(url, headers=headers, stream=True, timeout=(20, 60)) as response:
-        if start and response.status_code == requests.codes.requested_range_not_satisfiable:
-            tag.unlink()
-            return _resume(url, part)
-        response.raise_for_status()
-        start = start if response.status_code == requests.codes.partial_content else 0
-        etag = response.headers.get("ETag", "W/")  # weak tags do not promise the same bytes
-        tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
-        total = start + int(response.headers.get("Content-Length", 0)) or None
-        name = part.name.removeprefix(".").removesuffix(".part")
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=not settings.progress)
-        with bar, part.open("ab" if start else "wb") as handle:
-            for chunk in response.iter_content(CHUNK):
-                handle.write(chunk)
-                bar.update(len(chunk))
-    tag.unlink(missing_ok=True)
+    downloader = HTTPDownloader(progressbar=settings.progress, chunk_size=CHUNK, timeout=(20, 60))
+    # Jobs of a cluster that start together share the folder.
+    with FileLock(folder / ".lock"):
+        try:
+            pooch.retrieve(url, known_hash=checksum, fname=target.name, path=target.parent, downloader=downloader)
+        except (requests.exceptions.RequestException, ConnectionError) as error:
+            raise ConnectionError(f"Could not download {url}: {error}. Try again, or {by_hand}.") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{url} is not the file that spahgc knows (expected {checksum}); nothing was kept. If you trust the "
+                f"source, {by_hand}."
+            ) from error
+    return target
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -126,14 +126,7 @@ def _download(names: Sequence[str], root: Path) -> None:
                 if file in required:  # not every sample has outlines of its tissue
                     raise ValueError(f"{PAGE} has no {file}. Its samples are listed in HEST_v*.csv there.") from None
                 continue
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            # The hub does not tell hidden files from missing ones, and may refuse a bad token.
-            if status in {401, 403, 404}:
-                from ..encoders._base import no_access
+            from ..encoders._base import hub_error
 
-                raise no_access("HEST-1k", PAGE, by_hand) from None
-            reason = type(error).__name__ if status is None else f"status {status}"
-            raise ConnectionError(
-                f"Could not download {file} from {PAGE} ({reason}). Is there a network, and is the hub not switched "
-                f"off (HF_HUB_OFFLINE)? The next call resumes. {by_hand}"
-            ) from None
+            again = f"The next call resumes. {by_hand}"
+            raise hub_error(error, f"{file} of HEST-1k", PAGE, files=by_hand, again=again) from None

@@ -76,7 +76,7 @@ def her2st(path: str | PathLike[str] | None = None, *, slides: Sequence[str] | N
     Raises
     ------
     FileNotFoundError, ValueError, ConnectionError
-        If a slide is incomplete or unknown, or a download fails (the next call resumes it) or has a wrong checksum.
+        If a slide is incomplete or unknown, or a download fails or has a wrong checksum.
 
     References
     ----------

@@ -71,10 +71,19 @@ def check_embeddings(output: Any, n_tiles: int, *, name: str, width: int | None 
     return values
 
 
-def no_access(what: str, page: str, alternative: str) -> PermissionError:
-    """Error for gated files of the hub: conditions not accepted, or not logged in with the account that did."""
-    return PermissionError(
-        f"The Hugging Face hub refuses to give {what} to this machine: access is gated, and no account that accepted "
-        f"the conditions is logged in here (or its token is no longer valid). Accept them on {page}, then run `hf auth "
-        f"login` (`huggingface-cli login` before huggingface_hub 0.34) here with a token of that account. {alternative}"
-    )
+def hub_error(error: Exception, what: str, page: str, *, files: str, again: str) -> OSError:
+    """Error that says what to do if the hub refuses files (`files`: another way to them) or does not give them."""
+    from huggingface_hub import constants
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in {401, 403, 404}:  # 404 for hidden repositories, 401 for an invalid token
+        return PermissionError(
+            f"The Hugging Face hub refuses to give {what} to this machine: access is gated, and no account that "
+            "accepted the conditions is logged in here (or its token is no longer valid). Accept them on "
+            f"{page}, then run `hf auth login` (`huggingface-cli login` before huggingface_hub 0.34) here with a token "
+            f"of that account. {files}"
+        )
+    reason = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
+    if constants.HF_HUB_OFFLINE:
+        reason = "is switched off (HF_HUB_OFFLINE is set)"
+    return ConnectionError(f"Could not download {what}: the Hugging Face hub ({constants.ENDPOINT}) {reason}. {again}")

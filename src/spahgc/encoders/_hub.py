@@ -21,7 +21,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapsho
 from huggingface_hub.errors import EntryNotFoundError
 from lazyslide_models import MODEL_REGISTRY, ModelTask, TimmModel
 
-from ._base import EXTRA, Encoder, no_access
+from ._base import EXTRA, Encoder, hub_error
 from ._network import from_network
 
 # Training resolution in micrometers per pixel: H-optimus-0 by its card, the others by the spacings in the
@@ -286,16 +286,11 @@ def check_access(name: str, repository: str) -> None:
     except EntryNotFoundError:
         return  # Not every repository has this file; the answer shows that access is granted.
     except Exception as error:  # noqa: BLE001 (the type depends on the HTTP client of huggingface_hub)
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in {401, 403, 404}:  # 404 for hidden repositories, 401 for an invalid token
-            files = f"If you have the files: spahgc.encoders.load({name!r}, weights=<file or folder>)."
-            raise no_access(f"the weights of encoder {name!r}", f"https://huggingface.co/{repository}", files) from None
-        reason = f"answered {status}" if status else "cannot be reached"
-        if constants.HF_HUB_OFFLINE:
-            reason = "is switched off (HF_HUB_OFFLINE is set)"
-        raise ConnectionError(
-            f"The weights of encoder {name!r} are not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) "
-            f"{reason}. Try again later, or on a machine with a network run `hf download {repository}`, "
-            f"and copy the folder models--{repository.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE} "
-            "here. encoder='texture' needs no weights."
-        ) from None
+        files = f"If you have the files: spahgc.encoders.load({name!r}, weights=<file or folder>)."
+        again = (
+            f"Try again later, or on a machine with a network run `hf download {repository}`, and copy the folder "
+            f"models--{repository.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE} here. "
+            "encoder='texture' needs no weights."
+        )
+        page, what = f"https://huggingface.co/{repository}", f"the weights of encoder {name!r}"
+        raise hub_error(error, what, page, files=files, again=again) from None

@@ -132,8 +132,16 @@ def from_module(module: torch.nn.Module, *, device: str | None = None, precision
 
     cut = "" if tile_px == side else f"center crop {side}; "
     recipe["transform"] = f"{cut}scale to 0..1; normalize mean {tuple(mean)} sd {tuple(std)}"
-    computed: dict[str, Any] = {"device": device, "precision": precision}
-    return from_network(name, module, prepare=prepare, forward=forward, tile_px=tile_px, recipe=recipe, **computed)
+    return from_network(
+        name,
+        module,
+        prepare=prepare,
+        forward=forward,
+        tile_px=tile_px,
+        device=device,
+        precision=precision,
+        recipe=recipe,
+    )
 
 
 def state_sha256(network: Any) -> str:

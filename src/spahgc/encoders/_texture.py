@@ -395,24 +395,13 @@ def count_peaks(band: Float32, out: NDArray[np.float64]) -> None:
 @compiled()
 def otsu(plane: Float32) -> float:
     """Otsu threshold (1979) of a plane, from 256 bins up to :data:`STAIN_TOP`."""
-    counts = np.zeros(256, np.int64)
-    flat = plane.ravel()
-    total = 0.0
-    for i in range(flat.size):
-        k = min(int(flat[i] * (256 / STAIN_TOP)), 255)
-        counts[k] += 1
-        total += k
-    best, threshold = -1.0, 0
-    below, below_sum = 0, 0.0
-    for k in range(255):
-        below += counts[k]
-        below_sum += k * counts[k]
-        above = flat.size - below
-        if below > 0 and above > 0:
-            gap = below_sum / below - (total - below_sum) / above
-            between = float(below) * above * gap * gap
-            if between > best:
-                best, threshold = between, k
+    counts, bins = np.zeros(256), np.arange(256)
+    for value in plane.flat:
+        counts[min(int(value * (256 / STAIN_TOP)), 255)] += 1
+    below, below_sum = np.cumsum(counts), np.cumsum(bins * counts)
+    above = plane.size - below
+    gap = below_sum / np.maximum(below, 1) - (below_sum[-1] - below_sum) / np.maximum(above, 1)
+    threshold = (below * above * gap * gap).argmax()
     return (threshold + 1) * (STAIN_TOP / 256)
 
 

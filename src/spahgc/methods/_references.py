@@ -86,10 +86,10 @@ class TrainingGraphs(Sequence[tuple[GraphTensors, Tensor]]):
             for number, (rows, core) in enumerate(blocks, start=1):
                 near = spatial_knn(slide.coordinates[rows], config.n_near)
                 some, found = Rows(features, rows), retrieved[rows]
-                close: dict[str, Any] = {"n_close": config.n_close, "device": device, "topk": kept_topk}
-                graph = SlideGraph.of(some, near, found, embedding, self._expression, **close)
-                whole = len(core) == len(rows)
-                self._graphs.append((graph, first + rows, None if whole else torch.from_numpy(core)))
+                graph = SlideGraph.of(
+                    some, near, found, embedding, self._expression, config.n_close, device=device, topk=kept_topk
+                )
+                self._graphs.append((graph, first + rows, torch.from_numpy(core) if len(core) < len(rows) else None))
                 self.names.append(slide.name if len(blocks) == 1 else f"{slide.name}, block {number}")
             first += len(slide)
 

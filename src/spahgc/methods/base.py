@@ -8,7 +8,7 @@ from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,6 @@ ARRAYS = ("embedding", "coordinates", "cellularity")
 """Slide arrays that a method may require."""
 
 C = TypeVar("C", bound="type[Method]")
-
-
-class Output(Protocol):
-    """Destination of predictions: an array (n_spots, n_genes), or an object that reads and writes slices of rows."""
-
-    def __getitem__(self, rows: slice, /) -> Float32:
-        """Read rows, float32."""
-
-    def __setitem__(self, rows: slice, values: np.ndarray, /) -> None:
-        """Replace rows."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +113,8 @@ class Method(ABC):
     def predict(self, slide: Slide) -> Float32:
         """Predict a slide with standardized embedding and spots in canonical order; float32 (n_spots, n_genes)."""
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
-        """Write the values of :meth:`predict` into `out`, an array or store that may be larger than memory.
+    def predict_into(self, slide: Slide, out: Any, *, progress: Progress = no_progress) -> None:
+        """Write the values of :meth:`predict` into `out`, an array or store whose slices of rows can be read and set.
 
         By default, the whole prediction is computed first; methods that work block by block override this. `progress`
         receives completed shares of the work, which sum to 1.
@@ -206,7 +196,7 @@ class BlockwiseMethod(Method):
         BlockwiseMethod.predict_into(self, slide, out)  # A subclass may define predict_into by predict.
         return out
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
+    def predict_into(self, slide: Slide, out: Any, *, progress: Progress = no_progress) -> None:
         values = self.relative_values(slide)
         for rows in with_progress(len(slide), progress):
             out[rows] = values(rows) * self._std + self._level
@@ -228,6 +218,8 @@ class Registry(UserDict[str, Any]):
     """Methods by name; the module of a built-in method is imported when the method is looked up."""
 
     def __getitem__(self, name: str) -> type[Method]:
+        if name not in self.data:
+            raise ValueError(f"No method {name!r}. Available: {format_names(sorted(self.data), most=len(self.data))}.")
         if isinstance(self.data[name], str):
             module, _, cls = self.data[name].partition(":")
             self.data[name] = getattr(import_module(f".{module}", __package__), cls)
@@ -285,8 +277,6 @@ def get_method(name: str, **params: Any) -> Method:
     >>> get_method("knn", n_neighbors=5)
     KNN(n_neighbors=5)
     """
-    if name not in METHODS:
-        raise ValueError(f"No method {name!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     accepted = inspect.signature(METHODS[name]).parameters
     unknown = [param for param in params if param not in accepted]
     if unknown and not any(param.kind is param.VAR_KEYWORD for param in accepted.values()):

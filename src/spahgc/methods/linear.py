@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .._checks import at_least, between
+from .._checks import at_least
 from .._geometry import spatial_knn
 from .._slides import Cohort, Float32, Float64, Slide, SplitBy, blocks, expression_of, standardization
 from ..metrics import pearson
@@ -145,6 +145,7 @@ class Ridge(BlockwiseMethod):
     n_components: int = 256
 
     name: ClassVar[str] = "ridge"
+    smoothings: ClassVar[Sequence[Smoothing]] = (NO_SMOOTHING,)
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         values = self._standardize(cohort, GeneScale.fit(cohort) if self.relative else GeneScale.identity(cohort))
@@ -154,8 +155,7 @@ class Ridge(BlockwiseMethod):
         if self.penalty is not None:
             variance = max(float(stacked.astype(np.float64).var(axis=0).sum()), 1e-300)
             candidates = {"penalties": (self.penalty / (cohort.n_spots * variance),), "sizes": (self.n_components,)}
-        smoothings = self._smoothings()
-        self.tuned = tune(cohort, features, values, split_by=run.split_by, smoothings=smoothings, **candidates)
+        self.tuned = tune(cohort, features, values, split_by=run.split_by, smoothings=self.smoothings, **candidates)
         self._fit = LinearFit.fit(stacked, np.concatenate(list(values.values())), *self.tuned[1:])
         return self
 
@@ -169,10 +169,6 @@ class Ridge(BlockwiseMethod):
     def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
         self._fit = LinearFit(*(state[name] for name in LinearFit._fields))
         return super().restore(state, cohort)
-
-    def _smoothings(self) -> Sequence[Smoothing]:
-        """Candidate smoothings."""
-        return (NO_SMOOTHING,)
 
     def _features(self, slide: Slide) -> Float32 | ContextRows:
         """Features to regress on, (n_spots, d)."""
@@ -203,7 +199,6 @@ class ContextRidge(Ridge):
         return ContextRows(self._context, slide)
 
 
-@parameters(n_neighbors=at_least(0), neighbor_weight=between(0, 1))
 class SmoothedRidge(Ridge):
     """Ridge regression whose predictions are averaged over neighboring spots.
 
@@ -214,16 +209,10 @@ class SmoothedRidge(Ridge):
     ----------
     relative, penalty, n_components
         As for :class:`Ridge`. With `penalty`, only the smoothing is tuned.
-    n_neighbors
-        Neighbors to average over. `None` tunes number and weight.
-    neighbor_weight
-        Weight of the mean over the neighbors to use with `n_neighbors`. The spot's own prediction has the rest.
     """
 
-    n_neighbors: int | None = None
-    neighbor_weight: float = 0.5
-
     name: ClassVar[str] = "smoothed_ridge"
+    smoothings: ClassVar[Sequence[Smoothing]] = SMOOTHINGS
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def relative_values(self, slide: Slide) -> RowValues:
@@ -239,9 +228,6 @@ class SmoothedRidge(Ridge):
         n_neighbors, weight, penalty, n_components = state["tuned"].tolist()
         self.tuned = Hyperparameters((int(n_neighbors), weight), penalty, int(n_components))
         return super().restore(state, cohort)
-
-    def _smoothings(self) -> Sequence[Smoothing]:
-        return SMOOTHINGS if self.n_neighbors is None else ((self.n_neighbors, self.neighbor_weight),)
 
 
 class Coordinates(Ridge):

@@ -18,7 +18,7 @@ from .._slides import Cohort, Float32, Float64, Rows, Slide, Stack, blocks, expr
 from ..nn import Config, SlideGraph, SpaHGCNetwork, predict, slide_graph, train
 from ._features import ContextRows, GeneScale, leading_axes
 from ._references import References, TrainingGraphs, kept_topk
-from .base import Evidence, Method, Output, Run, State, parameters
+from .base import Evidence, Method, Run, State, parameters
 from .kernel import ContextKernel
 from .linear import ContextRidge, Ridge, mean_pearson
 
@@ -247,7 +247,7 @@ class SpaHGC(Method):
         SpaHGC.predict_into(self, slide, out)  # A subclass may define predict_into by predict.
         return out
 
-    def predict_into(self, slide: Slide, out: Output, *, progress: Progress = no_progress) -> None:
+    def predict_into(self, slide: Slide, out: Any, *, progress: Progress = no_progress) -> None:
         networks = self._by_view()
         # The kernel is alone if there is no network.
         kernel = 0.0 if self._kernel is None else self._preset.kernel if self._networks else 1.0

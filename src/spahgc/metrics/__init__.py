@@ -1,20 +1,16 @@
 """Scores of a prediction against measured expression, on arrays (n_obs, n_vars) -> (n_vars,), and their summaries.
 
-Per gene: `pearson`, `spearman`, `rmse`, `mae`, `pearson_depth_removed`, `depth_only`, `morans_i`, `structure` and
-`noise_ceiling`. Per slide: `morans_i_agreement`, `structure_agreement`, `share_above`. Over slides and patients:
-`bootstrap`, `paired_difference`, `summarize`.
+Per gene: `pearson`, `spearman`, `rmse`, `mae`, `pearson_depth_removed`, `depth_only`, `structure` and `noise_ceiling`.
+Per slide: `share_above`. Over slides and patients: `bootstrap`, `summarize`.
 """
 
 from __future__ import annotations
 
-from .._geometry import spatial_knn
-from ._comparison import Interval, bootstrap, paired_difference, summarize
+from ._comparison import Interval, bootstrap, summarize
 from ._scores import (
     GOOD,
     depth_only,
     mae,
-    morans_i,
-    morans_i_agreement,
     noise_ceiling,
     pearson,
     pearson_depth_removed,
@@ -22,7 +18,6 @@ from ._scores import (
     share_above,
     spearman,
     structure,
-    structure_agreement,
 )
 
 __all__ = [
@@ -31,17 +26,12 @@ __all__ = [
     "bootstrap",
     "depth_only",
     "mae",
-    "morans_i",
-    "morans_i_agreement",
     "noise_ceiling",
-    "paired_difference",
     "pearson",
     "pearson_depth_removed",
     "rmse",
     "share_above",
-    "spatial_knn",
     "spearman",
     "structure",
-    "structure_agreement",
     "summarize",
 ]

@@ -116,48 +116,6 @@ def _resampled(values: Scores, patient: NDArray[np.intp], n_resamples: int, rng:
 
 
 @checked(level=between(0, 1), n_resamples=at_least(1))
-def paired_difference(
-    table: pd.DataFrame,
-    method: str,
-    baseline: str = "ridge",
-    *,
-    metric: str = "pearson",
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    rng: int | np.random.Generator = 0,
-) -> Interval:
-    """Mean difference of a method from a baseline, paired by gene and slide.
-
-    Genes and slides that lack a score of either are left out. Negative values are lower than the baseline, which is
-    better for errors.
-
-    Parameters
-    ----------
-    table
-        Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value``, and ``seed`` if there
-        are several.
-    method, baseline, metric
-        Methods and metric of the table.
-    level, n_resamples, rng
-        See :func:`bootstrap`.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If a column, the metric or a method is not in the table, or the table contains a score twice.
-
-    Examples
-    --------
-    >>> import pandas as pd, spahgc
-    >>> table = pd.DataFrame({"method": ["ridge", "knn"], "slide": "S1", "patient": "A", "gene": "GNAS"})
-    >>> round(spahgc.metrics.paired_difference(table.assign(metric="pearson", value=[0.5, 0.25]), "knn").mean, 2)
-    -0.25
-    """
-    scores, _ = _by_method(table, metric)
-    return _interval(_of(scores, method) - _of(scores, baseline), level=level, n_resamples=n_resamples, rng=rng)
-
-
-@checked(level=between(0, 1), n_resamples=at_least(1))
 def summarize(
     table: pd.DataFrame,
     baseline: str | None = "ridge",
@@ -169,15 +127,25 @@ def summarize(
 ) -> pd.DataFrame:
     """Summarize each method in one row: mean score and paired difference to a baseline, with their intervals.
 
-    The table must have the columns that :func:`paired_difference` describes; the other parameters and the errors are
-    the same. Without a `baseline`, the comparison is NaN.
+    Differences are paired by gene and slide. Negative ones are lower than the baseline, which is better for errors.
+
+    Parameters
+    ----------
+    table
+        Long table of scores: ``method``, ``slide``, ``patient``, ``gene``, ``metric``, ``value``, and ``seed`` if there
+        are several.
+    baseline, metric
+        A method and a metric of the table. Without a baseline, the comparison is NaN.
+    level, n_resamples, rng
+        See :func:`bootstrap`.
 
     Returns
     -------
     DataFrame with the methods as index, best first, and the columns
 
     - ``mean``, ``low``, ``high``: mean over genes, slides and patients, and its interval;
-    - ``difference``, ``difference_low``, ``difference_high``: see :func:`paired_difference`;
+    - ``difference``, ``difference_low``, ``difference_high``: mean over the genes and slides with a score of both, and
+      its interval;
     - ``relative``: difference divided by the baseline's mean over the same genes and slides, NaN if that is not
       positive;
     - ``n_slides``, ``n_patients``: with a score of the method;
@@ -185,6 +153,11 @@ def summarize(
       prediction. They are left out of ``mean``, which flatters a method that predicts constants when unsure;
     - ``meaningful``: False if either interval rests on fewer than five patients;
     - ``unit``: ``"patient"``, or ``"slide"`` if all slides are from one patient.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a column, the metric or the baseline is not in the table, or the table contains a score twice.
 
     Examples
     --------
@@ -194,9 +167,11 @@ def summarize(
     ['ridge', 'knn']
     """
     scores, undefined = _by_method(table, metric)
+    if baseline is not None and baseline not in scores:
+        raise KeyError(f"The table has no scores of method {baseline!r}. Available: {format_names(scores.columns)}.")
     rows = {}
     for method in map(str, scores.columns):
-        of_method, base = scores[method], _of(scores, method if baseline is None else baseline)
+        of_method, base = scores[method], scores[method if baseline is None else baseline]
         pair = of_method * np.nan if baseline is None else of_method - base
         mean = _interval(of_method, level=level, n_resamples=n_resamples, rng=rng)
         difference = _interval(pair, level=level, n_resamples=n_resamples, rng=rng)
@@ -239,12 +214,6 @@ def _by_method(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.Serie
         )
     undefined = rows["value"].isna().groupby(rows["method"], observed=True).mean()
     return rows.groupby(_LEVELS, sort=False, observed=True)["value"].mean().unstack("method"), undefined
-
-
-def _of(scores: pd.DataFrame, method: str) -> pd.Series:
-    if method not in scores:
-        raise KeyError(f"The table has no scores of method {method!r}. Available: {format_names(scores.columns)}.")
-    return scores[method]
 
 
 def _interval(

@@ -1,4 +1,4 @@
-"""Scores of each gene over the spots of one slide, their spatial pattern, and the highest score that noise allows.
+"""Scores of each gene over the spots of one slide, and the highest score that noise allows.
 
 `measured` and `predicted` are matrices (n_obs, n_vars) of the same shape with at least two spots. Scores of genes are
 float64 (n_vars,), NaN for a gene that is constant in either matrix or has a NaN.
@@ -6,7 +6,7 @@ float64 (n_vars,), NaN for a gene that is constant in either matrix or has a NaN
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -177,88 +177,22 @@ def structure(measured: ArrayLike, predicted: ArrayLike) -> Scores:
     >>> spahgc.metrics.structure(values, 2 * values).round(2)
     array([1., 1., 1., 1.])
     """
-    return _correlation(_row_sums(measured, predicted))
-
-
-@checked()
-def structure_agreement(measured: ArrayLike, predicted: ArrayLike) -> float:
-    """Structural agreement of a slide: Pearson correlation of all measured and predicted gene-gene correlations.
-
-    Over all pairs of genes that vary in both; NaN with fewer than three of these genes. See :func:`structure`.
-
-    Examples
-    --------
-    >>> import numpy as np, spahgc
-    >>> values = np.random.default_rng(0).normal(size=(20, 4))
-    >>> round(spahgc.metrics.structure_agreement(values, values), 2)
-    1.0
-    """
-    return float(_correlation(np.nansum(_row_sums(measured, predicted), axis=1, keepdims=True))[0])
-
-
-@checked()
-def morans_i(values: ArrayLike, neighbors: Any) -> Scores:
-    """Moran's I of each gene: similarity of neighboring spots, at most 1, and about 0 without a spatial pattern.
-
-    The weights of the neighbors of a spot sum to one (row-standardized). A spot without neighbors only contributes to
-    the mean and the variance of a gene.
-
-    Parameters
-    ----------
-    values
-        Expression of one slide, (n_obs, n_vars), in any unit.
-    neighbors
-        Neighbors of each spot: row numbers (n_obs, k) from :func:`spatial_knn`, or a sparse matrix of weights
-        (n_obs, n_obs), such as squidpy's ``obsp["spatial_connectivities"]``.
-
-    Returns
-    -------
-    float64 (n_vars,). NaN for a gene that is constant or has a NaN.
-
-    References
-    ----------
-    Moran, P. A. P. (1950). Notes on continuous stochastic phenomena. Biometrika 37, 17-23.
-
-    Examples
-    --------
-    >>> import numpy as np, spahgc
-    >>> position = np.arange(20.0)[:, None]
-    >>> neighbors = spahgc.metrics.spatial_knn(np.hstack([position, 0 * position]), 2)
-    >>> spahgc.metrics.morans_i(position, neighbors).round(1)
-    array([1.])
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 2:
-        raise ValueError(f"`values` must be a matrix (n_obs, n_vars), got shape {x.shape}.")
-    weights = _weights(neighbors, x.shape[0])
-    z = _centered(x)
-    return np.asarray((z * (weights @ z)).sum(axis=0) / (z * z).sum(axis=0) * (x.shape[0] / weights.sum()))
-
-
-@checked()
-def morans_i_agreement(
-    measured: ArrayLike, predicted: ArrayLike, neighbors: Any, *, method: Literal["pearson", "spearman"] = "pearson"
-) -> float:
-    """Correlation (-1 to 1) over genes of the Moran's I of measured and predicted expression, for one slide.
-
-    High if the spatially organized genes of the prediction are those of the tissue. Levels are not compared:
-    predictions contain no sampling noise, so their Moran's I is higher throughout. NaN with fewer than two genes that
-    vary in both, or if their values are all equal. See :func:`morans_i`.
-
-    Examples
-    --------
-    >>> import numpy as np, spahgc
-    >>> rng = np.random.default_rng(0)
-    >>> xy, values = rng.normal(size=(30, 2)), rng.normal(size=(30, 5))
-    >>> round(spahgc.metrics.morans_i_agreement(values, 2 * values, spahgc.metrics.spatial_knn(xy, 6)), 2)
-    1.0
-    """
-    a, b = (morans_i(values, neighbors) for values in _pair(measured, predicted))
-    defined = ~np.isnan(a + b)
-    if defined.sum() < 2:
-        return float("nan")
-    score = pearson if method == "pearson" else spearman
-    return float(score(a[defined, None], b[defined, None])[0])
+    a, b = (_centered(values) for values in _pair(measured, predicted))
+    scores = np.full(a.shape[1], np.nan)
+    kept = np.flatnonzero(~np.isnan(a + b).any(axis=0))
+    if len(kept) < 3:
+        return scores
+    a, b = (values[:, kept] / np.sqrt((values[:, kept] ** 2).sum(axis=0)) for values in (a, b))
+    for start in range(0, len(kept), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(kept)))
+        x, y = a[:, rows].T @ a, b[:, rows].T @ b
+        itself = (np.arange(len(rows)), rows)
+        x[itself] = y[itself] = 0.0
+        mean_x, mean_y, xx, yy, xy = (v.sum(axis=1) / (len(kept) - 1) for v in (x, y, x * x, y * y, x * y))
+        std_x, std_y = np.sqrt(np.maximum(xx - mean_x**2, 0)), np.sqrt(np.maximum(yy - mean_y**2, 0))
+        varies = (std_x > CONSTANT) & (std_y > CONSTANT)
+        scores[kept[rows]] = (xy - mean_x * mean_y) / np.where(varies, std_x * std_y, np.nan)
+    return np.clip(scores, -1.0, 1.0)
 
 
 @checked(n_splits=at_least(1))
@@ -388,50 +322,3 @@ def _residual(values: Scores, covariate: Scores) -> Scores:
 def _cosine(a: Scores, b: Scores) -> Scores:
     norms = np.sqrt((a * a).sum(axis=0)) * np.sqrt((b * b).sum(axis=0))
     return np.clip((a * b).sum(axis=0) / norms, -1.0, 1.0)
-
-
-def _row_sums(measured: ArrayLike, predicted: ArrayLike) -> Scores:
-    """Sums over the correlations of each gene with the others: n, a, b, aa, bb, ab (6, n_vars), in blocks of genes."""
-    a, b = (_centered(values) for values in _pair(measured, predicted))
-    kept = np.flatnonzero(~np.isnan(a + b).any(axis=0))
-    a, b = (values[:, kept] / np.sqrt((values[:, kept] ** 2).sum(axis=0)) for values in (a, b))
-    sums = np.full((6, np.shape(measured)[1]), np.nan)
-    for start in range(0, len(kept), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(kept)))
-        x, y = a[:, rows].T @ a, b[:, rows].T @ b
-        itself = (np.arange(len(rows)), rows)
-        x[itself] = y[itself] = 0.0
-        sums[0, kept[rows]] = len(kept) - 1
-        sums[1:, kept[rows]] = [product.sum(axis=1) for product in (x, y, x * x, y * y, x * y)]
-    return sums
-
-
-def _correlation(sums: Scores) -> Scores:
-    """Pearson correlation from the sums of :func:`_row_sums`; NaN if either side does not vary."""
-    n = np.where(sums[0] > 1, sums[0], np.nan)
-    a, b, aa, bb, ab = sums[1:] / n
-    std_a, std_b = np.sqrt(np.maximum(aa - a * a, 0)), np.sqrt(np.maximum(bb - b * b, 0))
-    constant = (std_a <= CONSTANT) | (std_b <= CONSTANT)
-    return np.clip((ab - a * b) / np.where(constant, np.nan, std_a * std_b), -1.0, 1.0)
-
-
-def _weights(neighbors: Any, n_obs: int) -> Any:
-    """Row-standardized weights, sparse (n_obs, n_obs)."""
-    if sp.issparse(neighbors):
-        weights = sp.csr_array(neighbors).astype(np.float64)
-    else:
-        index = np.asarray(neighbors)
-        if index.ndim != 2 or index.dtype.kind not in "iu" or not ((index >= 0) & (index < n_obs)).all():
-            raise ValueError(
-                f"`neighbors` must be an integer array (n_obs, k) of rows from 0 to {n_obs - 1}, got {index.dtype} "
-                f"{index.shape}. Use spatial_knn(coordinates, k), or pass a sparse matrix of weights (n_obs, n_obs)."
-            )
-        start = np.arange(len(index) + 1) * index.shape[1]
-        weights = sp.csr_array((np.ones(index.size), index.ravel(), start), shape=(len(index), n_obs))
-    sums = weights.sum(axis=1)
-    if weights.shape != (n_obs, n_obs) or not sums.any():
-        raise ValueError(
-            f"`neighbors` must have a row for each of {n_obs} spots and at least one pair of neighboring spots, got "
-            f"{weights.nnz} pairs of {weights.shape[0]} spots."
-        )
-    return sp.diags_array(np.divide(1.0, sums, out=np.zeros(n_obs), where=sums > 0)) @ weights

@@ -6,7 +6,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,14 +154,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def few_threads(n_nodes: int, width: int) -> Iterator[None]:
-    """Limit torch's threads to what graphs of `n_nodes` nodes pay for, and restore their number at the end."""
+def threads(n: int) -> Iterator[None]:
+    """Use at most `n` threads of torch, at least one, and restore their number at the end."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, max(1, n_nodes * width // _NODES_X_WIDTH_PER_THREAD)))
+    torch.set_num_threads(min(before, max(1, n)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def few_threads(n_nodes: int, width: int) -> AbstractContextManager[None]:
+    """Limit torch's threads to what graphs of `n_nodes` nodes pay for."""
+    return threads(n_nodes * width // _NODES_X_WIDTH_PER_THREAD)
 
 
 def train(

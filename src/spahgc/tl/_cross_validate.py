@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -90,8 +88,8 @@ def cross_validate(
     rng
         First seed, or generator to draw it from.
     resume
-        Folder that keeps each finished unit (fold, method, seed): the same call continues an interrupted run. Methods
-        and seeds may be added later. `None` keeps nothing.
+        Folder that keeps each finished unit (fold, method, seed): the same call continues an interrupted run. Units of
+        other methods, seeds, settings or data are computed and kept beside them. `None` keeps nothing.
     n_jobs
         Units that run side by side, one thread each. `None`: a running ``dask.distributed`` client, or
         :data:`spahgc.settings`, or one at a time on a GPU.
@@ -112,8 +110,8 @@ def cross_validate(
     KeyError
         If a slot, column or gene is missing.
     ValueError
-        If no fold can be made without sharing patients, a slot holds invalid values, `resume` is the folder of another
-        run, or a unit fails; finished units stay in `resume`.
+        If no fold can be made without sharing patients, a slot holds invalid values, or a unit fails; finished units
+        stay in `resume`.
 
     Examples
     --------
@@ -162,11 +160,12 @@ def cross_validate(
     ]
     settled: dict[str, Any] = {"protocol": rules.name, "rules": asdict(rules), "panel": chosen, "split_by": by}
     settled |= {"allow_shared_patients": shared_allowed, **columns}
-    kept = None
+    kept: dict[Unit, Path] = {}
     if resume is not None:
         data = _data_fingerprint(slots, measured.var_names.astype(str))
-        kept = _KeptUnits(Path(resume), run={"data": data, **settled}, methods=specs)
-    results = {unit: scores for unit in units if kept and (scores := kept.read(unit)) is not None}
+        run = {"spahgc": version("spahgc"), "data": data, **settled}
+        kept = {unit: _kept_path(Path(resume), unit, {**run, "method": specs.get(unit.method)}) for unit in units}
+    results = {unit: scores for unit, path in kept.items() if (scores := _read_kept(path)) is not None}
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
     finished = set(results)
 
@@ -194,7 +193,7 @@ def cross_validate(
     ):
         for unit, scores in run_all(calls(cache), n_jobs=n_jobs, device=device):
             if kept:
-                kept.write(unit, scores)
+                _keep(kept[unit], scores)
             results[unit] = scores
             bar.update()
 
@@ -251,73 +250,32 @@ def _table(results: Mapping[Unit, pd.DataFrame], folds: Sequence[Fold], patients
     return pd.concat(parts, ignore_index=True)[list(CV_COLUMNS)].astype(dict.fromkeys(names, object))
 
 
-class _KeptUnits:
-    """Folder that keeps finished units as files, beside ``protocol.json``, which describes their run.
+def _kept_path(folder: Path, unit: Unit, rules: dict[str, Any]) -> Path:
+    """File that keeps the scores of a unit; its name has a digest of everything on which they depend."""
+    # Names of slides and methods may hold anything; the digest distinguishes those that are spelled alike.
+    parts = [unit.fold, unit.method, str(unit.seed)]
+    readable = ".".join("".join(c if c.isalnum() else "-" for c in part)[:40] for part in parts)
+    return folder / f"{readable}.{digest(json.dumps([parts, rules], sort_keys=True))[:16]}.npz"
 
-    Methods and seeds may be added to a run; everything else must be the same.
-    """
 
-    def __init__(self, path: Path, *, run: dict[str, Any], methods: dict[str, Any]) -> None:
-        self.path = path
-        place = path / "protocol.json"
-        ours = json.loads(json.dumps({"format": 2, "spahgc": version("spahgc"), **run, "methods": methods}))
-        if place.is_file():
-            theirs = json.loads(place.read_text(encoding="utf-8"))
-            self._check_same(theirs, ours)
-            ours["methods"] = {**theirs["methods"], **ours["methods"]}
-        elif path.exists():
-            # A killed run may leave temporary files of `replacing`, and the folder of `shared_folder`.
-            entries = path.iterdir() if path.is_dir() else [path]
-            if any(entry.name != ".spahgc_cache" and ".part" not in entry.suffixes for entry in entries):
-                raise FileExistsError(
-                    f"{path} holds other files, and no protocol.json of a cross-validation. Pass another folder as "
-                    "resume."
-                )
-        with replacing(place) as temporary:
-            temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _read_kept(path: Path) -> pd.DataFrame | None:
+    """Scores of a unit, if it is finished."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = {name: arrays[name].astype(object) for name in ("slide", "metric", "gene")}
+            return pd.DataFrame({**names, "value": arrays["value"]})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s cannot be read (%s), so it is computed again.", path, error)
+        return None
 
-    def _check_same(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        shared = sorted(theirs["methods"].keys() & ours["methods"].keys())
-        before, now = (
-            {**run, "methods": "", **{f"methods[{label!r}]": run["methods"][label] for label in shared}}
-            for run in (theirs, ours)
-        )
-        differing = [
-            f"{name}: there {reprlib.repr(before.get(name))}, now {reprlib.repr(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"The folder {self.path} holds a cross-validation with other settings ({'; '.join(differing)}). "
-                "data is a fingerprint of embeddings, positions, cellularity, counts, slides and patients. Use the "
-                "settings of that run, or pass another folder as resume."
-            )
 
-    def read(self, unit: Unit) -> pd.DataFrame | None:
-        """Scores of a unit, if it is finished."""
-        place = self._place(unit)
-        if not place.is_file():
-            return None
-        try:
-            with np.load(place, allow_pickle=False) as arrays:
-                names = {name: arrays[name].astype(object) for name in ("slide", "metric", "gene")}
-                return pd.DataFrame({**names, "value": arrays["value"]})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("%s cannot be read (%s), so it is computed again.", place, error)
-            return None
-
-    def write(self, unit: Unit, scores: pd.DataFrame) -> None:
-        """Keep the scores of a unit; its file appears complete or not at all."""
-        names: dict[str, Any] = {name: scores[name].to_numpy(np.str_) for name in ("slide", "metric", "gene")}
-        with replacing(self._place(unit)) as temporary:
-            np.savez_compressed(temporary, value=scores["value"], **names)
-
-    def _place(self, unit: Unit) -> Path:
-        # Names of slides and methods may hold anything; the digest distinguishes those that are spelled alike.
-        parts = [unit.fold, unit.method, str(unit.seed)]
-        readable = ".".join("".join(c if c.isalnum() else "-" for c in part)[:40] for part in parts)
-        return self.path / f"{readable}.{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}.npz"
+def _keep(path: Path, scores: pd.DataFrame) -> None:
+    """Keep the scores of a unit; the file appears complete or not at all."""
+    names: dict[str, Any] = {name: scores[name].to_numpy(np.str_) for name in ("slide", "metric", "gene")}
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, value=scores["value"], **names)
 
 
 def _data_fingerprint(slots: ReferenceSlots, genes: Sequence[str]) -> str:

@@ -64,7 +64,6 @@ class Model:
         self._history = method.history()
         # Set when a model is loaded, so that the whole reference need not be read.
         self._fingerprint: str | None = None
-        self._bank: files.Bank | None = None
 
     def __repr__(self) -> str:
         slides = ", ".join(slide.name for slide in self.reference)
@@ -201,7 +200,7 @@ class Model:
         return None if number is None else self.reference.slides[number].name
 
     @checked()
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, half: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder: ``config.json``, ``weights.safetensors``, and ``reference`` with .npy files.
 
         The folder appears complete or not at all.
@@ -212,34 +211,26 @@ class Model:
             Folder to make.
         overwrite
             Replace an existing model.
-        half
-            Store the embeddings, node features and expression of the reference spots in half precision, for a large
-            reference: half the size. Each value, scaled by its slide, is rounded to 11 bits, which moves it by at most
-            0.05 %. Methods that do not read reference spots again predict exactly the same. For others the cosine of a
-            spot and a reference spot moves by at most 0.0005, so reference spots whose cosines differ by less than
-            twice that may swap places. The saved model has a fingerprint of its own, and stays in half precision.
 
         Raises
         ------
         FileExistsError
             If the folder exists and `overwrite` is false, or is not a model.
-        ValueError
-            If a value is too large for half precision.
         """
         from safetensors.numpy import save
 
         path = Path(path)
         files.check_free(path, overwrite=overwrite)
-        bank = files.Bank.of(self.reference, half=half) if self._bank is None else self._bank
-        state, arrays = self.method.state(), dict(bank.arrays)
+        state, arrays = self.method.state(), files.reference_arrays(self.reference)
+        scales = files.embedding_scales(self.reference)
         fitted: dict[str, NDArray] = {}
-        for prefix, part in ((_METHOD, state), (_SUPPORT_ARRAYS, self._support.arrays()), (_SCALES, bank.scales)):
+        for prefix, part in ((_METHOD, state), (_SUPPORT_ARRAYS, self._support.arrays()), (_SCALES, scales)):
             fitted |= {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in part.items()}
         weights = save(fitted)
         arrays |= {f"{_METHOD}{name}": values for name, values in self.method.reference_rows().items()}
         with replacing_folder(path) as folder:
             (folder / files.WEIGHTS).write_bytes(weights)
-            described = files.write_arrays(folder / files.REFERENCE, arrays, half=bank.half)
+            described = files.write_arrays(folder / files.REFERENCE, arrays)
             description = self._description()
             digests = {name: entry["sha256"] for name, entry in described.items()}
             config = {
@@ -304,16 +295,13 @@ class Model:
         arrays = files.read_arrays(path / files.REFERENCE, config["arrays"], verify=verify)
         recipe = Recipe(**{**config["recipe"], "genes": tuple(config["recipe"]["genes"])})
         method = get_method(config["method"], **config["method_params"])
-        n_spots, half = [slide["n_spots"] for slide in config["slides"]], arrays["embedding"].dtype == np.float16
-        bank = files.Bank(arrays, of(_SCALES, weights), n_spots, half)
-        reference = bank.reference(config["slides"], recipe.genes)
-        cohort = bank.standardized(reference)
+        reference = files.cohort_of(arrays, config["slides"], recipe.genes)
+        cohort = files.standardized(reference, of(_SCALES, weights))
         method.restore(of(_METHOD, {**weights, **arrays}), cohort if method.reads_reference else cohort.read())
         trust = None if config["trust"] is None else Trust.from_slots(config["trust"])
         support = Support.from_arrays(of(_SUPPORT_ARRAYS, weights))
         model = cls(method, reference, recipe, params=config["params"], trust=trust, support=support)
         model._history, model._fingerprint = config["history"], config["fingerprint"]
-        model._bank = bank if half else None
         return model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from .._disk import digest
 from .._slides import Cohort, Float64, Rows, Slide, Stack, blocks, expression_of, standardization
-from ..methods._features import GeneScale
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, WEIGHTS, REFERENCE = "config.json", "weights.safetensors", "reference"
 READ_WHOLE = 2**26  # bytes of a reference up to which it is read and checked on loading; others are memory-mapped
 _AGAIN = "Copy the folder again, or train again."
@@ -24,60 +22,28 @@ _AGAIN = "Copy the folder again, or train again."
 Arrays = Mapping[str, "NDArray[np.floating] | Rows"]
 
 
-@dataclass(frozen=True, eq=False)
-class Bank:
-    """Reference slides as arrays with a row per spot, which need not be read as a whole."""
+def embedding_scales(reference: Cohort) -> dict[str, Float64]:
+    """Mean and divisor of each feature on each slide, (n_slides, d)."""
+    means, divisors = zip(*(standardization(slide.embedding) for slide in reference), strict=True)
+    return {"mean": np.array(means), "divisor": np.array(divisors)}
 
-    arrays: Arrays
-    scales: Mapping[str, Float64]  # mean and divisor of each feature (n_slides, d), in half precision of genes as well
-    n_spots: Sequence[int]
-    half: bool  # embeddings and expression as float16, standardized by slide to lie in its range
 
-    @classmethod
-    def of(cls, reference: Cohort, *, half: bool) -> Bank:
-        """Arrays of reference slides, embeddings as the encoder gave them."""
-        of_slides = [standardization(slide.embedding) for slide in reference]
-        means, divisors = (np.array(values) for values in zip(*of_slides, strict=True))
-        scales = {"embedding.mean": means, "embedding.divisor": divisors}
-        arrays = reference_arrays(reference)
-        if half:
-            genes = GeneScale.fit(reference)
-            scales |= {"expression.mean": genes.mean, "expression.divisor": genes.divisor}
-            for name in ("embedding", "expression"):
-                moments = zip(scales[f"{name}.mean"], scales[f"{name}.divisor"], strict=True)
-                parts = zip((getattr(slide, name) for slide in reference), moments, strict=True)
-                arrays[name] = Stack([Rows(values, mean=mean, scale=scale) for values, (mean, scale) in parts])
-        return cls(arrays, scales, [len(slide) for slide in reference], half)
+def cohort_of(arrays: Mapping[str, Any], slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]) -> Cohort:
+    """Slides as they were saved, from the arrays of :func:`reference_arrays`."""
+    made, start = [], 0
+    for slide in slides:
+        rows = slice(start, start := start + slide["n_spots"])
+        density = arrays["cellularity"][rows] if "cellularity" in arrays else np.array(np.nan)
+        embedding, coordinates, expression = (arrays[name][rows] for name in ("embedding", "coordinates", "expression"))
+        known = None if np.isnan(density).all() else density
+        made.append(Slide(slide["name"], slide["patient"], embedding, coordinates, expression, known))
+    return Cohort.in_order(made, genes)
 
-    def part(self, i: int, name: str, *, scaled: bool = False) -> Any:
-        """Rows of slide `i` of an array; if `scaled`, the values that were standardized when stored are restored."""
-        start = sum(self.n_spots[:i])
-        values = self.arrays[name][start : start + self.n_spots[i]]
-        if not (scaled and self.half):
-            return values
-        mean, divisor = self.scales[f"{name}.mean"][i], self.scales[f"{name}.divisor"][i]
-        factor = np.where(np.isfinite(divisor), divisor, 1.0)  # constants are stored as 0
-        return Rows(values, mean=-mean / factor, scale=1 / factor)
 
-    def reference(self, slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]) -> Cohort:
-        """Slides as they were saved, up to rounding in half precision."""
-        made = []
-        for i, slide in enumerate(slides):
-            density = self.part(i, "cellularity") if "cellularity" in self.arrays else np.array(np.nan)
-            embedding, expression = (self.part(i, name, scaled=True) for name in ("embedding", "expression"))
-            known = None if np.isnan(density).all() else density
-            made.append(
-                Slide(slide["name"], slide["patient"], embedding, self.part(i, "coordinates"), expression, known)
-            )
-        return Cohort.in_order(made, genes)
-
-    def standardized(self, reference: Cohort) -> Cohort:
-        """Equivalent of :meth:`Cohort.standardized` that does not read the embeddings."""
-        scaled = []
-        for i, mean in enumerate(self.scales["embedding.mean"]):
-            values, divisor = self.part(i, "embedding"), self.scales["embedding.divisor"][i]
-            scaled.append(Rows(values) if self.half else Rows(values, mean=mean, scale=divisor))
-        return reference.with_embeddings(scaled)
+def standardized(reference: Cohort, scales: Mapping[str, Float64]) -> Cohort:
+    """Equivalent of :meth:`Cohort.standardized` that does not read the embeddings."""
+    parts = zip(reference, scales["mean"], scales["divisor"], strict=True)
+    return reference.with_embeddings([Rows(slide.embedding, mean=mean, scale=scale) for slide, mean, scale in parts])
 
 
 def reference_arrays(reference: Cohort) -> dict[str, NDArray[np.floating] | Rows]:
@@ -101,26 +67,19 @@ def fingerprint(description: Mapping[str, Any], state: Mapping[str, NDArray], di
     return hashlib.sha256(json.dumps([description, fitted, of_slides], sort_keys=True).encode()).hexdigest()
 
 
-def write_arrays(folder: Path, arrays: Arrays, *, half: bool) -> dict[str, dict[str, Any]]:
+def write_arrays(folder: Path, arrays: Arrays) -> dict[str, dict[str, Any]]:
     """Write arrays to .npy files, a block at a time, and describe them for ``config.json``."""
     folder.mkdir()
     described = {}
     for name, values in arrays.items():
-        rounded = half and name not in ("coordinates", "cellularity")
-        dtype = np.dtype(np.float16) if rounded else values.dtype
         path = folder / f"{name}.npy"
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": values.shape}
+        header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": values.shape}
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for rows in blocks(len(values)):
-                block = values[rows]
-                with np.errstate(over="ignore"):  # checked below
-                    stored = np.ascontiguousarray(block, dtype=dtype)
-                if rounded and not np.isfinite(stored).all():
-                    raise ValueError(f"{name} has values beyond 65504, the largest float16. Save with half=False.")
-                file.write(stored.data)
+                file.write(np.ascontiguousarray(values[rows], dtype=values.dtype).data)
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-        described[name] = {"shape": list(values.shape), "dtype": str(dtype), "sha256": digest(content)}
+        described[name] = {"shape": list(values.shape), "dtype": str(values.dtype), "sha256": digest(content)}
     return described
 
 

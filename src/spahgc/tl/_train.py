@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -134,10 +135,9 @@ def train(
     >>> spahgc.tl.train(adata_ref, method="ridge", panel=5)
     Model(ridge, 5 genes, image_own, reference: S1, S2, S3)
     """
-    params = checked_params(method, preset, method_params)
-    fabric = None
+    fitted, fabric = get_method(method, **checked_params(method, preset, method_params)), None
     if distributed:
-        if not METHODS[method].distributed:
+        if not fitted.distributed:
             able = sorted(name for name, kind in METHODS.items() if kind.distributed)
             raise ValueError(
                 f"Method {method!r} trains in one process. Methods that support distributed=True: {format_names(able)}."
@@ -161,7 +161,6 @@ def train(
     )
     seed = rng_seed(rng)
     warn_of_alike(cohort.patients)
-    fitted = get_method(method, **params)
     logger.info(
         "Training %s on %d slides (%d spots, %d genes).", method, len(cohort), cohort.n_spots, len(recipe.genes)
     )
@@ -179,8 +178,6 @@ def train(
 
 def checked_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """Parameters of a method as JSON types, including its preset."""
-    if method not in METHODS:
-        raise ValueError(f"No method {method!r}. Available: {format_names(sorted(METHODS), most=len(METHODS))}.")
     params: dict[str, Any] = plain(dict(method_params or {}))
     try:
         json.dumps(params)
@@ -298,10 +295,9 @@ def predict(
     else:
         # Validate the target first so that bad input fails before training.
         recipe = embedding_recipe(reference, training.get("use_rep"))
-        kind = METHODS.get(training.get("method", "spahgc"))
+        kind = METHODS[training.get("method", "spahgc")]
         for target in target_slides(adata_target, recipe, **columns):
-            if kind is not None:  # otherwise train raises
-                check_needs(kind, target.slide)
+            check_needs(kind, target.slide)
         if patient_key in reference.obs and patient_key in adata_target.obs:
             patients, known = (set(patient_names(table.obs[patient_key])) for table in (adata_target, reference))
             training.setdefault("split_by", "slide" if patients <= known - {None} else "patient")
@@ -311,20 +307,16 @@ def predict(
     slides, rows = [target.slide for target in targets], [target.rows for target in targets]
     adata = adata_target.copy() if copy else adata_target
     record = model.record(slides, library_key)
-    if path is None:
-        made = model.predict(slides, rows=rows, record=record, progress=progress)
-        made.record["slides"] = slide_summaries(model, adata, targets, made)
-        write_prediction(adata, key_added, made, write_layer=write_layer)
-        return adata if copy else None
     shape = adata.n_obs, len(model.genes)
-    check_room(path, 4 * shape[0] * shape[1])
-    draft = Prediction(None, model.genes, np.zeros(adata.n_obs, np.float32), record)
-    check_writable(prediction_table(adata, key_added, draft))
+    if path is not None:
+        check_room(path, 4 * shape[0] * shape[1])
+        draft = Prediction(None, model.genes, np.zeros(adata.n_obs, np.float32), record)
+        check_writable(prediction_table(adata, key_added, draft))
     # Some methods write values several times, in the order of a slide: the file keeps them until all are final.
-    with Scratch(path.parent, shape) as scratch:
+    with nullcontext() if path is None else Scratch(path.parent, shape) as scratch:
         made = model.predict(slides, rows=rows, scratch=scratch, record=record, progress=progress)
         made.record["slides"] = slide_summaries(model, adata, targets, made)
-        write_prediction(adata, key_added, made, store=path, overwrite=overwrite)
+        write_prediction(adata, key_added, made, write_layer=write_layer, store=path, overwrite=overwrite)
     return adata if copy else None
 
 

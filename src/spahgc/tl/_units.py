@@ -116,13 +116,9 @@ def run_ceiling(
 @contextmanager
 def _one_thread() -> Iterator[Any]:
     """Use one thread for linear algebra: units run side by side, and sums are the same wherever one runs."""
-    import torch
     from threadpoolctl import threadpool_limits
 
-    with _TURN, threadpool_limits(1):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    from ..nn.training import threads
+
+    with _TURN, threadpool_limits(1), threads(1):
+        yield
