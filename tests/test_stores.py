@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,3 +81,21 @@ def test_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None:
         _disk.write_store(tmp_path / "pred.zarr", table, values, key="spahgc", model="m", overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["pred.zarr"]
     assert not list((tmp_path / "pred.zarr").iterdir())
+
+
+@pytest.mark.parametrize("writer", [_disk.replacing, _disk.replacing_folder])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError("HDF5: (errno = 28, No space left)")]
+)
+def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, writer: Any, error: OSError) -> None:
+    path = tmp_path / "result.csv"
+    path.write_text("before")
+    with (
+        pytest.raises(OSError, match=r"no room to write it \(\d+ MB free\). Nothing was written.*result.csv'"),
+        writer(path),
+    ):
+        raise error
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="^other$"), writer(path):
+        raise OSError("other")

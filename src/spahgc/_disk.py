@@ -30,14 +30,29 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def _told_if_full(path: Path) -> Iterator[None]:
+    """Say of a full disk what could not be written; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        # HDF5 has the error number in its message only.
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT} and "No space left" not in str(error):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        message = f"no room to write it ({free:.0f} MB free). Nothing was written. Make room and run the same again"
+        raise OSError(errno.ENOSPC, message, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name that is renamed to `path` if the block succeeds and removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays because some writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{get_ident()}.part{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with _told_if_full(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,8 +64,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     new, old = workshop / "new", workshop / "old"
     try:
-        new.mkdir()
-        yield new
+        with _told_if_full(path):
+            new.mkdir()
+            yield new
         if path.exists():
             path.rename(old)
         try:
