@@ -124,17 +124,14 @@ def legacy_pitch(array: NDArray[Any], xy: Float64) -> float:
     """
     design = np.column_stack([array - array.mean(axis=0), np.ones(len(array))])
     if np.linalg.matrix_rank(design) < 3:
-        raise ValueError(
-            f"The spot pitch cannot be measured: {len(design)} spots do not span rows and columns. Pass "
-            "`microns_per_pixel`."
-        )
+        raise ValueError(f"The spot pitch cannot be measured: {len(design)} spots do not span rows and columns.")
     affine = np.linalg.lstsq(design, xy, rcond=None)[0]
     pitch = float(np.sqrt(abs(np.linalg.det(affine[:2]))))
     residual = float(np.median(np.linalg.norm(design @ affine - xy, axis=1)))
     if not pitch > 0 or residual > 0.5 * pitch:
         raise ValueError(
             f"The pixel positions do not follow the array: the median spot is {residual:.0f} pixels off a grid with a "
-            f"pitch of {pitch:.0f} pixels. Check that pixel_x, pixel_y belong to x, y, or pass `microns_per_pixel`."
+            f"pitch of {pitch:.0f} pixels. Check that pixel_x, pixel_y belong to x, y."
         )
     straight, crossed = abs(affine[0, 0]) + abs(affine[1, 1]), abs(affine[0, 1]) + abs(affine[1, 0])
     if straight < crossed and np.linalg.det(affine[:2]) < 0:

@@ -116,8 +116,13 @@ def read_st(
     rgb = read_image(image)
     check_inside(pixel, spot_names(array), rgb.size, "spots (pixel_x, pixel_y)")
     mpp = microns_per_pixel
-    if mpp is None:
+    try:
         pitch = legacy_pitch(array, pixel)
+    except ValueError as error:
+        if mpp is None:
+            raise ValueError(f"{error} Otherwise pass `microns_per_pixel`.") from None
+        logger.warning("%s: %s", slide, error)
+    if mpp is None:
         mpp = pitch_um / pitch
         if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
             raise ValueError(
