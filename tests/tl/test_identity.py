@@ -107,17 +107,26 @@ def test_one_section_under_two_names(change: str, tables: tuple[ad.AnnData, ad.A
         spahgc.tl.cross_validate(both, methods=["ridge"], panel=5, progress=False)
 
 
+@pytest.mark.parametrize("same", ["embedding", "counts"])
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_target_that_the_model_has_seen(saved: bool, tables: tuple[ad.AnnData, ad.AnnData], tmp_path: Any) -> None:
+def test_a_target_that_the_model_has_seen(
+    saved: bool, same: str, tables: tuple[ad.AnnData, ad.AnnData], tmp_path: Any
+) -> None:
     reference, target = tables
     model = spahgc.tl.train(reference, **RIDGE)
     if saved:
         model.save(tmp_path / "model")
         model = spahgc.tl.Model.load(tmp_path / "model")
-    seen = renamed(reference, "again", "P9")[:, :0].copy()
+    seen = renamed(reference, "again", "P9")
+    if same == "embedding":
+        seen = seen[:, :0].copy()
+    else:  # embedded again, as after a flip or another compression of the image
+        seen.obsm["image_own"] = seen.obsm["image_own"] + np.random.default_rng(0).normal(0, 0.1, (seen.n_obs, 1))
     with pytest.warns(UserWarning, match="'again' is one of the reference slides .*the model has seen its expression"):
         spahgc.tl.predict(model, seen, progress=False)
     spahgc.tl.predict(model, target, progress=False)  # no warning
+    target.X = np.full(target.shape, -0.5)  # no counts: predicted all the same
+    spahgc.tl.predict(model, target, progress=False)
 
 
 # Spots beside the tissue.
@@ -177,6 +186,9 @@ def test_a_column_that_is_broken(tables: tuple[ad.AnnData, ad.AnnData], caplog: 
     target.obs["in_tissue"] = "perhaps"
     with pytest.raises(ValueError, match="in_tissue'. must be 0 or 1.*'perhaps'"):
         spahgc.tl.predict(model, target, progress=False)
+    target.obs["in_tissue"] = np.where(np.arange(target.n_obs) < 3, np.nan, 1)
+    with pytest.raises(ValueError, match="target.obs.'in_tissue'. is missing for 3 of .* spots of slide"):
+        spahgc.tl.predict(model, target, progress=False)
 
 
 # Features that are no genes.
@@ -185,6 +197,7 @@ CONTROLS = [
     *("NegControlProbe_00001", "NegControlCodeword_0500", "antisense_PROKR2", "BLANK_0006", "Blank-12"),
     *("UnassignedCodeword_0001", "DeprecatedCodeword_0321", "Intergenic_Region_1", "Negative3", "NegPrb12"),
     *("SystemControl7", "FalseCode3", "ERCC-00002", "mouse_IgG1k_isotype_control", "CD3_TotalSeqB", "SIRV101"),
+    *("mouse_IgG2a", "DEPRECATED_ENSG00000111"),
 ]
 GENES = ["ERCC1", "ERCC6L2", "NEGR1", "SIRT1", "PHIP", "CD3E", "BLK", "ANTXR1", "INTS1", "Negr1", "IGHG1", "TOTAL1"]
 

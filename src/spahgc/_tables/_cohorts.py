@@ -235,6 +235,12 @@ def tissue_rows(adata: AnnData, library_key: str, *, what: str) -> dict[str, NDA
     """Rows of each slide's spots on tissue; all of a slide whose ``in_tissue`` is 0 throughout."""
     on, rows, beside = check.on_tissue(adata, what=what), slide_rows(adata, library_key), 0
     for name, index in rows.items():
+        empty = adata.obs[keys.IN_TISSUE].iloc[index].isna() if keys.IN_TISSUE in adata.obs else np.False_
+        if empty.any() and not empty.all():
+            raise ValueError(
+                f"{what}.obs['{keys.IN_TISSUE}'] is missing for {empty.sum()} of {len(index)} spots of slide {name!r}. "
+                "Write 0 for spots beside the tissue and 1 for the others."
+            )
         if not on[index].any():
             logger.warning(
                 "obs['%s'] is 0 for all spots of slide %r of %s, so it is not used.", keys.IN_TISSUE, name, what

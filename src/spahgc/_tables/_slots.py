@@ -22,8 +22,9 @@ Kind = Literal["symbol", "ensembl"]
 _ENSEMBL = re.compile(r"(ENS(?:[A-Z]{3,4})?G\d{11})(?:\.\d+)?(_PAR_Y)?")
 # Controls of Xenium, CosMx and MERSCOPE, spike-ins (ERCC1 to ERCC8 are genes), isotype controls and antibodies.
 _CONTROL = re.compile(
-    r"(negative[ _-]?control|negcontrol|negprb|negprobe|systemcontrol|falsecode|(unassigned|deprecated)[ _-]?codeword|"
-    r"antisense[_-]|intergenic[_-]|genomic[ _-]?control|blank[ _-]?\d|ercc-\d{5}|sirv\d).*|"
+    r"(negative[ _-]?control|negcontrol|negprb|negprobe|systemcontrol|falsecode|(unassigned|deprecated)[ _-]|"
+    r"(unassigned|deprecated)codeword|(mouse|rat|hamster)[ _-]ig[gma]|antisense[_-]|intergenic[_-]|"
+    r"genomic[ _-]?control|blank[ _-]?\d|ercc-\d{5}|sirv\d).*|"
     r"negative[ _-]?\d+|.*[_-]isotype.*|.*_totalseq[abcd]?",
     re.IGNORECASE,
 )

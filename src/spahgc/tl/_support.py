@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from .. import _keys as keys
 from .._geometry import neighbor_distance
 from .._run import Progress, no_progress, with_progress
-from .._slides import Cohort, Float32, Float64, Slide, Stack, share_in_common, spot_signatures
+from .._slides import Cohort, Float32, Float64, Slide, Stack, expression_of, share_in_common, spot_signatures
 from .._tables import _slots as check
 from .._tables._cohorts import SAME_SECTION, slide_rows
 
@@ -49,7 +49,8 @@ class Support:
     axes: Float64
     banks: tuple[Float64, ...]  # of each reference slide, spots in the components, (n_spots, r)
     distances: tuple[Float64, ...]  # of each reference slide, its spots' distances to the others, ascending
-    signatures: tuple[Float32, ...]  # of each reference slide, see `spot_signatures`
+    signatures: tuple[Float32, ...]  # of each reference slide's embedding, see `spot_signatures`
+    measured: tuple[Float32, ...]  # the same of its expression
 
     @classmethod
     def fit(cls, reference: Cohort) -> Self:
@@ -72,14 +73,18 @@ class Support:
         ]
         sorted_distances = tuple(np.sort(_mean_of_nearest(found)) for found in distances)
         signatures = tuple(spot_signatures(slide.embedding) for slide in reference)
-        return cls(mean, scale, pca.axes, banks, sorted_distances, signatures)
+        measured = tuple(spot_signatures(expression_of(slide)) for slide in reference)
+        return cls(mean, scale, pca.axes, banks, sorted_distances, signatures, measured)
 
     def seen(self, slide: Slide) -> int | None:
-        """Number of the reference slide that is the same section as a slide, by the embeddings of their spots."""
-        own = spot_signatures(slide.embedding)
-        shares = [share_in_common(own, signatures) for signatures in self.signatures]
-        best = int(np.argmax(shares))
-        return best if shares[best] >= SAME_SECTION else None
+        """Number of the reference slide that is the same section as a slide, by embeddings or expression of spots."""
+        for values, known in ((slide.embedding, self.signatures), (slide.expression, self.measured)):
+            if values is not None:
+                own = spot_signatures(values)
+                shares = [share_in_common(own, signatures) for signatures in known]
+                if max(shares) >= SAME_SECTION:
+                    return int(np.argmax(shares))
+        return None
 
     def __call__(self, embedding: NDArray[np.float32], *, progress: Progress = no_progress) -> NDArray[np.float32]:
         """Support of spots in [0, 1], float32 (n_spots,), from embeddings as the encoder gave them."""
@@ -119,6 +124,7 @@ class Support:
             "distances": np.concatenate(self.distances),
             "n_spots": np.array([len(bank) for bank in self.banks]),
             "signatures": np.concatenate(self.signatures),
+            "measured": np.concatenate(self.measured),
             "n_signatures": np.array([len(own) for own in self.signatures]),
         }
 
@@ -127,8 +133,9 @@ class Support:
         """Inverse of :meth:`arrays`."""
         ends = np.cumsum(arrays["n_spots"])[:-1]
         banks, distances = (tuple(np.split(arrays[name], ends)) for name in ("banks", "distances"))
-        signatures = tuple(np.split(arrays["signatures"], np.cumsum(arrays["n_signatures"])[:-1]))
-        return cls(arrays["mean"], arrays["scale"], arrays["axes"], banks, distances, signatures)
+        last = np.cumsum(arrays["n_signatures"])[:-1]
+        known = (tuple(np.split(arrays[name], last)) for name in ("signatures", "measured"))
+        return cls(arrays["mean"], arrays["scale"], arrays["axes"], banks, distances, *known)
 
 
 def _mean_of_nearest(distances: Float64) -> Float64:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -17,7 +18,8 @@ from .._checks import at_least, checked, format_names, rng_seed
 from .._disk import Scratch, check_free, check_room, check_writable, local_path
 from .._run import launched_fabric, n_processes
 from .._settings import logger, settings
-from .._slides import Normalize, SplitBy
+from .._slides import Normalize, Slide, SplitBy
+from .._slides import normalize as in_unit
 from .._tables import _slots as check
 from .._tables._cohorts import TargetSlide, embedding_recipe, plain, reference_cohort, target_slides
 from .._tables._patients import patient_names, warn_of_alike
@@ -352,13 +354,26 @@ def slide_summaries(
     return summaries
 
 
+def _with_expression(target: TargetSlide, adata: AnnData, model: Model) -> Slide:
+    """Slide to predict with what was measured of the panel, if all of it was: only to see whether it is known."""
+    columns = adata.var_names.get_indexer(list(model.genes))
+    unit, layer = model.recipe.normalize, model.params.get("layer")
+    if (columns < 0).any():
+        return target.slide
+    try:
+        matrix = check.expression(adata[target.rows], layer, what="target", normalize=unit)
+    except (KeyError, ValueError):
+        return target.slide
+    return replace(target.slide, expression=in_unit(matrix, unit, genes=columns))
+
+
 def _warn(model: Model, adata: AnnData, targets: Sequence[TargetSlide], library_key: str | None) -> None:
     pitch = pitches(adata, model.recipe.use_rep, library_key, what="target")
     # The level of the caller of predict, beyond its decorator.
     warn_of_pitch(model.params.get("pitch_um", {}), pitch, stacklevel=5)
     warn_of_alike([*model.reference.patients, *(target.slide.patient for target in targets)])
     for target in targets:
-        if seen := model.has_seen(target.slide):
+        if seen := model.has_seen(_with_expression(target, adata, model)):
             warnings.warn(
                 f"Slide {target.slide.name!r} is one of the reference slides ({seen!r}): the model has seen its "
                 f"expression, so a score on it is meaningless.",
