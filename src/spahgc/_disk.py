@@ -39,7 +39,7 @@ def _told_if_full(path: Path) -> Iterator[None]:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT} and "No space left" not in str(error):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
-        message = f"no room to write it ({free:.0f} MB free). Nothing was written. Make room and run the same again"
+        message = f"No space left ({free:.0f} MB are free), so nothing was written. Make room and run the same again"
         raise OSError(errno.ENOSPC, message, str(path)) from error
 
 

@@ -112,6 +112,10 @@ def test_matching_by_adjusted_and_by_rounded_positions(slide: dict[str, Any]) ->
     same_table(read_st(**slide)["table"], expected)
     slide["spots"] = spots.drop(columns=["new_x", "new_y"])
     same_table(read_st(**slide)["table"], expected)
+    # Positions that are adjusted by more than half a spot do not round to the array.
+    slide["spots"] = spots.assign(new_x=spots["new_x"] + 0.6)
+    slide["counts"].index = [f"{x + 0.6:.3f}x{y}" for x, y in zip(spots["new_x"], spots["new_y"], strict=True)]
+    same_table(read_st(**slide)["table"], expected)
 
 
 def test_spots_of_one_table_only_are_left_out(slide: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -345,3 +345,14 @@ def test_a_prediction_in_a_store(slide: ad.AnnData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(KeyError, match="Gene 'STRIP' is not in the panel of 4 predicted genes. Closest: 'STRIPE'"):
         spahgc.pl.expression(slide, "STRIP")
+
+
+@pytest.mark.parametrize(
+    ("what", "shape"),
+    [(["measured", "predicted"], (4, 2)), ("predicted", (2, 3)), (["predicted", "difference"], (4, 2))],
+)
+def test_a_row_of_panels_for_each_gene_or_three_genes_in_a_row(what: Any, shape: Any, slide: ad.AnnData) -> None:
+    axes = spahgc.pl.expression(slide, GENES, what=what)
+    place = axes[-1].get_subplotspec()
+    assert place is not None
+    assert place.get_gridspec().get_geometry() == shape

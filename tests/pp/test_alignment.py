@@ -661,3 +661,7 @@ def test_her2st(data_dir: Path) -> None:
     report = checked(sdata)
     assert report["verdict"].tolist() == ["ok"]
     assert report["given_expression"].tolist() == [0]
+
+
+def test_scalings_are_affine() -> None:
+    np.testing.assert_array_equal(kernel.scaling(2.5), [[2.5, 0, 0], [0, 2.5, 0], [0, 0, 1]])

@@ -422,3 +422,12 @@ def test_a_failure_while_the_record_is_made_writes_nothing(
     with pytest.raises(RuntimeError, match="no fingerprint"):
         spahgc.tl.predict(models("ridge"), target)
     assert snapshot(target) == before
+
+
+def test_an_embedding_has_columns(reference: ad.AnnData) -> None:
+    key = next(iter(reference.obsm.keys() - {"spatial"}))
+    reference.obsm[key] = reference.obsm[key][:, :1]
+    assert spahgc.tl.train(reference, method="ridge", panel=3).recipe.width == 1
+    reference.obsm[key] = reference.obsm[key][:, :0]
+    with pytest.raises(ValueError, match=f"reference.obsm.'{key}'. must"):
+        spahgc.tl.train(reference, method="ridge", panel=3)

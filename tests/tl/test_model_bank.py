@@ -117,7 +117,9 @@ def test_a_reference_slide_is_known_again(models: Models, reference: ad.AnnData,
     for model in (models("gene_mean"), loaded):
         for same in (own, replace(own, name="A2"), replace(own, embedding=moved), own.take(np.arange(20))):
             assert model.has_seen(same) == own.name
-        assert model.has_seen(replace(own, embedding=own.embedding + 0.01)) is None
+        other = replace(own, embedding=own.embedding + 0.01)
+        assert model.has_seen(other) == own.name  # by its expression
+        assert model.has_seen(other.without_expression()) is None
         assert model.has_seen(slide) is None
 
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import t as student_t
 
 import spahgc
-from spahgc.tl._trust import Shifts, gene_trust, same_patient
+from spahgc.tl._trust import Shifts, _additive, gene_trust, same_patient
 
 from .conftest import reread
 
@@ -389,3 +389,15 @@ def test_planted_genes_are_trusted_and_others_not_predictable() -> None:
     # Four slides of 150 spots: a smooth pattern is like another one by chance on all of them, if rarely.
     assert (verdicts[~planted] == "not predictable").mean() >= 0.9
     assert "trusted" not in set(verdicts[~planted])
+
+
+def test_shifts_are_levels_and_slopes_around_the_mean_gene() -> None:
+    """With a gene that a single slide has: the shifts of a slide average to its level over all genes."""
+    z = np.random.default_rng(0).normal(size=(5, 8))
+    z[1:, 2] = np.nan
+    rows, columns = np.nonzero(np.isfinite(z))
+    design = np.zeros((len(rows), 5 + 8))
+    design[np.arange(len(rows)), rows] = design[np.arange(len(rows)), 5 + columns] = 1
+    level = np.linalg.lstsq(design, z[rows, columns], rcond=None)[0][:5]
+    _, shifts, _ = _additive(z)
+    np.testing.assert_allclose(shifts.mean(axis=1), level - level.mean(), atol=1e-8)
