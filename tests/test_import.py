@@ -64,3 +64,19 @@ def test_the_command_is_installed() -> None:
 
     (script,) = entry_points(group="console_scripts", name="spahgc")
     assert script.value == "spahgc.cli:main"
+
+
+def test_the_fast_preset_does_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "class Refused:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refused())\n"
+        "import spahgc\n"
+        "reference, target = spahgc.datasets.synthetic_tables()\n"
+        "spahgc.tl.predict(reference, target, preset='fast', panel=5, progress=False)\n"
+        "print(target.obsm['spahgc'].shape[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "5"

@@ -12,9 +12,12 @@ from spahgc._slides import Cohort, Slide, expression_of
 from spahgc.methods import (
     KNN,
     Cellularity,
+    ContextKernel,
     ContextRidge,
     Coordinates,
+    Fast,
     GeneMean,
+    LowRankRidge,
     Ridge,
     Run,
     SmoothedRidge,
@@ -231,3 +234,38 @@ def test_smoothed_ridge_tunes_all_together(make: Make, monkeypatch: pytest.Monke
 
 def test_smoothing_on_one_slide_is_fixed(cohort: Cohort) -> None:
     assert SmoothedRidge().fit(cohort.subset(["a"]), Run()).tuned.smoothing == (6, 0.5)
+
+
+# Low-rank targets.
+
+
+@pytest.mark.parametrize("kind", [Ridge, ContextRidge, ContextKernel])
+def test_low_rank_targets_are_the_leading_components(
+    kind: type[Ridge] | type[ContextKernel], make: Make, target: Slide
+) -> None:
+    cohort = make({"a": "P", "b": "P", "c": "Q"}, g=8, noise=2.0).standardized()
+    values = [expression_of(slide).astype(np.float64) for slide in cohort]
+    scaled = [(v - v.mean(axis=0)) / v.std(axis=0) for v in values]
+    _, _, axes = np.linalg.svd(np.concatenate(scaled), full_matrices=False)
+    projected = [(z @ axes[:3].T @ axes[:3]).astype(np.float32) for z in scaled]
+    slides = zip(cohort, projected, strict=True)
+    by_hand = Cohort(tuple(replace(slide, expression=z) for slide, z in slides), cohort.genes)
+    fixed = {} if kind is ContextKernel else {"penalty": 2.0, "n_components": 5}
+    found = kind(rank=3, **fixed).fit(cohort, Run()).predict(target)
+    # Fitted by hand to the projected values as they are: the kernel standardizes again, so only its pattern is known.
+    plain = kind(**fixed).fit(by_hand, Run()).predict(target)
+    level, std = np.mean([v.mean(axis=0) for v in values], axis=0), np.mean([v.std(axis=0) for v in values], axis=0)
+    if kind is ContextKernel:
+        both = np.corrcoef(found.T, plain.T)
+        assert np.diag(both, 8).min() > 0.99
+    else:
+        np.testing.assert_allclose(found, plain * std + level, atol=1e-4)
+    assert np.linalg.matrix_rank(((found - level) / std).astype(np.float64), tol=1e-3) == 3
+
+
+def test_fast_is_the_mean_of_two_fits(cohort: Cohort, target: Slide) -> None:
+    members = [kind(rank=10).fit(cohort, Run()).predict(target) for kind in (Ridge, ContextRidge)]
+    np.testing.assert_allclose(Fast().fit(cohort, Run()).predict(target), np.mean(members, axis=0), atol=1e-5)
+    control = LowRankRidge().fit(cohort, Run())
+    np.testing.assert_array_equal(control.predict(target), members[0])
+    assert control.params()["rank"] == 10

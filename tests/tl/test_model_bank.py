@@ -123,6 +123,20 @@ def test_a_reference_slide_is_known_again(models: Models, reference: ad.AnnData,
         assert model.has_seen(slide) is None
 
 
+def test_the_fast_preset_is_saved_without_reference_spots(reference: ad.AnnData, slide: Slide, tmp_path: Path) -> None:
+    model = spahgc.tl.train(reference, preset="fast", panel=12)
+    loaded = there_and_back(model, tmp_path / "model")
+    assert list((tmp_path / "model" / "reference").iterdir()) == []
+    assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000
+    assert same(model, loaded, slide)
+    assert same(model, there_and_back(loaded, tmp_path / "again"), slide)
+    assert model.fingerprint == loaded.fingerprint
+    assert model.has_seen(model.reference.slides[0]) == loaded.has_seen(model.reference.slides[0]) == "A1"
+    assert [len(part) for part in loaded.reference] == [len(part) for part in model.reference]
+    with pytest.raises(ValueError, match="'fast' has no presets|preset='fast'"):
+        spahgc.tl.train(reference, method="ridge", preset="fast", panel=12)
+
+
 def test_writing_takes_a_block_of_memory(tmp_path: Path) -> None:
     """Twenty times as many rows as a block has, of a matrix that is made when it is read."""
     n, d = 160_000, 16

@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="folder to write")
     train.add_argument("--method", help="method: spahgc (the default), ridge, context_ridge, knn, ...")
-    train.add_argument("--preset", choices=("default", "paper"), help="preset of method spahgc")
+    train.add_argument("--preset", choices=("default", "fast", "paper"), help="preset of method spahgc")
 
     predict = command(
         _commands.predict,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .histogene import HisToGene
     from .kernel import ContextKernel
     from .knn import KNN
-    from .linear import Cellularity, ContextRidge, Coordinates, GeneMean, Ridge, SmoothedRidge
+    from .linear import Cellularity, ContextRidge, Coordinates, Fast, GeneMean, LowRankRidge, Ridge, SmoothedRidge
     from .m2ost import M2OST
     from .mclstexp import MclSTExp
     from .network import NetworkMethod
@@ -43,9 +43,11 @@ __all__ = [
     "ContextRidge",
     "Coordinates",
     "Evidence",
+    "Fast",
     "GeneMean",
     "HisToGene",
     "Hist2ST",
+    "LowRankRidge",
     "MclSTExp",
     "Method",
     "NetworkMethod",

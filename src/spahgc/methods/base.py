@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .._checks import Range, checked, format_names
 from .._run import Progress, no_progress, with_progress
 from .._slides import Cohort, Float32, Float64, Rows, Slide, SplitBy
-from ._features import GeneScale
+from ._features import GeneScale, leading_axes
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -100,6 +100,8 @@ class Method(ABC):
     """Whether :meth:`predict` reads the embedding block by block, so that slides may be larger than memory."""
     reads_reference: ClassVar[bool] = False
     """Whether :meth:`restore` accepts reference slides that are read on access, which may be larger than memory."""
+    keeps_reference: ClassVar[bool] = True
+    """Whether a saved model contains the reference slides."""
     distributed: ClassVar[bool] = False
     """Whether several processes can train it together."""
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
@@ -208,10 +210,17 @@ class BlockwiseMethod(Method):
         self._level, self._std = state["level"], state["std"]
         return self
 
-    def _standardize(self, cohort: Cohort, scale: GeneScale) -> dict[str, Float64]:
-        """Standardized expression of each slide; predictions return to the mean level and deviation of the slides."""
+    def _standardize(self, cohort: Cohort, scale: GeneScale, rank: int | None = None) -> dict[str, Float64]:
+        """Standardized expression of each slide; predictions return to the mean level and deviation of the slides.
+
+        With `rank`, the expression is replaced by that many leading components.
+        """
         self._level, self._std = scale.mean.mean(axis=0), scale.std.mean(axis=0)
-        return scale.values(cohort)
+        values = scale.values(cohort)
+        if rank is None:
+            return values
+        axes = leading_axes(np.concatenate(list(values.values())), rank).astype(np.float64)
+        return {name: expression @ axes.T @ axes for name, expression in values.items()}
 
 
 class Registry(UserDict[str, Any]):
@@ -232,7 +241,9 @@ BUILT_IN = {
     "gene_mean": "linear:GeneMean",
     "cellularity": "linear:Cellularity",
     "coordinates": "linear:Coordinates",
+    "fast": "linear:Fast",
     "ridge": "linear:Ridge",
+    "low_rank_ridge": "linear:LowRankRidge",
     "context_ridge": "linear:ContextRidge",
     "smoothed_ridge": "linear:SmoothedRidge",
     "context_kernel": "kernel:ContextKernel",

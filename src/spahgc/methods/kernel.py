@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.metrics.pairwise import euclidean_distances
 
-from .._checks import above
+from .._checks import above, at_least
 from .._slides import Cohort, Float64, Slide, blocks
 from ._features import Context, ContextRows, GeneScale
 from .base import BlockwiseMethod, RowValues, Run, State, parameters
@@ -65,7 +65,7 @@ class KernelFit(NamedTuple):
         return np.concatenate(parts) + self.intercept
 
 
-@parameters(penalty=above(0))
+@parameters(penalty=above(0), rank=at_least(1))
 class ContextKernel(BlockwiseMethod):
     """Kernel ridge regression over the reference spots, from the embedding of a spot and of its surroundings.
 
@@ -77,16 +77,19 @@ class ContextKernel(BlockwiseMethod):
     ----------
     penalty
         Ridge penalty. The kernel of a spot with itself is 1, so 1 assumes as much noise as signal.
+    rank
+        Leading components of the reference expression to fit instead of the genes themselves. `None` fits the genes.
     """
 
     penalty: float = 1.0
+    rank: int | None = None
 
     name: ClassVar[str] = "context_kernel"
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
         self.context = Context.fit(cohort.slides, weights=WEIGHTS)
-        values = self._standardize(cohort, GeneScale.fit(cohort))
+        values = self._standardize(cohort, GeneScale.fit(cohort), self.rank)
         features = np.concatenate([self.context(slide) for slide in cohort])
         self._fit = KernelFit.fit(features, np.concatenate(list(values.values())), penalty=self.penalty)
         return self

@@ -17,6 +17,7 @@ from .base import BlockwiseMethod, RowValues, Run, State, check_needs, parameter
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # relative to the total variance of the features
 SIZES = (32, 64, 128, 256)  # numbers of principal components
 GRID = 6  # Gaussian basis functions along each axis
+RANK = 10  # leading components of the expression; 5 to 20 score alike
 REACH = 2.0  # standard deviations between the mean position and the outermost basis functions
 
 
@@ -121,7 +122,7 @@ def mean_pearson(measured: Float32, predicted: Float64) -> float:
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
 
-@parameters(penalty=at_least(0), n_components=at_least(1))
+@parameters(penalty=at_least(0), n_components=at_least(1), rank=at_least(1))
 class Ridge(BlockwiseMethod):
     """Ridge regression on the standardized embedding, by principal components.
 
@@ -138,17 +139,23 @@ class Ridge(BlockwiseMethod):
         tunes penalty and number of components.
     n_components
         Number of principal components to use with `penalty`.
+    rank
+        Leading components of the reference expression, standardized per gene and slide, to fit instead of the genes
+        themselves; implies `relative`. `None` fits the genes.
     """
 
     relative: bool = False
     penalty: float | None = None
     n_components: int = 256
+    rank: int | None = None
 
     name: ClassVar[str] = "ridge"
     smoothings: ClassVar[Sequence[Smoothing]] = (NO_SMOOTHING,)
 
     def fit(self, cohort: Cohort, run: Run) -> Self:
-        values = self._standardize(cohort, GeneScale.fit(cohort) if self.relative else GeneScale.identity(cohort))
+        is_scaled = self.relative or self.rank is not None
+        scale = GeneScale.fit(cohort) if is_scaled else GeneScale.identity(cohort)
+        values = self._standardize(cohort, scale, self.rank)
         features = {slide.name: np.asarray(self._features(slide)) for slide in cohort}
         stacked = np.concatenate(list(features.values()))
         candidates: dict[str, Any] = {}
@@ -175,6 +182,18 @@ class Ridge(BlockwiseMethod):
         return slide.embedding
 
 
+@parameters()
+class LowRankRidge(Ridge):
+    """Control: ridge regression on the ten leading components of the expression.
+
+    Noise that genes do not share is left out of what is fitted. Parameters and tuning are those of :class:`Ridge`.
+    """
+
+    rank: int | None = RANK
+
+    name: ClassVar[str] = "low_rank_ridge"
+
+
 class ContextRidge(Ridge):
     """Ridge regression on the embedding of a spot and the mean embeddings of its 6, 18, and 60 nearest spots.
 
@@ -199,6 +218,36 @@ class ContextRidge(Ridge):
         return ContextRows(self._context, slide)
 
 
+class Fast(BlockwiseMethod):
+    """Mean of ridge and context ridge on the ten leading components of the expression: ``preset="fast"`` of SpaHGC.
+
+    A saved model holds coefficients, no embedding or expression of the reference spots.
+    """
+
+    name: ClassVar[str] = "fast"
+    keeps_reference: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding", "coordinates"})
+
+    def fit(self, cohort: Cohort, run: Run) -> Self:
+        self._members = [kind(rank=RANK).fit(cohort, run) for kind in (Ridge, ContextRidge)]
+        self._standardize(cohort, GeneScale.fit(cohort))
+        return self
+
+    def relative_values(self, slide: Slide) -> RowValues:
+        members = [member.relative_values(slide) for member in self._members]
+        return lambda rows: np.mean([values(rows) for values in members], axis=0)
+
+    def state(self) -> State:
+        return {f"{m.name}.{key}": array for m in self._members for key, array in m.state().items()} | super().state()
+
+    def restore(self, state: Mapping[str, np.ndarray], cohort: Cohort) -> Self:
+        self._members = []
+        for kind in (Ridge, ContextRidge):
+            of = {key.removeprefix(f"{kind.name}."): array for key, array in state.items()}
+            self._members.append(kind(rank=RANK).restore(of, cohort))
+        return super().restore(state, cohort)
+
+
 class SmoothedRidge(Ridge):
     """Ridge regression whose predictions are averaged over neighboring spots.
 
@@ -207,7 +256,7 @@ class SmoothedRidge(Ridge):
 
     Parameters
     ----------
-    relative, penalty, n_components
+    relative, penalty, n_components, rank
         As for :class:`Ridge`. With `penalty`, only the smoothing is tuned.
     """
 

@@ -20,7 +20,7 @@ from ._features import ContextRows, GeneScale, leading_axes
 from ._references import References, TrainingGraphs, kept_topk
 from .base import Evidence, Method, Run, State, parameters
 from .kernel import ContextKernel
-from .linear import ContextRidge, Ridge, mean_pearson
+from .linear import RANK, ContextRidge, Ridge, mean_pearson
 
 _LINEAR: tuple[type[Ridge], ...] = (Ridge, ContextRidge)
 VIEWS = ("spot", "components", "context")
@@ -71,7 +71,8 @@ class SpaHGC(Method):
     That is ``preset="default"``. Its networks have two layers and width 128 and are trained for 30 epochs on expression
     relative to each slide, without the masked views and contrastive loss of the publication. The nodes of two networks
     carry the embeddings of a spot and of its surroundings, those of the other two the spot's alone. To predict new
-    patients (:class:`~spahgc.methods.Run`), the result is further averaged with ridge and context ridge, a third each.
+    patients (:class:`~spahgc.methods.Run`), the result is further averaged with ridge and context ridge on the ten leading
+    components of the expression, a third each.
     With a single reference slide, no network is trained, because its graph has no other slide to refer to.
 
     ``preset="paper"`` is the published method, with masking and contrastive loss: one network, 200 epochs, the last one
@@ -160,7 +161,7 @@ class SpaHGC(Method):
         self._device, self._networks = settings.torch_device(run.device), []
         self._scale = GeneScale.fit(cohort) if preset.relative else GeneScale.identity(cohort)
         self._kernel = ContextKernel().fit(cohort, run) if preset.kernel > 0 or views != ("spot",) else None
-        self._linear = [kind(relative=True).fit(cohort, run) for kind in kinds]
+        self._linear = [kind(rank=RANK).fit(cohort, run) for kind in kinds]
         values = self._scale.values(cohort)
         self._prepare(cohort, values, views, {})
         components = None
@@ -319,7 +320,7 @@ class SpaHGC(Method):
         self._scale = GeneScale(state["mean"], state["std"])
         self._kernel = None if kernel is None else ContextKernel().restore(kernel, cohort)
         fitted = [kind for kind in _LINEAR if kind.name in parts]
-        self._linear = [kind(relative=True).restore(parts[kind.name], cohort) for kind in fitted]
+        self._linear = [kind(rank=RANK).restore(parts[kind.name], cohort) for kind in fitted]
         self._prepare(cohort, self._scale.rows(cohort), views, parts.get("nodes", {}))
         for i, view in zip(range(n_networks), cycle(views), strict=False):
             weights = {name: torch.from_numpy(array.copy()) for name, array in parts[f"network{i}"].items()}

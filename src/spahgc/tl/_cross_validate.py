@@ -28,11 +28,11 @@ from .._tables._patients import warn_of_alike
 from .._tables._predictions import CV_COLUMNS, Trust, check_prediction_key, check_unused, write_cross_validation
 from ..methods import get_method
 from ._protocols import PROTOCOLS, Fold, Protocol, make_folds, method_params, panel_of_all
-from ._train import checked_params
+from ._train import chosen_method
 from ._trust import CEILING_METHOD, cross_validated_trust
 from ._units import Unit, fold_data, run_ceiling, run_unit
 
-DEFAULT_METHODS = ("ridge", "context_ridge", "spahgc")
+DEFAULT_METHODS = ("ridge", "low_rank_ridge", "context_ridge", "spahgc")
 
 
 @checked(panel=at_least(1), n_seeds=at_least(1))
@@ -232,8 +232,7 @@ def _method_specs(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> d
                 f"methods[{label!r}] has {format_names(sorted(unknown))}. Available: 'method', 'preset', "
                 f"'method_params'."
             )
-        name = spec.get("method", label)
-        params = checked_params(name, spec.get("preset"), spec.get("method_params"))
+        name, params = chosen_method(spec.get("method", label), spec.get("preset"), spec.get("method_params"))
         specs[str(label)] = {"method": name, "method_params": params}
     return specs
 

@@ -84,12 +84,15 @@ class Model:
         """Expected score of each gene (:func:`spahgc.get.trust`), if the reference was cross-validated before."""
         return None if self._trust is None else self._trust.frame
 
+    def _reference_arrays(self) -> dict[str, Any]:
+        return files.reference_arrays(self.reference) if self.method.keeps_reference else {}
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of parameters, weights and reference: equal for models that predict the same."""
         if self._fingerprint is not None:
             return self._fingerprint
-        digests = {name: digest(array) for name, array in files.reference_arrays(self.reference).items()}
+        digests = {name: digest(array) for name, array in self._reference_arrays().items()}
         return files.fingerprint(self._description(), self.method.state(), digests)
 
     def predict(
@@ -221,8 +224,8 @@ class Model:
 
         path = Path(path)
         files.check_free(path, overwrite=overwrite)
-        state, arrays = self.method.state(), files.reference_arrays(self.reference)
-        scales = files.embedding_scales(self.reference)
+        state, arrays = self.method.state(), self._reference_arrays()
+        scales = files.embedding_scales(self.reference) if arrays else {}
         fitted: dict[str, NDArray] = {}
         for prefix, part in ((_METHOD, state), (_SUPPORT_ARRAYS, self._support.arrays()), (_SCALES, scales)):
             fitted |= {f"{prefix}{name}": np.ascontiguousarray(array) for name, array in part.items()}
@@ -296,7 +299,7 @@ class Model:
         recipe = Recipe(**{**config["recipe"], "genes": tuple(config["recipe"]["genes"])})
         method = get_method(config["method"], **config["method_params"])
         reference = files.cohort_of(arrays, config["slides"], recipe.genes)
-        cohort = files.standardized(reference, of(_SCALES, weights))
+        cohort = files.standardized(reference, of(_SCALES, weights)) if method.keeps_reference else reference
         method.restore(of(_METHOD, {**weights, **arrays}), cohort if method.reads_reference else cohort.read())
         trust = None if config["trust"] is None else Trust.from_slots(config["trust"])
         support = Support.from_arrays(of(_SUPPORT_ARRAYS, weights))

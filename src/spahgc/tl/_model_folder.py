@@ -29,9 +29,13 @@ def embedding_scales(reference: Cohort) -> dict[str, Float64]:
 
 
 def cohort_of(arrays: Mapping[str, Any], slides: Sequence[Mapping[str, Any]], genes: tuple[str, ...]) -> Cohort:
-    """Slides as they were saved, from the arrays of :func:`reference_arrays`."""
+    """Slides as they were saved, from the arrays of :func:`reference_arrays`; without values if there are none."""
     made, start = [], 0
     for slide in slides:
+        if not arrays:
+            nothing = np.empty((slide["n_spots"], 0), np.float32)
+            made.append(Slide(slide["name"], slide["patient"], nothing, np.zeros((len(nothing), 2)), None))
+            continue
         rows = slice(start, start := start + slide["n_spots"])
         density = arrays["cellularity"][rows] if "cellularity" in arrays else np.array(np.nan)
         embedding, coordinates, expression = (arrays[name][rows] for name in ("embedding", "coordinates", "expression"))

@@ -35,7 +35,7 @@ from ._model import Model
 from ._support import LOW_MEDIAN, LOW_SUPPORT, pitches, warn_of_pitch
 from ._trust import trust_for
 
-Preset = Literal["default", "paper"]
+Preset = Literal["default", "fast", "paper"]
 
 
 class TrainParams(TypedDict, total=False):
@@ -88,7 +88,8 @@ def train(
     method
         Name in :data:`spahgc.methods.METHODS`.
     preset
-        For ``method="spahgc"``: ``"default"``, or ``"paper"`` for the method as published.
+        For ``method="spahgc"``: ``"default"``; ``"fast"``, two linear fits in a second, without torch and without the
+        reference slides in a saved model (:class:`spahgc.methods.Fast`); or ``"paper"``, the method as published.
     method_params
         Further parameters of the method.
     normalize
@@ -137,7 +138,8 @@ def train(
     >>> spahgc.tl.train(adata_ref, method="ridge", panel=5)
     Model(ridge, 5 genes, image_own, reference: S1, S2, S3)
     """
-    fitted, fabric = get_method(method, **checked_params(method, preset, method_params)), None
+    method, params = chosen_method(method, preset, method_params)
+    fitted, fabric = get_method(method, **params), None
     if distributed:
         if not fitted.distributed:
             able = sorted(name for name, kind in METHODS.items() if kind.distributed)
@@ -178,8 +180,10 @@ def train(
     return Model(fitted, cohort, recipe, params=record, trust=trust)
 
 
-def checked_params(method: str, preset: str | None, method_params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Parameters of a method as JSON types, including its preset."""
+def chosen_method(
+    method: str, preset: str | None, method_params: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """Name and parameters (JSON types) of a method; the preset "fast" is a method of its own, without torch."""
     params: dict[str, Any] = plain(dict(method_params or {}))
     try:
         json.dumps(params)
@@ -193,8 +197,10 @@ def checked_params(method: str, preset: str | None, method_params: Mapping[str, 
             raise ValueError(f"preset={preset!r} is for method='spahgc'; {method!r} has no presets.")
         if params.get("preset", preset) != preset:
             raise ValueError(f"preset={preset!r} and method_params['preset']={params['preset']!r} disagree.")
+        if preset == "fast":
+            return preset, params
         params["preset"] = preset
-    return params
+    return method, params
 
 
 @checked(panel=at_least(1))
