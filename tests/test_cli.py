@@ -225,7 +225,7 @@ def test_failed_embed_leaves_the_zarr_as_it_was(
     monkeypatch.setattr("anndata.io.write_elem", full)
     assert main(["embed", str(path)]) == 2
     said = last_line(capsys.readouterr().err)
-    assert re.fullmatch(r"spahgc: error: .*No space left \(\d+ MB are free\), so nothing was written.*table'", said)
+    assert re.fullmatch(r"spahgc: error: .*No space left \(\d+ MB are free\), so it was not written.*table'", said)
     assert digests(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["slides.zarr"]
 

@@ -91,7 +91,7 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, writer: A
     path = tmp_path / "result.csv"
     path.write_text("before")
     with (
-        pytest.raises(OSError, match=r"No space left \(\d+ MB are free\), so nothing was written.*result.csv'"),
+        pytest.raises(OSError, match=r"No space left \(\d+ MB are free\), so it was not written.*result.csv'"),
         writer(path),
     ):
         raise error

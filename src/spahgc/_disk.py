@@ -36,10 +36,10 @@ def _told_if_full(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # HDF5 has the error number in its message only.
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT} and "No space left" not in str(error):
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} and "No space left" not in str(error):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
-        message = f"No space left ({free:.0f} MB are free), so nothing was written. Make room and run the same again"
+        message = f"No space left ({free:.0f} MB are free), so it was not written. Make room and run the same again"
         raise OSError(errno.ENOSPC, message, str(path)) from error
 
 
@@ -55,6 +55,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_h5ad(path: Path, adata: AnnData) -> None:
+    """Write a table whole or not at all. On a full disk HDF5 kills the process, so the room is looked at before."""
+    check_room(path, adata.__sizeof__())
+    with replacing(path) as temporary:
+        adata.write_h5ad(temporary)
 
 
 @contextmanager
@@ -203,7 +210,9 @@ def local_path(store: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a store."""
     name = os.fspath(store)
     if "://" in name:
-        raise ValueError(f"`store` must be a local path, got {name!r}. Write to a local path and copy the store.")
+        raise ValueError(
+            f"Only local paths can be written, got {name!r}. Write to a local path, and copy it from there."
+        )
     return Path(os.path.abspath(os.path.expanduser(name)))
 
 
@@ -226,8 +235,8 @@ def check_room(path: Path, n_bytes: int) -> None:
     if free < 2 * n_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{folder} has {free / 1e9:.1f} GB free, and to write the prediction takes {2 * n_bytes / 1e9:.1f} GB, "
-            f"half of it for a temporary file. Choose a store on another disk, or predict fewer genes or slides",
+            f"{folder} has {free / 1e6:.1f} MB free, and {path.name} takes {2 * n_bytes / 1e6:.1f} MB, half of it for "
+            f"a temporary file. Choose another disk, or predict fewer genes or slides",
         )
 
 

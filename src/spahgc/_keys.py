@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # ``obsm``: pixel coordinates (x, y) in the full-resolution image. ``uns``: squidpy's per-slide images and scale
 # factors
 SPATIAL = "spatial"
@@ -48,6 +51,13 @@ def image(encoder: str) -> str:
     return f"{IMAGE_PREFIX}{encoder}"
 
 
+def part(uns: Any, *path: str) -> Mapping[str, Any]:
+    """Mapping at a path of ``uns``; empty if it is missing or someone wrote something else there."""
+    for name in path:
+        uns = uns.get(name) if isinstance(uns, Mapping) else None
+    return uns if isinstance(uns, Mapping) else {}
+
+
 def slot(key: str, what: str) -> str:
     """Key of a part of prediction `key`, e.g. ``spahgc_support``; ``docs/data_model.md`` lists them."""
     return f"{key}_{what}"
@@ -58,6 +68,6 @@ def check_key(key: str) -> str:
     if not key.strip(".") or not all(c.isalnum() or c in "_-." for c in key):
         raise ValueError(f"`key_added` must consist of letters, digits, '_', '-' and '.', got {key!r}.")
     taken = {value for value in globals().values() if isinstance(value, str)} - {PREDICTION}
-    if key in taken or key.startswith("X_"):
+    if key in taken or key.startswith("X_") or key.endswith(("_scores", "_evidence", "_trust", "_cv", "_support")):
         raise ValueError(f"key_added={key!r} is the name of a slot with another meaning. Choose another name.")
     return key

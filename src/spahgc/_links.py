@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ def pick_table(sdata: SpatialData, table_key: str | None = None) -> str:
             return str(candidates[0])
     described = []
     for name, table in tables.items():
-        region = table.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region", "no shapes")
+        region = keys.part(table.uns, keys.SPATIALDATA_ATTRS).get("region", "no shapes")
         shapes = format_names([region] if isinstance(region, str) else region, most=3)
         described.append(f"{name!r}: {table.n_obs} rows on {shapes}")
     raise KeyError(f"sdata has {len(tables)} tables ({'; '.join(described)}). Pass table_key=<one of them>.")
@@ -52,9 +52,18 @@ class RegionSpots(NamedTuple):
     centers: Float64
 
 
+def check_slides(known: Iterable[str], **given: Any) -> None:
+    """Raise if a parameter that maps slides to values names a slide that there is not."""
+    known = list(known)
+    for parameter, values in given.items():
+        unknown = [name for name in values if name not in known] if isinstance(values, Mapping) else []
+        if unknown:
+            raise KeyError(f"`{parameter}` names no slide: {format_names(unknown)}. Available: {format_names(known)}.")
+
+
 def regions(sdata: SpatialData, table: AnnData) -> list[RegionSpots]:
     """Slides of a table and their spots; raises if a spot has no shape or no coordinates."""
-    attrs = table.uns.get(keys.SPATIALDATA_ATTRS)
+    attrs = keys.part(table.uns, keys.SPATIALDATA_ATTRS)
     if not attrs or any(attrs.get(key) is None for key in ("region", "region_key", "instance_key")):
         raise KeyError(
             f"The table is not linked to shapes: uns['{keys.SPATIALDATA_ATTRS}'] is missing or incomplete. Read the "
@@ -175,9 +184,7 @@ def microns_per_unit(
     In this order: `given` by the user, for all slides or by slide; ``uns["spatial"]``; `recorded` of images (source,
     micrometers per pixel, pixels per unit); what the format proves.
     """
-    uns = table.uns.get(keys.SPATIAL)
-    of_slide = uns.get(name) if isinstance(uns, Mapping) else None
-    entry = ((of_slide.get("scalefactors") if isinstance(of_slide, Mapping) else None) or {}).get(keys.MPP)
+    entry = keys.part(table.uns, keys.SPATIAL, name, "scalefactors").get(keys.MPP)
     slot = f"uns['{keys.SPATIAL}'][{name!r}]['scalefactors']['{keys.MPP}']"
     by_user = given.get(name) if isinstance(given, Mapping) else given
     proven, proof = _proven(table.obs.iloc[rows], name, shapes, centers)

@@ -17,6 +17,7 @@ from ._tables._predictions import (
     read_cross_validation,
     read_prediction,
     read_scores,
+    reading,
     reference_trusts,
     write_mean_scores,
 )
@@ -54,13 +55,14 @@ def alignment(adata: AnnData) -> pd.DataFrame:
     >>> spahgc.get.alignment(sdata["table"])["image"].tolist()
     ['S1_image']
     """
-    slides = adata.uns.get(keys.ALIGNMENT, {}).get("slides")
+    slides = keys.part(adata.uns, keys.ALIGNMENT, "slides")
     if not slides:
         raise KeyError(f"uns['{keys.ALIGNMENT}'] is missing. Run spahgc.pp.check_alignment(sdata) first.")
     evidence = ("inside", "on_tissue", "outline", "expression", "score")
     columns = ["verdict", "fix", "fixed", "image", "pitch_um", "platform_um", *(f"given_{name}" for name in evidence)]
     columns += ["candidate", *(f"candidate_{name}" for name in evidence)]
-    return pd.DataFrame(list(slides.values()), index=pd.Index(slides, name="slide"), columns=columns)
+    with reading(f"uns['{keys.ALIGNMENT}']", "Run spahgc.pp.check_alignment(sdata) again."):
+        return pd.DataFrame([dict(of) for of in slides.values()], index=pd.Index(slides, name="slide"), columns=columns)
 
 
 @checked()
@@ -168,21 +170,22 @@ def evidence(
             f"No spot {format_names(wanted[rows < 0])} in obs_names, which begin with "
             f"{format_names(adata.obs_names[:3])}."
         )
-    references = np.asarray(adata.obsm[index])[rows]
-    spot, rank = np.nonzero(references >= 0)
-    of, entry = references[spot, rank], adata.uns[name]
-    slide = np.asarray(entry["slide"])[of]
-    table = pd.DataFrame(
-        {
-            "spot": wanted.to_numpy()[spot],
-            "rank": rank + 1,
-            "slide": np.asarray(entry["slides"], dtype=object)[slide],
-            "patient": np.asarray(entry["patients"], dtype=object)[slide],
-            "x": np.asarray(entry["x"])[of],
-            "y": np.asarray(entry["y"])[of],
-            "weight": np.asarray(adata.obsm[keys.slot(key, "weights")])[rows][spot, rank],
-        }
-    )
+    with reading(f"uns[{name!r}]", "Run spahgc.tl.explain again."):
+        references = np.asarray(adata.obsm[index])[rows]
+        spot, rank = np.nonzero(references >= 0)
+        of, entry = references[spot, rank], adata.uns[name]
+        slide = np.asarray(entry["slide"])[of]
+        table = pd.DataFrame(
+            {
+                "spot": wanted.to_numpy()[spot],
+                "rank": rank + 1,
+                "slide": np.asarray(entry["slides"], dtype=object)[slide],
+                "patient": np.asarray(entry["patients"], dtype=object)[slide],
+                "x": np.asarray(entry["x"])[of],
+                "y": np.asarray(entry["y"])[of],
+                "weight": np.asarray(adata.obsm[keys.slot(key, "weights")])[rows][spot, rank],
+            }
+        )
     if adata_ref is not None:
         table["reference"] = _names_at(adata_ref, table, library_key)
     return table
@@ -307,7 +310,8 @@ def trust(adata: AnnData, *, key: str = keys.PREDICTION, method: str | None = No
     """
     entry = adata.uns.get(key)
     if method is None and isinstance(entry, dict) and "trust" in entry:
-        return Trust.from_slots(entry["trust"]).frame
+        with reading(f"uns[{key!r}]['trust']", "Predict again."):
+            return Trust.from_slots(entry["trust"]).frame
     trusts, shown = reference_trusts(adata, key)
     if not trusts:
         raise KeyError(

@@ -7,8 +7,10 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pytest
 import spatialdata as sd
 
+import spahgc
 from spahgc.io import concat, read_st
 
 from ..refusals import refused
@@ -62,3 +64,14 @@ def test_refusals(slide: dict[str, Any]) -> None:
         [one, other],
     )
     assert one["table"].obs["region"].cat.categories.tolist() == ["A1"]
+
+
+def test_embeddings_of_different_width_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    cohort = spahgc.datasets.synthetic_cohort(n_slides=2, n_spots=9, n_genes=16)
+    slides = [cohort.filter_by_coordinate_system(name) for name in ("S1", "S2")]
+    for width, sdata in zip((3, 5), slides, strict=True):
+        sdata["table"].obsm["image_own"] = np.ones((9, width), np.float32)
+    slides[0]["table"].obsm["image_other"] = np.ones((9, 2), np.float32)
+    joined = spahgc.io.concat(slides)["table"]
+    assert list(joined.obsm) == ["spatial"]
+    assert caplog.text.count("is left out, because its width differs between slides") == 2

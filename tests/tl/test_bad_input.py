@@ -431,3 +431,35 @@ def test_an_embedding_has_columns(reference: ad.AnnData) -> None:
     reference.obsm[key] = reference.obsm[key][:, :0]
     with pytest.raises(ValueError, match=f"reference.obsm.'{key}'. must"):
         spahgc.tl.train(reference, method="ridge", panel=3)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-200, 1e155])
+def test_positions_tell_the_spots_apart(factor: float, reference: ad.AnnData) -> None:
+    reference.obsm["spatial"] = reference.obsm["spatial"] * factor
+    with pytest.raises(ValueError, match=r"reference.obsm\['spatial'\] does not tell the spots apart"):
+        spahgc.tl.train(reference, method="ridge", panel=3)
+
+
+def test_counts_that_float32_does_not_hold(reference: ad.AnnData) -> None:
+    counts = np.asarray(reference.X.toarray() if hasattr(reference.X, "toarray") else reference.X, np.float64)
+    counts[0, 0] = 2**24 + 1
+    reference.X = counts
+    with pytest.raises(ValueError, match="reference.X has values of 16,777,216 or more"):
+        spahgc.tl.train(reference, method="ridge", panel=3)
+
+
+@pytest.mark.parametrize("wrong", ["text", 3, [1], {"slide": 3}, {"params": "x", "scores": {}, "methods": 1}, None])
+def test_slots_in_another_form(wrong: Any, reference: ad.AnnData, target: ad.AnnData) -> None:
+    """Whatever is found where results lie, the error names the slot; links and scales in another form count as none."""
+    calls: dict[str, Callable[[ad.AnnData], Any]] = {
+        "spahgc_scores": spahgc.get.scores, "spahgc_cv": spahgc.get.cross_validation, "alignment": spahgc.get.alignment,
+        "spahgc_trust": spahgc.get.trust, "spatialdata_attrs": lambda table: spahgc.tl.train(table, panel=3),
+    }  # fmt: skip
+    for slot, call in calls.items():
+        table = reference.copy()
+        table.uns[slot] = wrong
+        with pytest.raises((KeyError, ValueError), match=slot.removeprefix("spahgc_")):
+            call(table)
+    target.uns["image_toy"] = target.uns["spatial"] = wrong
+    spahgc.tl.predict(reference, target, method="ridge", panel=3)
+    spahgc.pl.support(target, slide="T1", show=False)

@@ -258,10 +258,8 @@ def tissue_rows(adata: AnnData, library_key: str, *, what: str) -> dict[str, NDA
 
 def encoder_params(adata: AnnData, use_rep: str) -> dict[str, Any] | None:
     """Recorded parameters of an embedding, without those of a single slide or run; `None` if there are none."""
-    entry = adata.uns.get(use_rep)
-    if not isinstance(entry, dict) or keys.PARAMS not in entry:
-        return None
-    return {key: plain(value) for key, value in entry[keys.PARAMS].items() if key not in _RUN_ONLY}
+    params = keys.part(adata.uns, use_rep, keys.PARAMS)
+    return {key: plain(value) for key, value in params.items() if key not in _RUN_ONLY} if params else None
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,17 @@ class Trust:
         """Inverse of :meth:`to_slots`; missing values may be NaN or `None`."""
         columns: dict[str, Any] = {name: np.asarray(entry[name], dtype=dtype) for name, dtype in _TRUST_COLUMNS.items()}
         frame = pd.DataFrame(columns, index=pd.Index(np.asarray(entry["genes"], dtype=object), name="gene"))
-        return cls(frame, plain(entry[keys.PARAMS]))
+        return cls(frame, plain(dict(entry[keys.PARAMS])))
+
+
+@contextmanager
+def reading(slot: str, remedy: str) -> Iterator[None]:
+    """Say of a slot that its form is not the one that is written; for blocks that only take it apart."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        problem = f"{slot} does not have the form in which spahgc writes it ({type(error).__name__}: {error})"
+        raise ValueError(f"{problem}. {remedy}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +87,8 @@ class Prediction:
     @property
     def trust(self) -> Trust | None:
         """Trust per gene, if the model had any."""
-        return Trust.from_slots(self.record["trust"]) if "trust" in self.record else None
+        with reading("The trust in the record of the prediction", "Predict again."):
+            return Trust.from_slots(self.record["trust"]) if "trust" in self.record else None
 
     def expression(self, genes: Sequence[str]) -> Float32:
         """Predicted expression of some genes of a prediction that was read, float32 (n_obs, n_genes), in memory."""
@@ -191,7 +203,7 @@ def _layer(adata: AnnData, prediction: Prediction) -> Float32 | None:
 def prediction_table(adata: AnnData, key: str, prediction: Prediction) -> AnnData:
     """Prediction as a table of its own, without ``X``."""
     # Images and SpatialData link only of slides that have spots in the table; squidpy refuses others.
-    images, link = adata.uns.get(keys.SPATIAL, {}), adata.uns.get(keys.SPATIALDATA_ATTRS, {})
+    images, link = (keys.part(adata.uns, name) for name in (keys.SPATIAL, keys.SPATIALDATA_ATTRS))
     column = link.get("region_key")
     if column in adata.obs:
         slides = set(adata.obs[column].dropna().astype(str))
@@ -267,7 +279,9 @@ def read_scores(adata: AnnData, key: str) -> pd.DataFrame:
         f"Prediction {key!r} was not scored. Run spahgc.tl.evaluate(adata, key={key!r}) on a table with measured "
         "expression; spahgc.get.trust says what to expect without it."
     )
-    return _long_table(_entry(adata, key, "scores", advice), SCORE_COLUMNS)
+    entry = _entry(adata, key, "scores", advice)
+    with reading(f"uns['{keys.slot(key, 'scores')}']", advice):
+        return _long_table(entry, SCORE_COLUMNS)
 
 
 def _entry(adata: AnnData, key: str, what: str, advice: str) -> Any:
@@ -311,8 +325,9 @@ def read_cross_validation(adata_ref: AnnData, key: str) -> pd.DataFrame:
     """Cross-validated scores as a long table."""
     advice = f"Run spahgc.tl.cross_validate(adata_ref, key_added={key!r}) first."
     entry = _entry(adata_ref, key, "cv", advice)
-    table = _long_table(entry["scores"], CV_COLUMNS)
-    table.attrs = {name: str(entry[keys.PARAMS][name]) for name in ("protocol", "label")}
+    with reading(f"uns['{keys.slot(key, 'cv')}']", advice):
+        table = _long_table(entry["scores"], CV_COLUMNS)
+        table.attrs = {name: str(entry[keys.PARAMS][name]) for name in ("protocol", "label")}
     return table
 
 
@@ -321,7 +336,9 @@ def reference_trusts(adata_ref: AnnData, key: str) -> tuple[dict[str, Trust], st
     entry = adata_ref.uns.get(keys.slot(key, "trust"))
     if not isinstance(entry, Mapping) or "methods" not in entry:
         return {}, ""
-    return {label: Trust.from_slots(of) for label, of in entry["methods"].items()}, str(entry[keys.PARAMS]["shown"])
+    with reading(f"uns['{keys.slot(key, 'trust')}']", "Run spahgc.tl.cross_validate again."):
+        shown = str(entry[keys.PARAMS]["shown"])
+        return {label: Trust.from_slots(of) for label, of in entry["methods"].items()}, shown
 
 
 def _write_trust_columns(adata: AnnData, key: str, trust: Trust | None) -> None:

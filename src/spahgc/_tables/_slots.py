@@ -29,6 +29,7 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 _XY = (("x", "y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"), ("pixel_x", "pixel_y"))
+_FARTHEST, _MOST_COUNTS = 1e9, 2.0**24  # pixels between spots; counts of a gene, which float32 holds exactly
 _WITHOUT_EXPRESSION = "Measured expression is needed here; an H&E-only slide can be a target."
 
 
@@ -87,7 +88,7 @@ def check_table(adata: AnnData, *, what: str) -> AnnData:
 def library_column(adata: AnnData, library_key: str | None, *, what: str) -> str:
     """Name of the ``obs`` column with the slide of each spot."""
     if library_key is None:
-        library_key = adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key")
+        library_key = keys.part(adata.uns, keys.SPATIALDATA_ATTRS).get("region_key")
     if library_key is None:
         raise KeyError(
             f"{what} does not say which slide each spot is on: it has no uns['{keys.SPATIALDATA_ATTRS}'], and "
@@ -197,6 +198,10 @@ def coordinates(adata: AnnData, *, what: str) -> Float64:
     if values.ndim != 2 or values.shape[1] != 2:
         raise ValueError(f"{name} must have shape (n_obs, 2), x and y, got {values.shape}.")
     _check_finite(adata, np.asarray(~np.isfinite(values).all(axis=1)), name, "Drop those spots.")
+    if len(values) > 1 and not 1 / _FARTHEST < np.ptp(values, axis=0).max() < _FARTHEST:
+        raise ValueError(
+            f"{name} does not tell the spots apart: x and y range from {values.min():g} to {values.max():g}."
+        )
     _check_not_local(adata, values, name)
     return values
 
@@ -206,7 +211,9 @@ def _check_not_local(adata: AnnData, xy: Float64, name: str) -> None:
     fov = next((column for column in adata.obs if column.lower() in ("fov", "fov_name", "fov_id")), None)
     if fov is None:
         return
-    slide = adata.obs.get(adata.uns.get(keys.SPATIALDATA_ATTRS, {}).get("region_key"), pd.Series("", adata.obs_names))
+    slide = adata.obs.get(
+        keys.part(adata.uns, keys.SPATIALDATA_ATTRS).get("region_key"), pd.Series("", adata.obs_names)
+    )
     places = pd.DataFrame(xy, columns=["x", "y"]).assign(slide=slide.astype(str).to_numpy())
     for _, of_slide in places.groupby("slide"):
         fields = of_slide[["x", "y"]].groupby(adata.obs[fov].astype(str).to_numpy()[of_slide.index])
@@ -304,6 +311,8 @@ def expression(adata: AnnData, layer: str | None, *, what: str, normalize: str =
             f"layer=<layer with raw counts> (layers: {format_names(adata.layers)}), or normalize='none' to use the "
             f"values as they are.{ways_to_counts(adata, matrix)}"
         )
+    if _values(matrix).max(initial=0) >= _MOST_COUNTS:
+        raise ValueError(f"{name} has values of {_MOST_COUNTS:,.0f} or more, which no gene has as counts in a spot.")
     if not _values(matrix).any():
         raise ValueError(f"{name} is all zero: no expression was measured. {_WITHOUT_EXPRESSION}")
     return matrix

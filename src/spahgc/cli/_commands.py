@@ -97,8 +97,7 @@ def predict(
     tl.predict(trained, adata, store=store, key_added=key_added, overwrite=overwrite, **options)
     in_x = as_x or store is not None
     if store is None:
-        with _disk.replacing(out) as temporary:
-            (get.predicted(adata, key=key_added) if in_x else adata).write_h5ad(temporary)
+        _disk.write_h5ad(out, get.predicted(adata, key=key_added) if in_x else adata)
     slot = "X" if in_x else f"obsm[{key_added!r}]"
     support = adata.obs[keys.slot(key_added, "support")].median()
     print(f"Wrote {out}: {len(trained.genes)} genes of {adata.n_obs} spots in {slot}; median support {support:.2f}")
@@ -127,8 +126,7 @@ def cross_validate(
     with _disk.replacing(out) as temporary:
         scores.to_csv(temporary, index=False)
     if table is not None:
-        with _disk.replacing(table) as temporary:
-            adata.write_h5ad(temporary)
+        _disk.write_h5ad(table, adata)
     print(f"Wrote {out}; {scores.attrs['label']}. Mean Pearson over genes, then slides:")
     of_slides = scores[scores["metric"] == "pearson"].groupby(["method", "slide"], sort=False)["value"].mean()
     for method, value in of_slides.groupby("method", sort=False).mean().items():

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 
 from .. import __version__, datasets, get, tl
 from .. import _keys as keys
-from .._disk import replacing
+from .._disk import replacing, write_h5ad
 from .._tables._cohorts import measured_expression
 from ..metrics import share_above
 from ..pl._report import MINUS, html_table, write_report
@@ -134,8 +134,7 @@ def run(
     models["spahgc"].save(out / "model", overwrite=True)
     with replacing(out / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
-    with replacing(out / "predictions.h5ad") as temporary:
-        table_for_scanpy(target).write_h5ad(temporary)
+    write_h5ad(out / "predictions.h5ad", table_for_scanpy(target))
     target.uns[keys.slot(keys.PREDICTION, "scores")] = scores.to_dict("list")
     write_page(out, example, target, summary, history=models["spahgc"].history, seed=seed)
 

@@ -18,7 +18,7 @@ from spatialdata.transformations import get_transformation
 from .. import _keys
 from .._checks import above, at_least, checked, format_names
 from .._geometry import Float64, side_of
-from .._links import microns_per_unit, pick_table, regions
+from .._links import check_slides, microns_per_unit, pick_table, regions
 from .._settings import logger
 from .._tables._slots import are_counts, check_table, expression, ways_to_counts
 from ._concat import check_slide_name, concat, link_spots
@@ -107,7 +107,9 @@ def bin_to_spots(
             f"{ways_to_counts(table, matrix)}"
         )
     parts = []
-    for region, rows, bins, centers in regions(sdata, table):
+    slides = regions(sdata, table)
+    check_slides([spots.name for spots in slides], slide=slide, microns_per_pixel=microns_per_pixel)
+    for region, rows, bins, centers in slides:
         name = slide.get(region) if isinstance(slide, Mapping) else slide
         if name is None:
             without_bins = re.sub(r"_?square_\d{3}um", "", region)

@@ -163,6 +163,11 @@ def concat(slides: Sequence[SpatialData], *, join: Literal["outer", "inner"] = "
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)
         joined = ad.concat(tables, join=join, fill_value=0, merge="same")
+    for key in list(joined.obsm):  # where a slide lacks columns, they would be filled with zeros
+        widths = {table.obsm[key].shape[1] if key in table.obsm else 0 for table in tables}
+        if len(widths) > 1:
+            logger.warning("obsm[%r] is left out, because its width differs between slides: %s.", key, sorted(widths))
+            del joined.obsm[key]
     if not joined.obs_names.is_unique:
         joined.obs_names = joined.obs[_keys.REGION].astype(str) + "_" + joined.obs_names
     genes = tables[0].var_names[tables[0].var_names.isin(joined.var_names)]
@@ -208,7 +213,7 @@ def _in_layout(sdata: SpatialData, what: str) -> SpatialData:
     try:
         key = pick_table(sdata)
         table = check_table(sdata.tables[key], what=f"{what}[{key!r}]")
-        attrs = table.uns.get(_keys.SPATIALDATA_ATTRS, {})
+        attrs = _keys.part(table.uns, _keys.SPATIALDATA_ATTRS)
         if (key, attrs.get("region_key"), attrs.get("instance_key")) == (_keys.TABLE, _keys.REGION, _keys.INSTANCE):
             return sdata
         spots = linked_spots(sdata, table)

@@ -69,7 +69,7 @@ def from_anndata(
     """
     check_table(adata, what="adata")
     xy = coordinates(adata, what="adata")
-    attrs = adata.uns.get(_keys.SPATIALDATA_ATTRS, {})
+    attrs = _keys.part(adata.uns, _keys.SPATIALDATA_ATTRS)
     for column, link in ((_keys.REGION, "region_key"), (_keys.INSTANCE, "instance_key")):
         if column in adata.obs and attrs.get(link) != column:
             raise ValueError(
@@ -85,7 +85,7 @@ def from_anndata(
                 "spahgc.io.concat."
             )
         library = slide if slide in entries else str(next(iter(entries)))
-        factors = dict(entries[library].get("scalefactors") or {})
+        factors = dict(_keys.part(entries, library, "scalefactors"))
     if isinstance(image, str | PathLike):
         known = microns_per_pixel or factors.get(_keys.MPP)
         image, slide = load(image, slide=slide or library, microns_per_pixel=known), None

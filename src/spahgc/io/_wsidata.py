@@ -162,7 +162,7 @@ def _features(sdata: SpatialData, wanted: str | None, tile_key: str) -> str:
     names = [
         name
         for name, table in sdata.tables.items()
-        if table.uns.get(_keys.SPATIALDATA_ATTRS, {}).get("region") in (tile_key, [tile_key]) and table.n_vars
+        if _keys.part(table.uns, _keys.SPATIALDATA_ATTRS).get("region") in (tile_key, [tile_key]) and table.n_vars
     ]
     fits = names if wanted is None else [name for name in (wanted, f"{wanted}_{tile_key}") if name in names][:1]
     if len(fits) != 1:

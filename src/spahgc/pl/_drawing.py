@@ -126,7 +126,7 @@ def pick_slide(names: Iterable[str], slide: str | None) -> str:
 
 def slide_of(adata: AnnData, slide: str | None, library_key: str | None, size: float) -> DrawnSlide:
     """One slide of a table; a table without a column of slides is one slide."""
-    if library_key is not None or "region_key" in adata.uns.get(keys.SPATIALDATA_ATTRS, {}):
+    if library_key is not None or "region_key" in keys.part(adata.uns, keys.SPATIALDATA_ATTRS):
         of_spot = adata.obs[library_column(adata, library_key, what="adata")].astype(str)
         name = pick_slide(of_spot.unique(), slide)
         return DrawnSlide(adata[(of_spot == name).to_numpy()], name, size, alone=of_spot.nunique() == 1)
@@ -151,7 +151,7 @@ class DrawnSlide:
         self.coordinates = coordinates(rows, what="adata")
         found = libraries(rows)
         entry: Mapping[str, Any] = found.get(name) or (next(iter(found.values())) if alone and len(found) == 1 else {})
-        factors, images = entry.get("scalefactors") or {}, entry.get("images") or {}
+        factors, images = keys.part(entry, "scalefactors"), keys.part(entry, "images")
         self.microns_per_pixel, diameter = factors.get(keys.MPP), factors.get(keys.SPOT_DIAMETER)
         self.image, self.image_scale = None, 1.0
         scales: dict[str, Any] = {

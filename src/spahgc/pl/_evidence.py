@@ -87,12 +87,12 @@ def evidence(
     reference, target = (sdata.tables[pick_table(sdata, table_key)] for sdata in (sdata_ref, sdata_target))
     if gene is not None:
         check_panel([gene], read_prediction(target, key).genes, target.var_names)
-    params: Mapping[str, Any] = target.uns.get(key, {}).get(keys.PARAMS, {})
+    params: Mapping[str, Any] = keys.part(target.uns, key, keys.PARAMS)
     # Slides of the model need not be slides of the images.
     library = params["library_key"] if params.get("library_key") in reference.obs else None
     found = get.evidence(target, spot, adata_ref=reference, library_key=library, key=key).head(n_tiles)
     if tile_um is None:
-        tile_um = float(target.uns.get(params["use_rep"], {}).get(keys.PARAMS, {}).get("tile_um", _TILE_UM))
+        tile_um = float(keys.part(target.uns, params["use_rep"], keys.PARAMS).get("tile_um", _TILE_UM))
     tiles = [*_tiles(sdata_target, target, [spot], tile_um), *_tiles(sdata_ref, reference, found["reference"], tile_um)]
     titles, labels = [shorten(spot)], [f"agreement {target.obs[keys.slot(key, 'agreement')][spot]:.2f}"]
     for _, row in found.iterrows():

@@ -116,7 +116,7 @@ def expression(
         )
     check_panel(chosen, prediction.genes, table.var_names)
     drawn = slide_of(table, slide, library_key, size)
-    params = record.get(keys.PARAMS, {})
+    params = keys.part(record, keys.PARAMS)
     predicted = read_prediction(drawn.rows, key).expression(chosen).astype(np.float64)
     measured = _measured(drawn.rows, chosen, layer, params.get("normalize", "none"))
     if not measured:

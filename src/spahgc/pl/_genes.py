@@ -96,7 +96,7 @@ def gene_scores(
     missing = int(methods.isna().sum().min())
     n_slides, several = scores["slide"].nunique(), len(order) > 1
     title = f"mean of {n_slides} slides" if n_slides > 1 else str(scores["slide"].iloc[0])
-    shared = table.uns.get(key, {}).get(keys.PARAMS, {}).get("shared_patients", ())
+    shared = keys.part(table.uns, key, keys.PARAMS).get("shared_patients", ())
     same = scores.groupby("slide")["patient"].first().astype(str).isin(list(map(str, shared)))
     if same.any():
         title += " (same patient)" if same.all() else f" ({same.sum()} same patient)"

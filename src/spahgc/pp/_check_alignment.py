@@ -16,7 +16,16 @@ from spatialdata import SpatialData
 from .. import _keys as keys
 from .._checks import between, checked
 from .._geometry import DIFFERS, PLAUSIBLE_MPP, VISIUM_PITCH_UM, lattice, scale_of, side_of, transformed
-from .._links import RegionSpots, affine_between, microns_per_unit, pick_table, regions, shallow_copy, systems_of
+from .._links import (
+    RegionSpots,
+    affine_between,
+    check_slides,
+    microns_per_unit,
+    pick_table,
+    regions,
+    shallow_copy,
+    systems_of,
+)
 from .._slides import Float64, normalize, spot_depth
 from .._tables._slots import are_counts, check_table, expression
 from ..io._image import resolutions
@@ -115,7 +124,9 @@ def check_alignment(
     """
     key = pick_table(sdata, table_key)
     table = check_table(sdata.tables[key], what=f"sdata[{key!r}]")
-    verdicts = [_judged(sdata, table, spots, microns_per_pixel, image_key, layer) for spots in regions(sdata, table)]
+    of_slides = regions(sdata, table)
+    check_slides([spots.name for spots in of_slides], microns_per_pixel=microns_per_pixel, image_key=image_key)
+    verdicts = [_judged(sdata, table, spots, microns_per_pixel, image_key, layer) for spots in of_slides]
     # Everything is computed before anything is written, so that a failure leaves the object unchanged.
     if copy:
         sdata = shallow_copy(sdata, key)
@@ -309,7 +320,7 @@ def _scales(
     scales: dict[str, tuple[str, Float64]] = {}
     entry: Mapping[str, Any] = table.uns.get(keys.SPATIAL, {}).get(name, {})
     for resolution in ("hires", "lowres"):
-        factor = entry.get("scalefactors", {}).get(f"tissue_{resolution}_scalef")
+        factor = keys.part(entry, "scalefactors").get(f"tissue_{resolution}_scalef")
         small = entry.get("images", {}).get(resolution)
         if factor is None and small is not None:
             factor = np.shape(small)[1] / image.size[0]

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from .. import _keys as keys
 from .._checks import above, at_least, between, checked, format_names
 from .._geometry import PLAUSIBLE_MPP, scale_of, transformed
-from .._links import pick_table, shallow_copy
+from .._links import check_slides, pick_table, shallow_copy
 from .._run import dask_client
 from .._settings import logger, settings
 from .._tables._slots import check_table
@@ -162,6 +162,7 @@ def image_embedding(
             raise
         owners.append((item, name, range(len(slides), len(slides) + len(found))))
         slides += found
+    check_slides([slide.name for slide in slides], microns_per_pixel=microns_per_pixel, image_key=image_key)
     # Loading weights may take minutes, so it comes after what is likely to fail.
     loaded = resolve(encoder, device=device, precision=precision)
     key = keys.check_key(keys.image(loaded.name) if key_added is None else key_added)
@@ -254,7 +255,7 @@ def add_pictures(sdata: SpatialData, table: AnnData, slides: Sequence[LocatedSli
         entry = dict(spatial.get(slide.name, {}))
         images = dict(entry.get("images", {}))
         known = {keys.MPP: float(slide.microns_per_pixel), keys.SPOT_DIAMETER: float(slide.spot_diameter)}
-        factors = known | dict(entry.get("scalefactors", {}))
+        factors = known | dict(keys.part(entry, "scalefactors"))
         if not any(f"tissue_{name}_scalef" in factors and name in images for name in ("hires", "lowres")):
             made = picture(sdata.images[slide.image], slide)
             if made is not None:

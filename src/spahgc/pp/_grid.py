@@ -123,7 +123,7 @@ def tissue_grid(
                 f"sdata has a table {table_key!r} that is not a grid made by spahgc: it is not overwritten. Pass "
                 f"table_key=<another name>, e.g. 'grid', here and to spahgc.pp.image_embedding."
             )
-        region = uns.get(keys.SPATIALDATA_ATTRS, {}).get("region", [])
+        region = keys.part(uns, keys.SPATIALDATA_ATTRS).get("region", [])
         replaced = [name for name in ([region] if isinstance(region, str) else region) if name in sdata.shapes]
     scans = scans_of(sdata, image_key, microns_per_pixel)
     names = _names(sdata, list(scans), slide, replaced)
@@ -172,7 +172,7 @@ def _spacing(
     xy = coordinates(adata_ref, what="adata_ref")
     pitches, diameters = {}, []
     for name, rows in slide_rows(adata_ref, library_column(adata_ref, library_key, what="adata_ref")).items():
-        factors = adata_ref.uns.get(keys.SPATIAL, {}).get(name, {}).get("scalefactors", {})
+        factors = keys.part(adata_ref.uns, keys.SPATIAL, name, "scalefactors")
         visium = visium_pitch(adata_ref.obs.iloc[rows], xy[rows])
         mpp = factors.get(keys.MPP) if visium is None else VISIUM_PITCH_UM / visium
         if mpp is None or (visium is None and len(rows) <= NEIGHBORS):

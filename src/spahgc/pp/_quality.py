@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from .. import _keys as keys
 from .._checks import above, between, checked
 from .._geometry import PLAUSIBLE_MPP, transformed
-from .._links import pick_table, shallow_copy
+from .._links import check_slides, pick_table, shallow_copy
 from .._settings import logger, settings
 from .._slides import Float64
 from .._tables._slots import check_table
@@ -97,6 +97,7 @@ def tile_quality(
     if key not in table.uns and (key in table.obs or key in table.obsm):
         raise ValueError(f"sdata[{name!r}] has a {key!r} that spahgc did not write: rename it, or delete it.")
     slides = locate(sdata, table, microns_per_pixel=microns_per_pixel, image_key=image_key)
+    check_slides([slide.name for slide in slides], microns_per_pixel=microns_per_pixel, image_key=image_key)
     values = np.full((table.n_obs, len(LIMITS)), np.nan, np.float32)
     for slide in slides:
         values[slide.rows] = _measure(slide, tile_um, settings.workers(n_jobs))

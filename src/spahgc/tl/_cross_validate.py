@@ -18,7 +18,7 @@ from anndata import AnnData
 
 from .. import _keys as keys
 from .._checks import at_least, checked, format_names, rng_seed
-from .._disk import digest, replacing, shared_folder
+from .._disk import digest, local_path, replacing, shared_folder
 from .._run import run_all
 from .._settings import logger, settings
 from .._slides import Normalize, SplitBy, canonical_order
@@ -164,7 +164,7 @@ def cross_validate(
     if resume is not None:
         data = _data_fingerprint(slots, measured.var_names.astype(str))
         run = {"spahgc": version("spahgc"), "data": data, **settled}
-        kept = {unit: _kept_path(Path(resume), unit, {**run, "method": specs.get(unit.method)}) for unit in units}
+        kept = {unit: _kept_path(local_path(resume), unit, {**run, "method": specs.get(unit.method)}) for unit in units}
     results = {unit: scores for unit, path in kept.items() if (scores := _read_kept(path)) is not None}
     logger.info("%d folds, %d units, %d of them finished before.", len(folds), len(units), len(results))
     finished = set(results)

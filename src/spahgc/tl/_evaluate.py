@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,7 @@ def evaluate(
     """
     check.check_table(adata, what="target")
     prediction = read_prediction(adata, key)
-    params: dict[str, Any] = prediction.record.get(keys.PARAMS, {})
+    params = keys.part(prediction.record, keys.PARAMS)
     if not params:
         raise KeyError(
             f"uns has no {key!r} with the parameters of the prediction (unit and slides); anndata.concat drops it "
@@ -94,6 +94,8 @@ def evaluate(
         )
     measured, depth, has_expression = measured_expression(adata, genes, params["normalize"], layer=layer)
     predicted = prediction.expression(genes)
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"The prediction in obsm[{key!r}] has NaN or infinite values. Predict again.")
     scores, patients = {}, {}
     for slide, rows in tissue_rows(adata, library_key, what="target").items():
         if not has_expression[rows].any():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import _keys as keys
 from .._checks import checked
-from .._disk import Scratch, digest, replacing_folder
+from .._disk import Scratch, digest, local_path, replacing_folder
 from .._run import spot_bar, weighted
 from .._settings import settings
 from .._slides import UNITS, Cohort, Float32, Rows, Slide, blocks, standardize
@@ -222,7 +222,7 @@ class Model:
         """
         from safetensors.numpy import save
 
-        path = Path(path)
+        path = local_path(path)
         files.check_free(path, overwrite=overwrite)
         state, arrays = self.method.state(), self._reference_arrays()
         scales = files.embedding_scales(self.reference) if arrays else {}

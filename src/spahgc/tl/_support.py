@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from anndata import AnnData
@@ -160,9 +160,8 @@ def _nearest(query: Float64, bank: Float64, *, exclude_self: bool = False) -> Fl
 
 def pitches(adata: AnnData, use_rep: str, library_key: str | None, *, what: str) -> dict[str, float]:
     """Median distance of neighboring spots of each slide (um), for slides whose scale the embedding records."""
-    entry: Any = adata.uns.get(use_rep)
-    scale = entry.get(keys.PARAMS, {}).get(keys.MPP) if isinstance(entry, Mapping) else None
-    if not isinstance(scale, Mapping):
+    scale = keys.part(adata.uns, use_rep, keys.PARAMS, keys.MPP)
+    if not scale:
         return {}
     positions = check.coordinates(adata, what=what)
     found = {}

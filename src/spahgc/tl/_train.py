@@ -333,7 +333,7 @@ def slide_summaries(
 ) -> dict[str, dict[str, Any]]:
     """Summary of the prediction of each slide; a warning if the reference hardly covers it."""
     found, species = int(adata.var_names.isin(model.genes).sum()), check.species_of(model.genes)
-    scale = adata.uns.get(model.recipe.use_rep, {}).get(keys.PARAMS, {}).get(keys.MPP, {})
+    scale = keys.part(adata.uns, model.recipe.use_rep, keys.PARAMS, keys.MPP)
     summaries = {}
     for slide, rows in (target for target in targets if target.slide.moments is None):
         own, known = np.asarray(made.support)[rows], slide.patient in model.reference.patients
