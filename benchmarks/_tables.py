@@ -72,12 +72,13 @@ def untouched(content: Mapping[str, Any], embedding: str) -> str:
     """The default against ridge and context ridge on the cases that it was not designed on, depth-normalized."""
     scores = case_scores(content, "log1p", embedding)
     cases = [case for case in content["protocol"]["cases"] if case not in DESIGNED_ON]
-    whole, ridge, context = (_mean(scores[m], cases) for m in ("spahgc", "ridge", "context_ridge"))
-    if whole is None or ridge is None or context is None:
+    whole = _mean(scores["spahgc"], cases)
+    others = {name: _mean(scores[name], cases) for name in ("ridge", "context_ridge", "low_rank_ridge", "fast")}
+    if whole is None or None in others.values():
         return "n/a"
+    listed = ", ".join(f"{name} {mean:.3f} ({whole / mean - 1:+.1%})" for name, mean in others.items() if mean)
     return (
-        f"On the {len(cases)} cases that the default was not designed on ({embedding}): spahgc {whole:.3f}, ridge "
-        f"{ridge:.3f} ({whole / ridge - 1:+.1%}), context ridge {context:.3f} ({whole / context - 1:+.1%})."
+        f"On the {len(cases)} cases that the default was not designed on ({embedding}): spahgc {whole:.3f}, {listed}."
     )
 
 

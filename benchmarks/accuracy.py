@@ -27,10 +27,13 @@ from _runs import PANEL, execute  # noqa: E402
 from _tables import UNIT_NAMES, accuracy_table, cases_table, seconds_table  # noqa: E402
 
 PUBLISHED = ("stnet", "histogene", "hist2st", "thitogene", "egn", "bleep", "mclstexp", "m2ost", "triplex")
-CONTROLS = ("gene_mean", "cellularity", "coordinates", "knn", "ridge", "smoothed_ridge", "context_ridge")
+CONTROLS = (
+    *("gene_mean", "cellularity", "coordinates", "knn", "ridge", "low_rank_ridge", "smoothed_ridge", "context_ridge"),
+)
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in CONTROLS},
     "context_kernel": {"method": "context_kernel"},
+    "fast": {"method": "fast"},
     "spahgc": {"method": "spahgc"},
     **{name: {"method": name} for name in PUBLISHED},
     "spahgc (paper)": {"method": "spahgc", "preset": "paper"},

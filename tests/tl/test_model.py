@@ -45,13 +45,15 @@ def edit(folder: Path, **changes: Any) -> None:
 def test_save_load_predict(models: Models, variant: str, target: ad.AnnData, tmp_path: Path) -> None:
     model = models(variant)
     assert model.save(tmp_path / "deep" / "model") is None
-    assert content(tmp_path / "deep" / "model").keys() >= FILES
+    files = content(tmp_path / "deep" / "model").keys()
+    assert files >= FILES or not model.method.keeps_reference
     loaded = Model.load(tmp_path / "deep" / "model")
     assert loaded.fingerprint == model.fingerprint
     assert predicted(loaded, target) == predicted(model, target)
     assert (loaded.genes, loaded.history, loaded.params) == (model.genes, model.history, model.params)
     for mine, other in zip(loaded.reference, model.reference, strict=True):
-        np.testing.assert_array_equal(mine.cellularity, other.cellularity)
+        if model.method.keeps_reference:
+            np.testing.assert_array_equal(mine.cellularity, other.cellularity)
     assert repr(loaded) == repr(model)
     # A second trip changes nothing either.
     loaded.save(str(tmp_path / "again"))

@@ -24,7 +24,7 @@ from ..pl._report import MINUS, html_table, write_report
 from ..pp import image_embedding
 from ..tl._model_folder import check_free
 
-METHODS = ("spahgc", "context_ridge", "ridge", "knn", "gene_mean")  # the method and its controls
+METHODS = ("spahgc", "context_ridge", "low_rank_ridge", "ridge", "knn", "gene_mean")  # the method and its controls
 ORACLE = "depth only (oracle)"
 RECORD = "demo.json"
 FILES = {

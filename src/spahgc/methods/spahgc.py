@@ -71,9 +71,9 @@ class SpaHGC(Method):
     That is ``preset="default"``. Its networks have two layers and width 128 and are trained for 30 epochs on expression
     relative to each slide, without the masked views and contrastive loss of the publication. The nodes of two networks
     carry the embeddings of a spot and of its surroundings, those of the other two the spot's alone. To predict new
-    patients (:class:`~spahgc.methods.Run`), the result is further averaged with ridge and context ridge on the ten leading
-    components of the expression, a third each.
-    With a single reference slide, no network is trained, because its graph has no other slide to refer to.
+    patients (:class:`~spahgc.methods.Run`), the result is further averaged with ridge and context ridge on the ten
+    leading components of the expression, a third each. With a single reference slide, no network is trained, because
+    its graph has no other slide to refer to.
 
     ``preset="paper"`` is the published method, with masking and contrastive loss: one network, 200 epochs, the last one
     used.

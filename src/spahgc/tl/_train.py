@@ -303,7 +303,8 @@ def predict(
     else:
         # Validate the target first so that bad input fails before training.
         recipe = embedding_recipe(reference, training.get("use_rep"))
-        kind = METHODS[training.get("method", "spahgc")]
+        preset, params = training.get("preset"), training.get("method_params")
+        kind = METHODS[chosen_method(training.get("method", "spahgc"), preset, params)[0]]
         for target in target_slides(adata_target, recipe, **columns):
             check_needs(kind, target.slide)
         if patient_key in reference.obs and patient_key in adata_target.obs:
