@@ -178,7 +178,7 @@ def test_encoders_that_return_something_else(
     [
         ({"tile_px": 0}, "`tile_px` must be an integer of at least 1"),
         ({"tile_px": 32.5}, "`tile_px` must be an integer of at least 1"),
-        ({"tile_um": 0}, "`tile_um` must be a finite number greater than 0"),
+        ({"tile_um": 0}, "`tile_um` must be a finite number between 2 and 5000"),
         ({"tile_um": np.nan}, "`tile_um` must be a finite number"),
         ({"fields_of_view": ()}, "`fields_of_view` is empty"),
         ({"fields_of_view": (1, -2)}, "`fields_of_view` must be a sequence of finite numbers greater"),

@@ -223,7 +223,7 @@ def read_spots(spots: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
             "x, y (position on the array) and pixel_x, pixel_y (position in the image)."
         )
     if "selected" in frame.columns:
-        frame = frame[frame["selected"].astype(float) != 0]
+        frame = frame[frame["selected"].astype(float) == 1]
     if frame.empty:
         raise ValueError(f"{source} has no spots, or none that are selected (column 'selected').")
     frame = frame.astype(dict.fromkeys(_REQUIRED, np.float64)).reset_index(drop=True)

@@ -33,7 +33,7 @@ UPSAMPLED = 2.0  # ratio of micrometers per pixel between image and tiles that i
 
 
 @checked(
-    tile_um=above(0),
+    tile_um=between(2, 5000),
     tile_px=at_least(1),
     fields_of_view=above(0),
     microns_per_pixel=between(*PLAUSIBLE_MPP),

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from spatialdata import SpatialData
 
 from .. import _keys as keys
-from .._checks import above, between, checked
+from .._checks import between, checked
 from .._geometry import PLAUSIBLE_MPP, transformed
 from .._links import check_slides, pick_table, shallow_copy
 from .._settings import logger, settings
@@ -32,7 +32,7 @@ DARK = 0.2  # largest HSV value of black ink; two layers of dense tissue have mo
 _BLOCKS = 4  # along a side of a tile; the median over blocks is not carried by one sharp edge
 
 
-@checked(tile_um=above(0), microns_per_pixel=between(*PLAUSIBLE_MPP))
+@checked(tile_um=between(2, 5000), microns_per_pixel=between(*PLAUSIBLE_MPP))
 def tile_quality(
     sdata: SpatialData,
     *,

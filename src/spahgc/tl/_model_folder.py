@@ -138,7 +138,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Content of ``config.json`` of a complete folder, unless it was edited or is of another format."""
     if not path.is_dir():
         raise FileNotFoundError(f"There is no model folder {path}. Model.save makes one.")
-    missing = [name for name in (CONFIG, WEIGHTS, REFERENCE) if not (path / name).exists()]
+    kinds = {CONFIG: Path.is_file, WEIGHTS: Path.is_file, REFERENCE: Path.is_dir}
+    missing = [name for name, is_there in kinds.items() if not is_there(path / name)]
     if missing:
         present = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
         raise FileNotFoundError(f"{path} is not a complete model: {', '.join(missing)} missing (present: {present}).")
