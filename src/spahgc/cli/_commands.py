@@ -108,7 +108,7 @@ def cross_validate(
     reference: Path,
     out: Path,
     table: Path | None = None,
-    methods: str = "ridge,context_ridge,spahgc",
+    methods: str = "ridge,low_rank_ridge,context_ridge,spahgc",
     table_key: str = keys.TABLE,
     key_added: str = keys.PREDICTION,
     overwrite: bool = False,

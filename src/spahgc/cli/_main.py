@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     validate.add_argument("out", metavar="OUT.csv", type=Path, help="file to write")
     validate.add_argument("--table", metavar="OUT.h5ad", type=Path, help="also write the table, with scores and trust")
-    validate.add_argument("--methods", help="names separated by commas (ridge,context_ridge,spahgc)")
+    validate.add_argument("--methods", help="names separated by commas (ridge,low_rank_ridge,context_ridge,spahgc)")
     same_patient = "train on other slides of the held-out slide's patient"
     validate.add_argument("--allow-shared-patients", action="store_true", help=same_patient)
     protocol = "paper and hest are optimistic, and only for comparison with published scores (honest)"

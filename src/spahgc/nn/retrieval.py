@@ -81,6 +81,7 @@ def cosine_topk(
             found, at = scores.topk(min(size, scores.shape[1]), dim=1)
             best[rows], order = torch.cat([best[rows], found], dim=1).topk(size, dim=1)
             candidates[rows] = torch.cat([candidates[rows], at + block.start], dim=1).gather(1, order)
+        del part  # so that two blocks of the bank are never in memory at once
     nearest = candidates.cpu().numpy()
     # All rows tie for a query of zeros: the first ones, whatever the device takes.
     for i in np.flatnonzero(~query.any(axis=1)):
