@@ -52,7 +52,7 @@ def test_predictions_are_a_table_for_scanpy(done: tuple[Path, list[str]]) -> Non
     spahgc.pp.image_embedding(target, progress=False)
     again = spahgc.tl.predict(spahgc.tl.Model.load(out / "model"), target["table"], copy=True)
     np.testing.assert_allclose(table.X, again.obsm["spahgc"].to_numpy(), atol=1e-5)
-    assert set(table.layers) == {"context_ridge", "ridge", "knn", "gene_mean", "measured"}
+    assert set(table.layers) == {"context_ridge", "low_rank_ridge", "ridge", "knn", "gene_mean", "measured"}
     np.testing.assert_allclose(table.obs["spahgc_support"], again.obs["spahgc_support"])
     np.testing.assert_allclose(table.var["spahgc_pearson"].mean(), summary(out).loc["spahgc", "Pearson"])
     measured = target["table"].to_df().to_numpy()
@@ -117,7 +117,7 @@ def test_target_expression_changes_no_prediction(
     one, two = (anndata.read_h5ad(folder / "predictions.h5ad") for folder in (done[0], tmp_path / "out"))
     np.testing.assert_array_equal(one.X, two.X)
     np.testing.assert_array_equal(one.obs["spahgc_support"], two.obs["spahgc_support"])
-    for method in ("context_ridge", "ridge", "knn", "gene_mean"):
+    for method in ("context_ridge", "low_rank_ridge", "ridge", "knn", "gene_mean"):
         np.testing.assert_array_equal(one.layers[method], two.layers[method])
     # The noise did arrive where it may.
     assert not np.array_equal(one.layers["measured"], two.layers["measured"])

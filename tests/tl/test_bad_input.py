@@ -219,7 +219,7 @@ REFERENCE = {
         "No method 'rigde'. Available: .*'gene_mean'.*'ridge'.*'spahgc'", options={"method": "rigde"}
     ),
     "unknown preset": Case(
-        "must be one of 'default', 'paper' or None, got 'papr'", options={"method": "spahgc", "preset": "papr"}
+        "must be one of 'default', 'fast', 'paper' or None, got 'papr'", options={"method": "spahgc", "preset": "papr"}
     ),
     "preset of another method": Case(
         "preset='paper' is for method='spahgc'; 'ridge' has no presets", options={"preset": "paper"}

@@ -123,7 +123,7 @@ def test_a_relative_path_is_kept_as_an_absolute_one(
     monkeypatch.chdir("/")
     assert target.uns["spahgc"]["store"] == str(tmp_path / "pred.zarr")
     assert spahgc.get.predicted(target).shape == (72, 12)
-    with pytest.raises(ValueError, match="must be a local path, got 's3://bucket/pred.zarr'"):
+    with pytest.raises(ValueError, match="Only local paths can be written, got 's3://bucket/pred.zarr'"):
         spahgc.tl.predict(models("ridge"), target, store="s3://bucket/pred.zarr")
 
 
@@ -306,7 +306,7 @@ def test_a_full_disk(
     before = snapshot(target)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2 * 72 * 12 * 4 - 1}))
-        with pytest.raises(OSError, match="GB free, and to write the prediction takes"):
+        with pytest.raises(OSError, match="MB free, and .* takes .* MB, half of it"):
             spahgc.tl.predict(models("ridge"), target, store=tmp_path / "new" / "pred.zarr")
     assert not list(tmp_path.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
