@@ -227,7 +227,7 @@ def plausible_mpp(value: Any, source: str) -> float:
 def _proven(obs: pd.DataFrame, name: str, shapes: Any, centers: Float64) -> tuple[float | None, str]:
     """Micrometers per unit that the platform itself gives (Visium, Visium HD, Xenium) and its source, if any."""
     bins = _BINS.search(name)
-    if bins:
+    if bins and len(shapes):
         size = float(bins[1])
         return size / side_of(shapes), f"the bins of {size:g} um"
     pitch = visium_pitch(obs, centers)

@@ -23,7 +23,8 @@ def tables() -> tuple[ad.AnnData, ad.AnnData]:
 
 @pytest.mark.parametrize(
     "value",
-    ["   ", "", "NA", "nan", "NaN", "unknown", "Unknown ", "none", "N/A", "-", "<NA>", None, np.nan, pd.NA, pd.NaT],
+    ["   ", "", "NA", "nan", "NaN", "unknown", "Unknown ", "none", "N/A", "-", "<NA>", None, np.nan, pd.NA, pd.NaT]
+    + ["not collected", "missing: not provided", "#N/A", "restricted access", b"nan", "TBD"],
 )
 def test_unknown_patients(value: object, tables: tuple[ad.AnnData, ad.AnnData]) -> None:
     assert patient_name(value) is None
@@ -197,9 +198,25 @@ CONTROLS = [
     *("NegControlProbe_00001", "NegControlCodeword_0500", "antisense_PROKR2", "BLANK_0006", "Blank-12"),
     *("UnassignedCodeword_0001", "DeprecatedCodeword_0321", "Intergenic_Region_1", "Negative3", "NegPrb12"),
     *("SystemControl7", "FalseCode3", "ERCC-00002", "mouse_IgG1k_isotype_control", "CD3_TotalSeqB", "SIRV101"),
-    *("mouse_IgG2a", "DEPRECATED_ENSG00000111"),
+    *("mouse_IgG2a", "DEPRECATED_ENSG00000111", "ADT_CD4", "prot_CD45", "Hashtag1", "SYSTEM_CONTROL_4"),
 ]
-GENES = ["ERCC1", "ERCC6L2", "NEGR1", "SIRT1", "PHIP", "CD3E", "BLK", "ANTXR1", "INTS1", "Negr1", "IGHG1", "TOTAL1"]
+GENES = [
+    "ADTRP",
+    "PROTS1",
+    "HTOL",
+    "ERCC1",
+    "ERCC6L2",
+    "NEGR1",
+    "SIRT1",
+    "PHIP",
+    "CD3E",
+    "BLK",
+    "ANTXR1",
+    "INTS1",
+    "Negr1",
+    "IGHG1",
+    "TOTAL1",
+]
 
 
 def test_controls_by_name() -> None:
@@ -228,7 +245,13 @@ def test_features_that_are_no_genes(
     )
 
 
-@pytest.mark.parametrize("names", [("y", "x"), ("pxl_row_in_fullres", "pxl_col_in_fullres"), ("imagerow", "imagecol")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("y", "x"), ("pxl_row_in_fullres", "pxl_col_in_fullres"), ("imagerow", "imagecol"), ("row", "col")),
+        *(("y_centroid", "x_centroid"), ("center_y", "center_x"), ("CenterY_global_px", "CenterX_global_px")),
+    ],
+)
 def test_positions_are_read_by_name(names: tuple[str, str], tables: tuple[ad.AnnData, ad.AnnData]) -> None:
     _, target = tables
     expected = target.obsm["spatial"].copy()
@@ -254,3 +277,17 @@ def test_a_store_that_lost_a_block(tables: tuple[ad.AnnData, ad.AnnData], tmp_pa
     blocks[0].unlink()
     with pytest.raises(ValueError, match="p.zarr is damaged: 1 of its 1 blocks are missing"):
         spahgc.get.predicted(target)
+
+
+def test_biotypes_are_genes(tables: tuple[ad.AnnData, ad.AnnData]) -> None:
+    """``feature_type`` of CELLxGENE's schema holds biotypes of GENCODE."""
+    reference, _ = tables
+    reference.var["feature_type"] = ["protein_coding", "lncRNA"] * (reference.n_vars // 2) + ["TEC"] * (
+        reference.n_vars % 2
+    )
+    assert spahgc._tables._slots.genes_only(reference, what="x") is reference
+
+
+@pytest.mark.parametrize(("one", "other"), [(b"P1", "P1"), ("Jose\u0301", "Jos\u00e9"), ("\uff30\uff11", "P1")])
+def test_one_name_in_several_forms(one: Any, other: str) -> None:
+    assert patient_name(one) == patient_name(other) == "".join(patient_name(other) or "")

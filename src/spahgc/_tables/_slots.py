@@ -25,10 +25,19 @@ _CONTROL = re.compile(
     r"(negative[ _-]?control|negcontrol|negprb|negprobe|systemcontrol|falsecode|(unassigned|deprecated)[ _-]|"
     r"(unassigned|deprecated)codeword|(mouse|rat|hamster)[ _-]ig[gma]|antisense[_-]|intergenic[_-]|"
     r"genomic[ _-]?control|blank[ _-]?\d|ercc-\d{5}|sirv\d).*|"
-    r"negative[ _-]?\d+|.*[_-]isotype.*|.*_totalseq[abcd]?",
+    r"negative[ _-]?\d+|.*[_-]isotype.*|.*_totalseq[abcd]?|(adt|prot|hto)[_-].+|hashtag[ _-]?\d.*|system_control.*",
     re.IGNORECASE,
 )
-_XY = (("x", "y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"), ("pixel_x", "pixel_y"))
+# Kinds of features in ``feature_types``; what is not among them counts as genes, as GENCODE's biotypes do.
+_NO_GENE = re.compile(
+    r"antibod|adt|hto|hashtag|crispr|guide|control|codeword|blank|multiplex|isotype|peak|spike|custom|^proteins?$|"
+    r"^protein (?:expression|capture)|genomic"
+)
+_XY = (
+    *(("x", "y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"), ("pixel_x", "pixel_y")),
+    *(("x_centroid", "y_centroid"), ("center_x", "center_y"), ("x_location", "y_location"), ("col", "row")),
+    *(("centerx_global_px", "centery_global_px"), ("spatial_1", "spatial_2"), ("array_col", "array_row")),
+)
 _FARTHEST, _MOST_COUNTS = 1e9, 2.0**24  # pixels between spots; counts of a gene, which float32 holds exactly
 _WITHOUT_EXPRESSION = "Measured expression is needed here; an H&E-only slide can be a target."
 
@@ -263,7 +272,7 @@ def genes_only(adata: AnnData, *, what: str) -> AnnData:
     column = next((name for name in ("feature_types", "feature_type") if name in adata.var), None)
     if column is not None:
         kinds = adata.var[column].astype(object).map(lambda kind: " ".join(str(kind).split()).casefold())
-        other = other | (~kinds.isin(["gene expression", "gene", "genes"]) & adata.var[column].notna()).to_numpy()
+        other = other | kinds.str.contains(_NO_GENE).to_numpy(dtype=bool)
     if not other.any():
         return adata
     if other.all():

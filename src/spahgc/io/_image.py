@@ -224,7 +224,8 @@ def _meaning(handle: tifffile.TiffFile, number: int, source: str) -> tuple[str, 
     elif colors == "MINISBLACK" and n == 3 and handle.is_ome and "C" in sides:
         xml = ElementTree.fromstring(str(handle.ome_metadata))
         colors = [item.get("Name", "") for item in xml.iterfind(f".//{{*}}Image[{number + 1}]//{{*}}Channel")]
-        mode = "RGB" if all(map(_UNNAMED.fullmatch, colors)) else None
+        reverse = "".join(name[:1].lower() for name in colors) == "bgr"
+        mode = "RGB" if all(map(_UNNAMED.fullmatch, colors)) and not reverse else None
     if mode is None:
         raise ValueError(f"{source} has the colors {colors}, not RGB. If it is H&E, save it as RGB, or as JPEG.")
     alpha = page.extrasamples[0] if page.extrasamples and mode == "RGB" and n == 4 else 0
