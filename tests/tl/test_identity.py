@@ -290,4 +290,4 @@ def test_biotypes_are_genes(tables: tuple[ad.AnnData, ad.AnnData]) -> None:
 
 @pytest.mark.parametrize(("one", "other"), [(b"P1", "P1"), ("Jose\u0301", "Jos\u00e9"), ("\uff30\uff11", "P1")])
 def test_one_name_in_several_forms(one: Any, other: str) -> None:
-    assert patient_name(one) == patient_name(other) == "".join(patient_name(other) or "")
+    assert patient_name(one) == patient_name(other) is not None

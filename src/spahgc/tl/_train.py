@@ -88,7 +88,7 @@ def train(
     method
         Name in :data:`spahgc.methods.METHODS`.
     preset
-        For ``method="spahgc"``: ``"default"``; ``"fast"``, two linear fits in a second, without torch and without the
+        For ``method="spahgc"``: ``"default"``; ``"fast"``, two linear fits in seconds, without torch and without the
         reference slides in a saved model (:class:`spahgc.methods.Fast`); or ``"paper"``, the method as published.
     method_params
         Further parameters of the method.
